@@ -1,0 +1,115 @@
+"""The typed configuration that every task shares; a task adds its own `data`, `model` and `eval` sections.
+
+Unknown keys and values out of range are errors (see `config_loading.py`, which turns them into one line). Values
+live in `configs/`, each with its source; the defaults here are only those that are no part of a recipe.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A frozen section of the configuration; a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class BackboneConfig(Section):
+    """The encoder. `name`, `checkpoint` and `weights` are what a table compares; the rest is recipe."""
+
+    name: str
+    """A registered name such as `mae_vit_b`, or `timm:<model>`."""
+    checkpoint: str | None = None
+    """Path of a weights file; None takes the name's published weights from the hub cache or download."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` builds the encoder without weights, on request only."""
+    window_size: int = Field(0, ge=0)
+    """Side of the attention windows in tokens; 0 is global attention in every block."""
+    num_global_blocks: int = Field(4, ge=0)
+    """With windows: the last block of each of this many equal groups attends globally."""
+    rel_pos: bool = False
+    """Zero-initialised relative position bias (a backbone that brings its own tables keeps them anyway)."""
+    drop_path: float = Field(0.0, ge=0.0, lt=1.0)
+    """Stochastic depth of the last block; linear from 0 over the blocks."""
+    grad_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, more time."""
+
+
+class OptimConfig(Section):
+    """AdamW and its parameter groups."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate at the recipe's global batch; never rescaled behind the user's back."""
+    weight_decay: float = Field(ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Layer-wise lr decay of the encoder; 1.0 is none. Everything outside the encoder has the full lr."""
+    no_weight_decay: tuple[Literal["norm", "bias", "pos_embed", "rel_pos", "token", "layer_scale"], ...] = ()
+    """Kinds of parameters without weight decay."""
+    clip_grad: float | None = Field(None, gt=0)
+    """Largest gradient norm; None is no clipping."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is evaluated; None is none."""
+
+
+class ScheduleConfig(Section):
+    """Linear warm-up, then cosine, step or poly decay, all by iteration."""
+
+    kind: Literal["cosine", "step", "poly"]
+    epochs: float | None = Field(None, gt=0)
+    """Length in passes over the training set; give this or `steps`."""
+    steps: int | None = Field(None, ge=1)
+    """Length in optimizer steps."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    """Warm-up length in steps; overrides `warmup_epochs`."""
+    warmup_factor: float = Field(0.001, ge=0, le=1)
+    """Share of the lr at the first step."""
+    milestones: tuple[float, ...] = ()
+    """`step`: shares of the whole length at which the lr is multiplied by `gamma`."""
+    gamma: float = Field(0.1, gt=0, le=1)
+    power: float = Field(1.0, gt=0)
+    """`poly`: exponent of the decay."""
+    min_lr_ratio: float = Field(0.0, ge=0, lt=1)
+    """`cosine` and `poly`: the lr ends at this share of the peak."""
+
+
+class TrainConfig(Section):
+    """The loop. The global batch belongs to the recipe; how it is split over devices and time does not."""
+
+    global_batch: int = Field(ge=1)
+    """Images per optimizer step over all devices."""
+    micro_batch: int = Field(1, ge=1)
+    """Images per device in one forward pass; accumulation is derived from it."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    """torch.compile the encoder."""
+    eval_every_epochs: float | None = Field(None, gt=0)
+    """Evaluate during training as well as at its end."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(20, ge=1)
+    """Steps between lines in log.txt (metrics.jsonl has every step)."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (needs the `tensorboard` package)."""
+
+
+class RunConfig(Section):
+    """What every task's configuration holds; a task subclasses this and adds `data`, `model` and `eval`."""
+
+    task: str
+    recipe: str
+    """Name of the recipe file's recipe; part of the record."""
+    preset: Literal["full", "mini", "smoke"] = "full"
+    engine: Literal["torchvision", "detectron2"] = "torchvision"
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    subset: int | None = Field(None, ge=1)
+    """Use only this many images of each split, always the same ones."""
+    backbone: BackboneConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    train: TrainConfig

@@ -1,0 +1,66 @@
+"""The sections that COCO adds to the shared configuration."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from mae_transfer.config import RunConfig, Section
+
+
+class DataConfig(Section):
+    """COCO 2017 layout under `root`, or any COCO-format set by its own paths."""
+
+    root: str | None = None
+    """Folder with train2017/, val2017/ and annotations/instances_{train,val}2017.json; `synthetic` makes a tiny set."""
+    train_json: str | None = None
+    train_images: str | None = None
+    val_json: str | None = None
+    val_images: str | None = None
+    image_size: int = Field(ge=32)
+    """Side of the square input in pixels, in training and test."""
+    scale_min: float = Field(gt=0)
+    scale_max: float = Field(gt=0)
+    """Large-scale jitter: the image is resized to fit `image_size` times U(scale_min, scale_max)."""
+    pad_value: int | None = Field(None, ge=0, le=255)
+    """Training: a number pads the crop to the full square with that grey and counts it as image; None leaves it short."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with an image that cannot be decoded; `skip` counts and reports them."""
+    workers: int = Field(2, ge=0)
+    """Loader processes per device."""
+
+
+class ModelConfig(Section):
+    """Mask R-CNN on the pyramid of the encoder."""
+
+    norm: Literal["BN"] = "BN"
+    """Norm in pyramid and heads; synchronised over devices when there are several."""
+    fpn_channels: int = Field(256, ge=1)
+    rpn_convs: int = Field(2, ge=1)
+    box_convs: int = Field(4, ge=0)
+    mask_convs: int = Field(4, ge=1)
+    head_channels: int = Field(256, ge=1)
+    box_fc: int = Field(1024, ge=1)
+    rpn_batch_per_image: int = Field(256, ge=1)
+    roi_batch_per_image: int = Field(512, ge=1)
+    loss_average: Literal["image", "batch"] = "image"
+    """`image`: mean over images of each image's loss, the same however a batch is split. `batch`: over all RoIs of a
+    forward pass, which is what one detectron2 process does; the two are equal at one image per device."""
+
+
+class EvalConfig(Section):
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    nms_threshold: float = Field(0.5, gt=0, le=1)
+    max_detections: int = Field(100, ge=1)
+    batch_size: int = Field(1, ge=1)
+    """Images per device in one forward pass of the evaluation."""
+    per_class: bool = False
+    """Also record AP per category."""
+
+
+class CocoConfig(RunConfig):
+    task: Literal["coco"] = "coco"
+    data: DataConfig
+    model: ModelConfig
+    eval: EvalConfig
