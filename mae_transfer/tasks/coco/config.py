@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mae_transfer.config import RunConfig, Section
 
@@ -29,6 +29,12 @@ class DataConfig(Section):
     """What to do with an image that cannot be decoded; `skip` counts and reports them."""
     workers: int = Field(2, ge=0)
     """Loader processes per device."""
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> "DataConfig":
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"scale_min {self.scale_min} is above scale_max {self.scale_max}")
+        return self
 
 
 class ModelConfig(Section):

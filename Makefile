@@ -1,0 +1,38 @@
+# Each target works alone on a fresh clone: it makes .venv and installs what is pinned in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: help setup demo test lint slow clean
+
+help:
+	@echo "make demo   COCO transfer of mae_vit_l, smoke preset, on generated images; prints the AP table"
+	@echo "make test   lint, types and the test suite"
+	@echo "make slow   the long tests: real-size learning and resume checks"
+	@echo "make clean  remove .venv and the demo's runs"
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
+	touch $@
+
+demo: setup
+	rm -rf results/demo
+	$(PY) tools/run_transfer.py --task coco --backbone mae_vit_l --preset smoke --output results/demo/coco-mae_vit_l
+	$(PY) tools/make_tables.py --runs results/demo --output results/demo/tables.md
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint
+	$(PY) -m pytest
+
+slow: setup
+	$(PY) -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) results/demo

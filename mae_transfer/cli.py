@@ -1,0 +1,95 @@
+"""The command line of `tools/run_transfer.py`: options to a call of `mae_transfer.run_transfer`, errors to exit codes.
+
+Exit codes: 0 done, 2 bad input (one line says what, where and what to do), 3 stopped by a signal after saving, 1 anything else.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from mae_transfer.errors import DivergedError, StoppedBySignal, UserError
+
+EXAMPLES = """\
+examples:
+  a minute on a laptop, generated images and random weights:
+    python tools/run_transfer.py --task coco --backbone mae_vit_l --preset smoke
+  the recipe of the MAE paper, weights from timm's hub, on 8 GPUs:
+    torchrun --nproc-per-node 8 tools/run_transfer.py --task coco --backbone mae_vit_b --data /data/coco
+  your own weights, offline:
+    python tools/run_transfer.py --task coco --backbone mae_vit_b --checkpoint my.pth --data /data/coco
+  any plain ViT of timm on one small GPU, with another learning rate:
+    python tools/run_transfer.py --task coco --backbone timm:vit_small_patch16_224.dino --preset mini \\
+        --data /data/coco optim.lr=4e-5
+  a data set of your own in COCO format:
+    python tools/run_transfer.py --task coco --backbone mae_vit_b data.train_json=a.json data.train_images=imgs/ \\
+        data.val_json=b.json data.val_images=imgs/
+  go on after a stop; evaluate again what a run has trained:
+    python tools/run_transfer.py <the same options> --resume
+    python tools/run_transfer.py <the same options> --eval-only
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_transfer.py",
+        description="Transfer a ViT encoder to a task under one written recipe and record how well it does.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--task", required=True, help="coco")
+    parser.add_argument(
+        "--backbone", required=True, help="a registered name (mae_vit_b, sup_vit_l, random_vit_ti, ...) or timm:<model>"
+    )
+    parser.add_argument(
+        "--checkpoint", help="weights file to load; without it the backbone's published weights are used"
+    )
+    parser.add_argument("--weights", choices=["pretrained", "random"], help="random: no weights, on purpose")
+    parser.add_argument("--data", help="root folder of the data set, or 'synthetic' for generated images")
+    parser.add_argument("--preset", default="full", help="full (the published recipe), mini or smoke; default: full")
+    parser.add_argument("--subset", type=int, help="use only this many images of each split, always the same ones")
+    parser.add_argument("--seed", type=int, help="default: 0")
+    parser.add_argument("--output", help="folder of the run; default: a name under results/runs/ made from the options")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate the newest checkpoint of the output folder (or --checkpoint, a trained model of this tool)",
+    )
+    parser.add_argument("--engine", choices=["torchvision", "detectron2"], help="detector code; default: torchvision")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="any field of the configuration, e.g. optim.lr=4e-5"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_intermixed_args(argv)
+    try:
+        return run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except StoppedBySignal as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        return EXIT_STOPPED
+    except DivergedError as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def run(args: argparse.Namespace) -> int:
+    options = {name: value for name, value in vars(args).items() if name != "print_config"}
+    if args.print_config:
+        from mae_transfer.config_loading import dump_config
+        from mae_transfer.transfer import resolve_config
+
+        print(dump_config(resolve_config(**options)), end="")
+        return EXIT_DONE
+    from mae_transfer.transfer import run_transfer
+
+    run_transfer(**options, progress=True)
+    return EXIT_DONE

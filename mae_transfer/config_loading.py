@@ -1,0 +1,175 @@
+"""From a recipe file, a preset and `key=value` overrides to one validated configuration.
+
+Later layers win: base, size, init and preset of `configs/<task>/<recipe>.yaml`, then the command line's options, then its
+`key=value` overrides. Anything unknown or out of range is a UserError that names the key and the nearest valid one.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mae_transfer.backbones.registry import get_spec
+from mae_transfer.config import RunConfig
+from mae_transfer.errors import UserError
+
+TASKS = {"coco": ("mae_transfer.tasks.coco.config:CocoConfig", "mask_rcnn_li2021")}
+"""Task name -> (its configuration class, its default recipe)."""
+
+
+def config_class(task: str) -> type[RunConfig]:
+    """The configuration class of a task; UserError for an unknown task, with the nearest name."""
+    if task not in TASKS:
+        raise UserError(f"unknown task '{task}'{nearest(task, TASKS)}; tasks: {', '.join(TASKS)}")
+    module, name = TASKS[task][0].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load_config(
+    task: str,
+    backbone: str,
+    *,
+    preset: str = "full",
+    options: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+) -> RunConfig:
+    """Resolve the configuration of a run.
+
+    Args:
+        options: dotted keys to values, from the command line's own flags; those that are None are left to the recipe.
+        overrides: `key=value` strings with dotted keys and YAML values; they win over everything else.
+    """
+    schema = config_class(task)
+    overrides = list(overrides)
+    assigned = [parse_override(text) for text in overrides]
+    recipe_name = next((str(value) for key, value in reversed(assigned) if key == "recipe"), TASKS[task][1])
+    recipe = read_recipe(task, recipe_name)
+    if preset not in recipe["presets"]:
+        raise UserError(
+            f"unknown preset '{preset}'{nearest(preset, recipe['presets'])}; presets: {', '.join(recipe['presets'])}"
+        )
+    spec = get_spec(backbone)
+    init = "random" if (options or {}).get("backbone.weights") == "random" else spec.init
+
+    values: dict[str, Any] = {"task": task, "preset": preset, "recipe": recipe_name, "backbone": {"name": backbone}}
+    for layer in (
+        recipe["base"],
+        recipe.get("sizes", {}).get(spec.size),
+        recipe.get("inits", {}).get(init),
+        recipe["presets"][preset],
+    ):
+        merge(values, layer or {})
+    given = [(key, value) for key, value in (options or {}).items() if value is not None]
+    for key, value in given + assigned:
+        check_key(schema, key)
+        assign(values, key, value)
+    set_keys = {key for key, _ in given + assigned}
+    for key, other in (("schedule.steps", "schedule.epochs"), ("schedule.epochs", "schedule.steps")):
+        if key in set_keys and other not in set_keys:
+            assign(values, other, None)  # naming one length replaces the recipe's other one
+    if spec.init == "random" and values["backbone"].get("checkpoint") is None:
+        values["backbone"]["weights"] = "random"
+    elif (options or {}).get("backbone.checkpoint") and not (options or {}).get("backbone.weights"):
+        values["backbone"]["weights"] = (
+            "pretrained"  # a preset's random weights give way to a checkpoint that was named
+        )
+    return validate(schema, values)
+
+
+def config_folder() -> Path:
+    """`configs/` beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def read_recipe(task: str, name: str) -> dict[str, Any]:
+    """A recipe of `configs/<task>/` by its name, or one's own by the path of its YAML file."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder() / task / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in (config_folder() / task).glob("*.yaml"))
+        raise UserError(f"unknown recipe '{name}' of task {task}{nearest(name, known)}; recipes: {', '.join(known)}")
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict) or not {"base", "presets"} <= recipe.keys():
+        raise UserError(f"recipe {path} needs the sections 'base' and 'presets'; configs/coco/ has an example")
+    return recipe
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """'optim.lr=4e-5' -> ('optim.lr', '4e-5'); the value is YAML, numbers are converted by the schema."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UserError(f"'{text}' is not an override; write key=value, for example optim.lr=4e-5")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override '{text}': the value is not valid YAML") from None
+
+
+def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Merge nested mappings in place; a leaf of `layer` replaces that of `into`."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[leaf] = value
+
+
+def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration class."""
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += leaf_keys(inner, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def check_key(schema: type[BaseModel], key: str) -> None:
+    known = leaf_keys(schema)
+    if key not in known:
+        raise UserError(f"unknown config key '{key}'{nearest(key, known)}; --print-config shows them all")
+
+
+def validate(schema: type[RunConfig], values: dict[str, Any]) -> RunConfig:
+    """Build the configuration; the first problem becomes a one-line UserError."""
+    try:
+        config = schema.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        hint = nearest(key, leaf_keys(schema)) if first["type"] == "extra_forbidden" else ""
+        raise UserError(f"config key '{key}': {first['msg']}{got}{hint}{more}") from None
+    if (config.schedule.epochs is None) == (config.schedule.steps is None):
+        raise UserError("give exactly one of schedule.epochs and schedule.steps (set the other to null)")
+    return config
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean ...?' or an empty string. A wrong section is forgiven: `lr` finds `optim.lr`."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    found = [k for k in known if k.rpartition(".")[2] == word] or found
+    return f", did you mean {' or '.join(found[:2])}?" if found else ""
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML, in the order of the schema."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
