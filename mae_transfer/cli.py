@@ -1,14 +1,22 @@
 """The command line of `tools/run_transfer.py`: options to a call of `mae_transfer.run_transfer`, errors to exit codes.
 
-Exit codes: 0 done, 2 bad input (one line says what, where and what to do), 3 stopped by a signal after saving, 1 anything else.
+Exit codes: 0 done, 2 bad input (one line says what, where and what to do), 3 stopped by a signal after saving, 1
+anything else.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
-from mae_transfer.errors import DivergedError, StoppedBySignal, UserError
+from mae_transfer.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    DivergedError,
+    StoppedBySignal,
+    UserError,
+)
 
 EXAMPLES = """\
 examples:

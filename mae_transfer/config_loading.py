@@ -1,7 +1,7 @@
 """From a recipe file, a preset and `key=value` overrides to one validated configuration.
 
-Later layers win: base, size, init and preset of `configs/<task>/<recipe>.yaml`, then the command line's options, then its
-`key=value` overrides. Anything unknown or out of range is a UserError that names the key and the nearest valid one.
+Later layers win: base, size, init and preset of `configs/<task>/<recipe>.yaml`, then the command line's options, then
+its `key=value` overrides. Anything unknown or out of range is a UserError that names the key and the nearest valid one.
 """
 
 import difflib

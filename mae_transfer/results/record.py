@@ -1,7 +1,7 @@
 """The run record: one JSON file per run, the only thing tables are ever built from. Imports neither torch nor tasks.
 
-The protocol is everything that may change the metric and is not what a table compares (backbone, weights, seed); its id is
-a hash. Two runs share a column of a table only when their protocols agree.
+The protocol is everything that may change the metric and is not what a table compares (backbone, weights, seed); its id
+is a hash. Two runs share a cell of a table only when their protocols agree.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Markdown tables from run records, next to the published numbers. pandas only: builds in a second, without torch.
 
-Rows are initialisations, columns are metrics by encoder size, cells are mean +- standard deviation over seeds with n. Presets, data
-sets and recipes each have a table of their own. Within one, runs that followed unlike protocols are never averaged: they
-get a row each, with a footnote that names what differs.
+Rows are initialisations, columns are metrics by encoder size, cells are mean ± standard deviation over seeds with n.
+Presets, data sets and recipes each have a table of their own. Within one, runs that followed unlike protocols are never
+averaged: they get a row each, with a footnote that names what differs.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,8 @@ BENCHMARK_DATA = {"coco": "COCO val2017"}
 PRESET_NOTES = {
     "full": "The full recipe on another data set than the published numbers.",
     "mini": "Mini runs: a small recipe of this project, comparable with each other and with nothing published.",
-    "smoke": "Smoke runs: a few steps on a tiny subset or generated images. They show that the code runs; the numbers mean nothing.",
+    "smoke": "Smoke runs: a few steps on a tiny subset or generated images. They show that the code runs; the "
+    "numbers mean nothing.",
 }
 PUBLISHED = Path(__file__).parent / "published.csv"
 
@@ -129,7 +130,7 @@ def one_table(title: str, task: str, runs: pd.DataFrame, published: pd.DataFrame
 def rows_of_like_runs(runs: pd.DataFrame) -> list[pd.DataFrame]:
     """Split the runs of one initialisation into table rows such that no cell averages unlike runs.
 
-    Per size, runs are grouped by backbone, weights file and protocol; the k-th group of every size goes to the k-th row.
+    Per size, runs are grouped by backbone, weights file and protocol; the k-th group of a size goes to the k-th row.
     """
     rows: list[list[pd.DataFrame]] = []
     for _, of_size in runs.groupby("size", sort=True):
@@ -169,7 +170,10 @@ def differences(rows: pd.DataFrame, references: dict[str, pd.Series]) -> list[tu
 
 
 def run_cell(rows: pd.DataFrame) -> str:
-    """'50.3', '50.3 +- 0.1 (n=3)', or '-' where no run is recorded. A seed that was run twice counts once (its last run id)."""
+    """'50.3 (n=1)', '50.3 ± 0.1 (n=3)', or '-' where no run is recorded.
+
+    A seed that was run twice counts once: the run with the last run id, which starts with its time.
+    """
     values = rows.drop_duplicates("seed", keep="last")["value"].dropna()
     if values.empty:
         return "-"

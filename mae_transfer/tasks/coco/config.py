@@ -22,7 +22,7 @@ class DataConfig(Section):
     scale_max: float = Field(gt=0)
     """Large-scale jitter: the image is resized to fit `image_size` times U(scale_min, scale_max)."""
     pad_value: int | None = Field(None, ge=0, le=255)
-    """Training: a number pads the crop to the full square with that grey and counts it as image; None leaves it short."""
+    """Training: a number pads the crop to the square with that grey and counts it as image; None leaves it short."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
     on_bad_image: Literal["error", "skip"] = "error"
