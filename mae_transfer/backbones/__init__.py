@@ -1,0 +1,1 @@
+"""Name -> encoder: one plain ViT contract over timm's VisionTransformer."""

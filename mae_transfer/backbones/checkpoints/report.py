@@ -1,0 +1,54 @@
+"""What loading an encoder did, for the log and the run record."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass
+class LoadReport:
+    """Account of one load.
+
+    `fingerprint` is the sha256 of the encoder's tensors as the file has them, by timm's names and in float32: the same
+    for the same weights in any layout or container; None for random weights. `resized` and `new`: parameter -> how.
+    `ignored`: key in the file -> why.
+    """
+
+    name: str
+    source: str
+    layout: str = ""
+    fingerprint: str | None = None
+    loaded: list[str] = field(default_factory=list)
+    resized: dict[str, str] = field(default_factory=dict)
+    new: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The account in lines to print; ignored tensors are grouped by reason."""
+        if self.fingerprint is None:
+            lines = [f"{self.name}: RANDOM weights, nothing loaded"]
+        else:
+            lines = [
+                f"{self.name}: {len(self.loaded)} tensors loaded from {self.source} ({self.layout})",
+                f"  sha256: {self.fingerprint}",
+            ]
+        lines += [f"  resized: {key}: {how}" for key, how in self.resized.items()]
+        lines += [f"  new: {key}: {how}" for key, how in self.new.items()]
+        for reason, count in Counter(self.ignored.values()).items():
+            keys = [key for key, why in self.ignored.items() if why == reason]
+            more = f" and {count - 2} more" if count > 2 else ""
+            lines.append(f"  ignored: {', '.join(keys[:2])}{more}: {reason}")
+        return lines
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """sha256 over the tensors' names, shapes and float32 values, in the order of names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensor.float().numpy()).data)
+    return digest.hexdigest()

@@ -1,0 +1,86 @@
+"""`load_backbone`: a name, its weights and the options -> an encoder with a report of what was loaded."""
+
+from pathlib import Path
+
+from mae_transfer.backbones.checkpoints import files
+from mae_transfer.backbones.checkpoints.loader import load
+from mae_transfer.backbones.checkpoints.report import LoadReport
+from mae_transfer.backbones.hub import published_weights
+from mae_transfer.backbones.registry import Spec
+from mae_transfer.backbones.timm_vit import TABLE, build, resolve
+from mae_transfer.backbones.vit import Grid, ViTEncoder
+from mae_transfer.errors import UserError
+
+
+def load_backbone(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    weights: str = "pretrained",
+    img_size: int | Grid | None = None,
+    window_size: int = 0,
+    num_global_blocks: int = 4,
+    rel_pos: bool = False,
+    drop_path: float = 0.0,
+    grad_checkpointing: bool = False,
+    taps: tuple[int, ...] | None = None,
+) -> ViTEncoder:
+    """The encoder of a registered name or `timm:<model[.tag]>`, on the CPU in float32; `.load_report` tells its story.
+
+    Weights come from `checkpoint` if given, else from timm's hub (cache or download); `weights="random"`, which
+    `random_*` names imply, is timm's initialisation from torch's global generator. `img_size` (pixels, one number or
+    height and width) is the size that global relative position tables are made for; any other size still runs.
+    `rel_pos` adds zero-initialised tables. Raises UserError for an unknown name, weights that cannot be had or do not
+    fit, and options that do not fit the backbone.
+    """
+    spec = resolve(name)
+    if weights not in ("pretrained", "random"):
+        raise UserError(f"weights {weights!r}: unknown; use pretrained or random.")
+    random = weights == "random" or spec.init == "random"
+    if random and checkpoint is not None:
+        raise UserError(f"backbone {name!r} with random weights takes no checkpoint; drop --checkpoint {checkpoint}.")
+    if random:
+        vit = build(spec, img_size=spec.img_size, drop_path=drop_path)
+        report = LoadReport(name, "random initialisation")
+    elif checkpoint is not None:
+        vit, report = load(spec, files.read(checkpoint), str(checkpoint), drop_path=drop_path)
+    else:
+        state, source = published_weights(spec)
+        vit, report = load(spec, state, source, drop_path=drop_path)
+    encoder = ViTEncoder(
+        vit,
+        spec,
+        img_size=img_size,
+        window_size=window_size,
+        num_global_blocks=num_global_blocks,
+        rel_pos=rel_pos,
+        grad_checkpointing=grad_checkpointing,
+        taps=taps,
+    )
+    encoder.load_report = _with_edits(report, encoder, spec)
+    return encoder
+
+
+def _with_edits(report: LoadReport, encoder: ViTEncoder, spec: Spec) -> LoadReport:
+    """Add what the encoder's options did to the weights."""
+    if encoder.window_size:
+        for key in ("cls_token", "reg_token"):
+            if key in report.loaded:
+                report.loaded.remove(key)
+                report.ignored[key] = "prefix token and its position, dropped with windowed attention"
+    native, target = encoder.native_grid, encoder.global_grid
+    if native != target and encoder.vit.pos_embed is not None:
+        report.resized["pos_embed"] = f"{_text(native)} -> {_text(target)}, bicubic at every forward"
+    if encoder.rel_pos == "per block":
+        for i in range(spec.depth):
+            grid = target if i in encoder.global_blocks else (encoder.window_size, encoder.window_size)
+            if grid != native:
+                report.resized[f"blocks.{i}.attn.{TABLE}"] = f"{_text(native)} -> {_text(grid)}, geometric"
+    for key in ("rel_pos_window", "rel_pos_global"):
+        if getattr(encoder, key, None) is not None:
+            report.new[key] = f"{tuple(getattr(encoder, key).shape)}, zeros"
+    return report
+
+
+def _text(grid: Grid) -> str:
+    return f"{grid[0]}x{grid[1]}"

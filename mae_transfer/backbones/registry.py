@@ -1,0 +1,124 @@
+"""The backbone names, and what each stands for. Pure data: importing this loads neither torch nor timm.
+
+`<init>_vit_<size>`; `init` is a table's row and `size` its column. Where published weights exist they are taken from
+timm's hub by the tag in `hub`; the other names need a checkpoint file. `timm:<model[.tag]>` (any plain ViT of timm) is
+resolved by `timm_vit.spec_of`. Normalisation statistics are those of the weights' tag.
+
+How the published weights differ from those behind MAE Table 4 (Li et al. 2021, arXiv 2111.11429, section 3):
+- mae: the same files (1600 epochs).
+- sup: ti, s, b are DeiT (ImageNet-1K, 300 epochs), as in Li et al. for b. Their l is the MAE paper's own supervised
+  recipe (ImageNet-1K, 200 epochs), never released; ours is DeiT-III l (ImageNet-1K, 800 epochs, with LayerScale and no
+  position for the class token), the public l trained on the same data. h is DeiT-III too. A plain supervised ViT given
+  as checkpoint is built as a plain one.
+- beit: trained on ImageNet-22K and then fine-tuned there with labels; Li et al. pre-trained their own for 800 epochs on
+  ImageNet-1K without labels (not released). Files of BEiT's own pre-training load as a checkpoint.
+- mocov3: published by its authors only for s and b, and not in timm: pass the file. Its s has 12 heads, not 6.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from mae_transfer.errors import UserError
+
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF: Triple = (0.5, 0.5, 0.5)
+
+TIMM_PREFIX = "timm:"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a backbone name stands for.
+
+    `hub` is timm's `model.tag` of the published weights, None where there are none. `layer_scale` is the initial value
+    of LayerScale (None: no such layer). `cls_position`: the class token has its own row in the position embedding.
+    `rel_pos_tables`: each block has a BEiT relative position table. `timm_arch`: built by this timm model instead of
+    from the fields. `final_norm`: checkpoints of this model end with a norm (which the encoder leaves out).
+    """
+
+    name: str
+    init: str
+    size: str | None
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    hub: str | None = None
+    img_size: int = 224
+    mlp_ratio: float = 4.0
+    layer_scale: float | None = None
+    cls_position: bool = True
+    abs_pos: bool = True
+    rel_pos_tables: bool = False
+    timm_arch: str | None = None
+    final_norm: bool = True
+
+
+SIZES: dict[str, tuple[int, int, int, int]] = {
+    "nano": (64, 8, 4, 16),
+    "ti": (192, 12, 3, 16),
+    "s": (384, 12, 6, 16),
+    "b": (768, 12, 12, 16),
+    "l": (1024, 24, 16, 16),
+    "h": (1280, 32, 16, 14),
+}
+"""Embed dim, depth, heads, patch. `nano` is for tests and smoke runs only."""
+
+INITS = ("mae", "sup", "beit", "mocov3", "dino", "random")
+
+
+def size_of(embed_dim: int, depth: int) -> str | None:
+    """The size letter of these dimensions, None if they are no standard size."""
+    return next((size for size, dims in SIZES.items() if dims[:2] == (embed_dim, depth)), None)
+
+
+def _spec(init: str, size: str, hub: str | None = None, **fields: object) -> Spec:
+    embed_dim, depth, num_heads, patch_size = SIZES[size]
+    values: dict = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "patch_size": patch_size, **fields}
+    return Spec(name=f"{init}_vit_{size}", init=init, size=size, hub=hub, **values)
+
+
+_BEIT = {"mean": HALF, "std": HALF, "abs_pos": False, "rel_pos_tables": True}
+_DEIT3 = {"layer_scale": 1e-6, "cls_position": False}
+
+_SPECS = {
+    spec.name: spec
+    for spec in (
+        _spec("mae", "nano"),
+        _spec("mae", "ti"),
+        _spec("mae", "s"),
+        _spec("mae", "b", "vit_base_patch16_224.mae"),
+        _spec("mae", "l", "vit_large_patch16_224.mae"),
+        _spec("mae", "h", "vit_huge_patch14_224.mae"),
+        _spec("sup", "ti", "deit_tiny_patch16_224.fb_in1k"),
+        _spec("sup", "s", "deit_small_patch16_224.fb_in1k"),
+        _spec("sup", "b", "deit_base_patch16_224.fb_in1k"),
+        _spec("sup", "l", "deit3_large_patch16_224.fb_in1k", **_DEIT3),
+        _spec("sup", "h", "deit3_huge_patch14_224.fb_in1k", **_DEIT3),
+        _spec("beit", "b", "beit_base_patch16_224.in22k_ft_in22k", layer_scale=0.1, **_BEIT),
+        _spec("beit", "l", "beit_large_patch16_224.in22k_ft_in22k", layer_scale=1e-5, **_BEIT),
+        _spec("mocov3", "s", num_heads=12),
+        _spec("mocov3", "b"),
+        _spec("dino", "s", "vit_small_patch16_224.dino"),
+        _spec("dino", "b", "vit_base_patch16_224.dino"),
+        *(_spec("random", size) for size in SIZES),
+    )
+}
+
+
+def names() -> list[str]:
+    """All registered names (the `timm:` ones are not listed)."""
+    return list(_SPECS)
+
+
+def find(name: str) -> Spec:
+    """The spec of a registered name; raises UserError with the nearest names if there is none."""
+    if name not in _SPECS:
+        near = difflib.get_close_matches(name, _SPECS, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(_SPECS)}."
+        raise UserError(f"backbone {name!r}: unknown; {hint} Any plain ViT of timm is `{TIMM_PREFIX}<model[.tag]>`.")
+    return _SPECS[name]

@@ -1,0 +1,152 @@
+"""Specs -> timm VisionTransformer without head and final norm, and timm model names -> specs.
+
+timm has BEiT as a class of its own; here it is the same VisionTransformer with LayerScale, no absolute position
+embedding and a relative position table on each block, so that every backbone runs through one forward.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Attention, LayerNorm, Mlp, PatchEmbed
+from timm.models.beit import Beit
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from mae_transfer.backbones import registry
+from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
+from mae_transfer.backbones.rel_pos import table_rows
+from mae_transfer.errors import UserError
+
+TABLE = "rel_pos_table"
+"""Name of a block's own table, a parameter of its attention."""
+
+_PLAIN_MODULES = ["vision_transformer", "deit", "beit"]
+
+
+def resolve(name: str) -> Spec:
+    """The spec of a registered name or of `timm:<model[.tag]>`; raises UserError if there is no such plain ViT."""
+    return spec_of(name) if name.startswith(TIMM_PREFIX) else registry.find(name)
+
+
+def spec_of(name: str) -> Spec:
+    """The spec of `timm:<model[.tag]>`, read from timm's own model; its tag decides mean and std."""
+    model_name = name.removeprefix(TIMM_PREFIX)
+    arch, tag = timm.models.split_model_name_tag(model_name)
+    if not timm.is_model(arch):
+        near = difflib.get_close_matches(model_name, timm.list_models(), n=3, cutoff=0.4)
+        raise UserError(f"backbone {name!r}: timm has no such model; nearest: {', '.join(near) or 'none'}.")
+    tags = list(timm.models.get_arch_pretrained_cfgs(arch))
+    if tag and model_name not in tags:
+        raise UserError(
+            f"backbone {name!r}: timm has no weights {tag!r} for {arch}; known: {', '.join(tags) or 'none'}."
+        )
+    if not timm.models.is_model_in_modules(arch, _PLAIN_MODULES):
+        raise UserError(f"backbone {name!r}: not a plain ViT (timm's VisionTransformer or Beit); pass one that is.")
+    model: Any
+    with torch.device("meta"):
+        model = timm.create_model(model_name, pretrained=False)
+    if type(model) is VisionTransformer and isinstance(model.patch_embed, PatchEmbed):
+        return _describe(name, model, timm_arch=model_name, final_norm=_has_norm(model))
+    if type(model) is Beit:
+        return _describe_beit(name, model)
+    raise UserError(f"backbone {name!r}: timm builds a {type(model).__name__}, not a plain ViT; pass one that is.")
+
+
+def _has_norm(model: Any) -> bool:
+    return not (isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity))
+
+
+def _describe(name: str, model: Any, **fields: object) -> Spec:
+    config = model.pretrained_cfg
+    tag = f".{config['tag']}" if config.get("tag") else ""
+    values: dict[str, Any] = {
+        "name": name,
+        "init": name,
+        "size": registry.size_of(model.embed_dim, len(model.blocks)),
+        "embed_dim": model.embed_dim,
+        "depth": len(model.blocks),
+        "num_heads": getattr(getattr(model.blocks[0], "attn", model.blocks[0]), "num_heads", 0),
+        "patch_size": model.patch_embed.patch_size[0],
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "hub": f"{config['architecture']}{tag}" if config.get("hf_hub_id") else None,
+        "img_size": model.patch_embed.img_size[0],
+        **fields,
+    }
+    return Spec(**values)
+
+
+def _describe_beit(name: str, model: Any) -> Spec:
+    block = model.blocks[0]
+    plain = (
+        type(block.mlp) is Mlp
+        and isinstance(block.mlp.norm, nn.Identity)
+        and type(block.norm1) is LayerNorm
+        and block.attn.q_bias is not None
+        and block.attn.relative_position_bias_table is not None
+    )
+    if not plain:
+        raise UserError(f"backbone {name!r}: this variant of timm's Beit is not supported; pass one with plain blocks.")
+    return _describe(
+        name,
+        model,
+        mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
+        layer_scale=block.init_values or None,
+        abs_pos=model.pos_embed is not None,
+        rel_pos_tables=True,
+    )
+
+
+def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "cpu") -> VisionTransformer:
+    """timm's VisionTransformer of a spec with timm's initialisation, in float32.
+
+    `img_size` is the pixel size its position embedding and tables are for. There is no final norm and no head.
+    """
+    shared: dict[str, Any] = {
+        "num_classes": 0,
+        "img_size": img_size,
+        "dynamic_img_size": True,
+        "drop_path_rate": drop_path,
+    }
+    vit: Any
+    with torch.device(device):
+        if spec.timm_arch is not None:
+            vit = timm.create_model(spec.timm_arch, pretrained=False, **shared)
+            vit.norm, vit.fc_norm, vit.attn_pool = nn.Identity(), nn.Identity(), None
+        else:
+            vit = VisionTransformer(
+                patch_size=spec.patch_size,
+                embed_dim=spec.embed_dim,
+                depth=spec.depth,
+                num_heads=spec.num_heads,
+                mlp_ratio=spec.mlp_ratio,
+                init_values=spec.layer_scale,
+                no_embed_class=not spec.cls_position,
+                pos_embed="learn" if spec.abs_pos else "none",
+                final_norm=False,
+                **shared,
+            )
+        if spec.rel_pos_tables:
+            for block in vit.blocks:
+                rows = table_rows(vit.patch_embed.grid_size, vit.num_prefix_tokens)
+                block.attn.register_parameter(TABLE, nn.Parameter(torch.zeros(rows, spec.num_heads)))
+    return vit
+
+
+def is_standard(block: Any) -> bool:
+    """Whether a block is timm's pre-norm Block with its standard attention, whose parts the encoder can call."""
+    return type(block) is Block and type(block.attn) is Attention
+
+
+def with_layer_scale(spec: Spec, present: bool) -> Spec:
+    """The spec of a registered name for a checkpoint with or without LayerScale, which is then kept or left out.
+
+    A supervised ViT with LayerScale is DeiT-III, whose class token has no position.
+    """
+    if spec.timm_arch is not None or present == (spec.layer_scale is not None):
+        return spec
+    deit3 = present and spec.init == "sup"
+    return dataclasses.replace(spec, layer_scale=1.0 if present else None, cls_position=not deit3)

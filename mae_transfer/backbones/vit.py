@@ -1,0 +1,240 @@
+"""The encoder: timm's VisionTransformer giving feature maps of chosen blocks, for any input size.
+
+Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent, ViTDet
+(detectron2 `modeling/backbone/vit.py`):
+- windowed attention in all blocks but the last of each of `num_global_blocks` equal groups; windows are cut inside the
+  attention, after norm1, and padded with zeros that are not masked;
+- with windows the prefix tokens (class, registers) and their positions are dropped; without, they are kept;
+- no final norm, no head;
+- the absolute position embedding stays a parameter at its own grid and is resampled at every forward: bicubic,
+  align_corners=False, no antialiasing (timm's own resampling has antialias=True and so differs off the native grid);
+- relative position bias: zero tables, one shared by all windowed blocks and one by all global blocks (Li et al.
+  3.1(2)). A backbone with tables of its own (BEiT) keeps them, one per block, resized once to the window or to the grid
+  of `img_size` by BEiT's geometric interpolation (timm's); at other grids global tables are resampled bicubically.
+"""
+
+import warnings
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import resize_rel_pos_bias_table
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mae_transfer.backbones import rel_pos as rel
+from mae_transfer.backbones.checkpoints.report import LoadReport
+from mae_transfer.backbones.registry import Spec
+from mae_transfer.backbones.timm_vit import TABLE, is_standard
+from mae_transfer.backbones.windows import merge, partition
+from mae_transfer.errors import UserError
+
+Grid = tuple[int, int]
+
+
+class ViTEncoder(nn.Module):
+    """Normalised images (B, 3, H, W) -> one map (B, C, H / patch, W / patch) per tap.
+
+    Takes over `vit` (as `timm_vit.build` gives it, loaded or not) and edits it in place. `taps` are 0-based block
+    numbers, ascending, default the blocks that end each quarter. Blocks after the last tap are frozen and not run.
+    Every other parameter takes part in each forward. Raises UserError for options that do not fit the backbone.
+    """
+
+    vit: Any
+    rel_pos: str
+    rel_pos_window: nn.Parameter | None
+    rel_pos_global: nn.Parameter | None
+    load_report: LoadReport
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        spec: Spec,
+        *,
+        img_size: int | Grid | None = None,
+        window_size: int = 0,
+        num_global_blocks: int = 4,
+        rel_pos: bool = False,
+        grad_checkpointing: bool = False,
+        taps: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.name, self.mean, self.std = spec.name, spec.mean, spec.std
+        self.embed_dim, self.depth, self.patch_size = spec.embed_dim, spec.depth, spec.patch_size
+        self.num_heads = spec.num_heads
+        self.taps = _check_taps(spec, taps)
+        self.window_size = window_size
+        self.global_blocks = _global_blocks(spec, window_size, num_global_blocks)
+        self.grad_checkpointing = grad_checkpointing
+        self.native_grid: Grid = tuple(vit.patch_embed.grid_size)
+        self.global_grid = self.native_grid if img_size is None else self.grid_of(*_pair(img_size))
+        self.rel_pos = "per block" if spec.rel_pos_tables else "shared" if rel_pos else "none"
+        if (window_size or self.rel_pos != "none") and not all(is_standard(block) for block in vit.blocks):
+            block = type(vit.blocks[0]).__name__
+            raise UserError(
+                f"backbone {spec.name!r}: windows and relative positions need timm's standard blocks, not {block}; "
+                "set backbone.window_size=0 and backbone.rel_pos=false."
+            )
+        self.prefix = 0 if window_size else vit.num_prefix_tokens
+        self.vit = vit
+        if window_size:
+            self._drop_prefix()
+        if self.rel_pos == "per block":
+            self._resize_tables()
+        elif self.rel_pos == "shared":
+            self._new_tables()
+        self.vit.blocks[self.taps[-1] + 1 :].requires_grad_(False)
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """Tokens down and across for an image of this size; raises UserError if it is no multiple of the patch."""
+        p = self.patch_size
+        if height % p or width % p:
+            near = f"{height // p * p}x{width // p * p} or {-(-height // p) * p}x{-(-width // p) * p}"
+            raise UserError(
+                f"image size {height}x{width} is not a multiple of the patch {p} of {self.name}; use {near}."
+            )
+        return height // p, width // p
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter (named relative to the encoder) for layer-wise lr decay, as MAE's `util/lr_decay.py`.
+
+        0 for what comes before the blocks, i + 1 for block i and its own tables, depth + 1 for the rest: that is only
+        the shared relative position tables, which are new and have the full rate (as in BEiT's `optim_factory.py`).
+        """
+        parts = name.removeprefix("vit.").split(".")
+        if parts[0] in ("patch_embed", "pos_embed", "cls_token", "reg_token", "norm_pre"):
+            return 0
+        return int(parts[1]) + 1 if parts[0] == "blocks" else self.depth + 1
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        grid = self.grid_of(images.shape[2], images.shape[3])
+        x = self._embed(self.vit.patch_embed(images), grid)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        shared = self._shared_biases(grid, dtype)
+        maps = []
+        for i, block in enumerate(islice(self.vit.blocks, self.taps[-1] + 1)):
+            args = (x, block, i not in self.global_blocks, grid, dtype, shared)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self._run_block, *args, use_reentrant=False)
+            else:
+                x = self._run_block(*args)
+            if i in self.taps:
+                maps.append(x[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2))
+        return maps
+
+    def _embed(self, patches: Tensor, grid: Grid) -> Tensor:
+        """Add positions and put prefix tokens first: (B, h, w, C) -> (B, prefix + h * w, C), as timm's `_pos_embed`."""
+        vit = self.vit
+        x = patches.flatten(1, 2)
+        position = self._position(grid)
+        tokens = [token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
+        if position is None:
+            x = torch.cat([*tokens, x], dim=1)
+        elif vit.no_embed_class:
+            x = torch.cat([*tokens, x + position], dim=1)
+        else:
+            x = torch.cat([*tokens, x], dim=1) + position
+        return vit.norm_pre(vit.pos_drop(x))
+
+    def _position(self, grid: Grid) -> Tensor | None:
+        position = self.vit.pos_embed
+        if position is None or grid == self.native_grid:
+            return position
+        rows = 0 if self.vit.no_embed_class else self.prefix
+        native = position[:, rows:].unflatten(1, self.native_grid).permute(0, 3, 1, 2)
+        resampled = F.interpolate(native, size=grid, mode="bicubic", align_corners=False)
+        return torch.cat([position[:, :rows], resampled.flatten(2).transpose(1, 2)], dim=1)
+
+    def _run_block(
+        self,
+        x: Tensor,
+        block: Any,
+        windowed: bool,
+        grid: Grid,
+        dtype: torch.dtype,
+        shared: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:
+        bias = shared[0] if windowed else shared[1]
+        if self.rel_pos == "per block":
+            # gathered here and not before the loop, so that checkpointing frees it with the block
+            bias = self._bias(getattr(block.attn, TABLE), windowed, grid, dtype)
+        if not is_standard(block):
+            return block(x)
+        x = x + block.drop_path1(block.ls1(self._attend(block.attn, block.norm1(x), windowed, grid, bias)))
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+    def _attend(self, attn: Any, x: Tensor, windowed: bool, grid: Grid, bias: Tensor | None) -> Tensor:
+        if not windowed:
+            return attn(x, attn_mask=bias)
+        windows, padded = partition(x.unflatten(1, grid), self.window_size)
+        return merge(attn(windows, attn_mask=bias), self.window_size, padded, grid).flatten(1, 2)
+
+    def _shared_biases(self, grid: Grid, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """The biases that all windowed and all global blocks share, gathered once per forward."""
+        if self.rel_pos != "shared":
+            return None, None
+        windowed, everywhere = self.rel_pos_window, self.rel_pos_global
+        return (
+            None if windowed is None else self._bias(windowed, True, grid, dtype),
+            None if everywhere is None else self._bias(everywhere, False, grid, dtype),
+        )
+
+    def _bias(self, table: Tensor, windowed: bool, grid: Grid, dtype: torch.dtype) -> Tensor:
+        window = (self.window_size, self.window_size)
+        if windowed:
+            return rel.bias(table, window, window, 0, dtype)
+        return rel.bias(table, self.global_grid, grid, self.prefix, dtype)
+
+    def _drop_prefix(self) -> None:
+        vit = self.vit
+        if vit.pos_embed is not None and not vit.no_embed_class:
+            vit.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, vit.num_prefix_tokens :].clone())
+        vit.cls_token, vit.reg_token, vit.num_prefix_tokens = None, None, 0
+
+    def _new_tables(self) -> None:
+        run = self.taps[-1] + 1
+        windowed = (self.window_size, self.window_size)
+        grids = {
+            "rel_pos_window": windowed if any(i not in self.global_blocks for i in range(run)) else None,
+            "rel_pos_global": self.global_grid if any(i in self.global_blocks for i in range(run)) else None,
+        }
+        for name, grid in grids.items():
+            rows = 0 if grid is None else rel.table_rows(grid, self.prefix)
+            self.register_parameter(name, nn.Parameter(torch.zeros(rows, self.num_heads)) if rows else None)
+
+    def _resize_tables(self) -> None:
+        for i, block in enumerate(self.vit.blocks):
+            grid = self.global_grid if i in self.global_blocks else (self.window_size, self.window_size)
+            table = getattr(block.attn, TABLE).detach()
+            if grid != self.native_grid:
+                shape = (rel.table_rows(grid, prefix=1), self.num_heads)
+                with warnings.catch_warnings():  # torch's notes on timm's indexing; the values are tested
+                    warnings.simplefilter("ignore", UserWarning)
+                    table = resize_rel_pos_bias_table(table, new_window_size=grid, new_bias_shape=shape)
+            block.attn.register_parameter(TABLE, nn.Parameter(table[: rel.table_rows(grid, self.prefix)].clone()))
+
+
+def _pair(size: int | Grid) -> Grid:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _check_taps(spec: Spec, taps: tuple[int, ...] | None) -> tuple[int, ...]:
+    if taps is None:
+        return tuple(spec.depth * (i + 1) // 4 - 1 for i in range(4))
+    if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= spec.depth:
+        raise UserError(f"taps {tuple(taps)}: give ascending block numbers from 0 to {spec.depth - 1} of {spec.name}.")
+    return tuple(taps)
+
+
+def _global_blocks(spec: Spec, window_size: int, groups: int) -> frozenset[int]:
+    if not window_size:
+        return frozenset(range(spec.depth))
+    if groups and spec.depth % groups:
+        raise UserError(
+            f"backbone.num_global_blocks={groups}: the {spec.depth} blocks of {spec.name} do not fall into that many "
+            "equal groups; use a divisor, or 0 for windows only."
+        )
+    return frozenset(spec.depth * (i + 1) // groups - 1 for i in range(groups))

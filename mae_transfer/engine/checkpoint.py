@@ -1,0 +1,94 @@
+"""Checkpoints of a run: written whole or not at all, the last few kept, read back strictly.
+
+A file `step_00001000.pt` is the state after 1000 steps. It is written to a temporary name in the same folder, flushed
+to disk, renamed, and the folder flushed, so that a kill or a full disk at any moment leaves the former ones intact.
+Reading uses `weights_only=True`: a checkpoint can hold tensors and plain values, never code.
+"""
+
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae_transfer.errors import UserError
+
+_NAME = re.compile(r"step_(\d{8,})\.pt")
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}.pt"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; empty if there is no such folder."""
+    found = [(int(match[1]), path) for path in folder.glob("step_*.pt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write the state after `step` steps and delete all but the newest `keep` checkpoints.
+
+    UserError if it cannot be written; then nothing of it is left and the earlier ones are untouched.
+    """
+    path = checkpoint_path(folder, step)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(folder)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        good = list_checkpoints(folder)
+        last = f"the last good one is {good[-1].name}" if good else "there is no earlier one"
+        raise UserError(f"cannot write checkpoint {path}: {cause.strerror}; {last}; make room and --resume") from error
+    for old in list_checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU; UserError, naming the next older one, if it cannot be read."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        present = list_checkpoints(path.parent)
+        older = present[: present.index(path)] if path in present else []
+        remedy = (
+            f"delete it to resume from {older[-1].name}" if older else "there is no older one: start again without it"
+        )
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); {remedy}") from error
+    if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
+        raise UserError(f"checkpoint {path} is not one of a training run; pass weights by --checkpoint instead")
+    return state
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a kill in the middle of a write left behind."""
+    for path in folder.glob("step_*.tmp"):
+        path.unlink()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError behind an error: torch's zip writer puts a RuntimeError of its own on top when a write fails."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,134 @@
+"""Devices, processes and precision, by Lightning Fabric; and what ranks have to agree on.
+
+One process unless started by torchrun or by srun; then one process per device, with DDP over NCCL (gloo on CPU).
+Precisions are fp32 and autocast in bf16 or fp16. Two things differ from Fabric's own:
+
+- Its mixed precision casts every floating-point INPUT to half precision before the model sees it, which would round
+  ground-truth boxes to the 4-8 px grid of bf16; here inputs stay as they are and autocast does the rest.
+- It announces itself on the console; here only its warnings come through.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning_fabric.strategies import DDPStrategy
+
+from mae_transfer.errors import UserError
+
+T = TypeVar("T")
+
+
+class Autocast(MixedPrecision):
+    """Fabric's mixed precision without the cast of the inputs."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """A launched Fabric for `device` (auto, cpu, cuda) and `precision` (fp32, bf16, fp16).
+
+    UserError where the device or the processes asked for are not there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={device!r}: must be auto, cpu or cuda (choose GPUs by CUDA_VISIBLE_DEVICES)")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "device=cuda, but torch sees no CUDA device; pass --device cpu or install a CUDA build of torch"
+        )
+    accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if precision == "fp16" and accelerator == "cpu":
+        raise UserError("train.precision=fp16 needs a CUDA device; on CPU use train.precision=bf16 or fp32")
+
+    environment, per_node, num_nodes = _processes()
+    if accelerator == "cuda" and per_node > torch.cuda.device_count():
+        raise UserError(
+            f"{per_node} processes on this node but {torch.cuda.device_count()} visible GPUs; start one per GPU "
+            "(under SLURM give GPUs by --gpus-per-node, not by --gpus-per-task)"
+        )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=per_node,
+        num_nodes=num_nodes,
+        strategy=DDPStrategy(process_group_backend="gloo" if accelerator == "cpu" else "nccl")
+        if environment
+        else "auto",
+        # Always given: Fabric's own search would take a plain `python` inside a SLURM allocation for one of its tasks.
+        plugins=[_precision(precision, accelerator), environment or LightningEnvironment()],
+    )
+    fabric.launch()
+    return fabric
+
+
+def on_rank_zero(fabric: Fabric, function: Callable[[], T]) -> T:
+    """Run a function on rank 0; all ranks return its result or raise its UserError."""
+    failure: UserError | None = None
+    result: T | None = None
+    if fabric.is_global_zero:
+        try:
+            result = function()
+        except UserError as error:
+            failure = error
+    if fabric.world_size > 1:
+        failure, result = fabric.broadcast((failure, result))
+    if failure is not None:
+        raise failure
+    return cast(T, result)
+
+
+def all_reduce(fabric: Fabric, tensor: torch.Tensor, operation: Literal["mean", "sum", "max"]) -> torch.Tensor:
+    """The tensor, reduced over the ranks; the same on all of them."""
+    return cast(torch.Tensor, fabric.all_reduce(tensor, reduce_op=operation))
+
+
+def gather_objects(fabric: Fabric, value: T) -> list[T]:
+    """The value of every rank, in order of rank, on every rank."""
+    if fabric.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * fabric.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def shut_down() -> None:
+    """Leave the process group, if there is one; at the end of a run that did not fail."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _processes() -> tuple[ClusterEnvironment | None, int, int]:
+    """(environment, processes per node, nodes) of the launcher that started this process; environment None for one."""
+    if dist.is_available() and dist.is_torchelastic_launched():
+        world, per_node = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if world % per_node != 0:
+            raise UserError(f"torchrun: {world} processes are not {per_node} on each node; use as many on every node")
+        return (TorchElasticEnvironment() if world > 1 else None), per_node, world // per_node
+    # Only srun sets SLURM_STEP_NUM_TASKS: a plain `python` inside an allocation of several tasks is one process.
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        if "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise UserError("SLURM: give the number of processes by --ntasks-per-node (one per GPU), not by --ntasks")
+        per_node = int(os.environ["SLURM_NTASKS_PER_NODE"])
+        return SLURMEnvironment(auto_requeue=False), per_node, int(os.environ.get("SLURM_NNODES", "1"))
+    return None, 1, 1
+
+
+def _precision(precision: str, accelerator: str) -> Precision:
+    if precision == "fp32":
+        return Precision()
+    if precision not in ("bf16", "fp16"):
+        raise UserError(f"train.precision={precision!r}: must be fp32, bf16 or fp16")
+    kind: Literal["16-mixed", "bf16-mixed"] = "bf16-mixed" if precision == "bf16" else "16-mixed"
+    return Autocast(kind, accelerator)

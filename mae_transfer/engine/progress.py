@@ -1,0 +1,75 @@
+"""What a run says while it trains: a bar on a terminal, plain lines elsewhere and in log.txt.
+
+Lines go through `logging` under `mae_transfer`. `attach_console` sends them to standard error as well; on a terminal
+the bar stands for the lines of single steps, and other lines are written above it.
+"""
+
+import logging
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_LOG = logging.getLogger(__name__)
+_GIB = 1024**3
+
+
+class _Console(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if not (getattr(record, "of_step", False) and sys.stderr.isatty()):
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+def attach_console() -> None:
+    """Show what is logged under `mae_transfer` on standard error; once, however often it is called."""
+    logger = logging.getLogger("mae_transfer")
+    if not any(isinstance(handler, _Console) for handler in logger.handlers):
+        logger.addHandler(_Console())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+class Progress:
+    """Shows the lines of metrics.jsonl as they are made; only rank 0 makes one. Use as a context."""
+
+    def __init__(self, *, start: int, total: int, log_every: int) -> None:
+        self._total, self._log_every = total, log_every
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            file=sys.stderr,
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, line: dict[str, Any], seconds_per_step: float) -> None:
+        """Take the line of a step; `seconds_per_step` is the mean so far, for the time left."""
+        step = line["step"]
+        figures = {
+            "loss": f"{line['loss']:.4f}",
+            "lr": f"{line['lr']:.3g}",
+            "img/s": f"{line['images_per_second']:.3g}",
+            "data": f"{line['data_wait']:.0%}",
+            "mem": f"{line['memory'] / _GIB:.2f}GiB",
+        }
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.update(1)
+        if step % self._log_every == 0 or step == self._total:
+            eta = tqdm.format_interval((self._total - step) * seconds_per_step)
+            text = "  ".join(f"{name} {value}" for name, value in figures.items())
+            _LOG.info(
+                "step %d/%d  epoch %.2f  %s  eta %s",
+                step,
+                self._total,
+                line["epoch"],
+                text,
+                eta,
+                extra={"of_step": True},
+            )

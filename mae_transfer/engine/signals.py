@@ -1,0 +1,36 @@
+"""SIGTERM and SIGUSR1 as a request to stop after the current step (schedulers send them before they kill)."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """As a context, notes the first of `SIGNALS` instead of dying of it; `received` is its name or None.
+
+    Python lets only the main thread handle signals; in another thread the context changes nothing.
+    """
+
+    received: str | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number).name
+
+
+def ignore_in_worker() -> None:
+    """Let a loader process outlive a signal sent to the whole process group: the step still needs its samples."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,59 @@
+"""What a task owes the engine, and the engine a task.
+
+A task holds its data and builds its model; `engine.loop.train` runs it and knows nothing else of it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+SampleKey: TypeAlias = tuple[int, int]
+"""(epoch, index) of a training sample."""
+
+
+class TrainDataset(Protocol):
+    """A map-style data set whose samples depend on nothing but their key and the run's seed.
+
+    All randomness of `dataset[(epoch, index)]` comes from `np.random.default_rng((seed, epoch, index))`, none from
+    the global generators: so a sample is the same on any rank, in any worker, before and after a resume.
+    A `UserError` raised in a worker reaches the user as it is.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: SampleKey, /) -> Any: ...
+
+    def collate(self, samples: list[Any], /) -> Any:
+        """One batch (tensors, or dicts and lists of them: whatever the model takes) from a list of samples."""
+        ...
+
+
+class Task(Protocol):
+    """A transfer task: data, model and metric."""
+
+    @property
+    def train_dataset(self) -> TrainDataset: ...
+
+    def build_model(self, encoder: Any, /) -> nn.Module:
+        """The model to train, with the encoder as its attribute `encoder`.
+
+        In training mode `model(batch)` is a dict of scalar losses, each a mean over the images of the batch; their sum
+        is minimised. The keys are the same for every batch, and every trainable parameter takes part in every one.
+        """
+        ...
+
+    def sample_names(self, batch: Any, /) -> Sequence[str]:
+        """Image ids or file names of a batch, in order; used in the message that stops a diverged run."""
+        ...
+
+    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool, /) -> dict[str, float]:
+        """Flat metrics, the same dict on every rank.
+
+        The model is in eval mode and bare (no DDP wrapper, so ranks may run different numbers of batches); for mixed
+        precision run it under `fabric.autocast()`.
+        """
+        ...

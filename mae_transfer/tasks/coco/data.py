@@ -1,0 +1,280 @@
+"""COCO images and targets as map-style datasets, and the check of where they lie.
+
+Reading follows detectron2's `read_image` and `DatasetMapper`: Pillow decodes, EXIF orientation is applied, then RGB; an
+image whose size is not that of the annotation file is an error; training leaves out images without objects that are
+no crowd. All randomness of a training sample comes from (seed, epoch, index), so workers and ranks do not matter.
+"""
+
+import hashlib
+import logging
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.coco.annotations import CocoAnnotations
+from mae_transfer.tasks.coco.config import DataConfig
+from mae_transfer.tasks.coco.transforms import draw_jitter, resize_for_evaluation, transform_objects
+
+logger = logging.getLogger(__name__)
+
+SampleKey = tuple[int, int]
+Batch = dict[str, Any]
+
+EXIF_ORIENTATION = 274
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow raises for damaged files, by format.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class ImageError(UserError):
+    """An image file is unusable. Stays one line when a DataLoader worker raises it.
+
+    The loader raises a worker's exception again as the same type, with the worker's whole traceback as its message; the
+    original message is the last line of that.
+    """
+
+    def __init__(self, message: str) -> None:
+        last_line = message.rstrip().rsplit("\n", 1)[-1]
+        super().__init__(last_line.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
+
+
+class UndecodableImageError(ImageError):
+    """The file was read but holds no whole image; what `data.on_bad_image=skip` is about."""
+
+
+@dataclass(frozen=True)
+class CocoPaths:
+    """Where one split lies."""
+
+    annotations: Path
+    images: Path
+
+
+def resolve_paths(config: DataConfig, split: Literal["train", "val"]) -> CocoPaths:
+    """The split's annotation file and image folder: their own settings, or their places below `root`.
+
+    Raises UserError that says what is missing and what is expected, unless both exist.
+    """
+    expected = (
+        "expected is the COCO 2017 layout: data.root (--data) with train2017/, val2017/ and "
+        "annotations/instances_train2017.json, annotations/instances_val2017.json, to be had from "
+        "https://cocodataset.org/#download; or any COCO-format set by data.train_json=, data.train_images=, "
+        "data.val_json= and data.val_images="
+    )
+    root = None if config.root is None else Path(config.root).expanduser()
+    paths = []
+    for key, place in (
+        (f"{split}_json", f"annotations/instances_{split}2017.json"),
+        (f"{split}_images", f"{split}2017"),
+    ):
+        own = getattr(config, key)
+        if own is not None:
+            path, source = Path(own).expanduser(), f"data.{key}"
+        elif root is None:
+            raise UserError(f"neither data.root (--data) nor data.{key} is given; {expected}")
+        elif not root.is_dir():
+            raise UserError(f"{root} (data.root) is no folder; {expected}")
+        else:
+            path, source = root / place, "in data.root"
+        if key.endswith("images") and not path.is_dir():
+            raise UserError(f"{path} ({source}) is no folder; {expected}")
+        if key.endswith("json") and not path.is_file():
+            raise UserError(f"{path} ({source}) is no file; {expected}")
+        paths.append(path)
+    return CocoPaths(*paths)
+
+
+def choose_subset(image_ids: np.ndarray, size: int | None) -> np.ndarray:
+    """Indices of `size` images (all, when there are fewer), in the given order.
+
+    Chosen by a hash of the id alone: always the same images whatever the run's seed, and a larger subset holds the
+    smaller one.
+    """
+    if size is None or size >= len(image_ids):
+        return np.arange(len(image_ids))
+    digests = [hashlib.sha256(str(image_id).encode()).digest() for image_id in image_ids.tolist()]
+    return np.sort(np.array(sorted(range(len(digests)), key=digests.__getitem__)[:size], dtype=np.int64))
+
+
+def read_image(path: Path, height: int, width: int) -> Image.Image:
+    """The file as an upright RGB image of the given size.
+
+    Raises UndecodableImageError when it cannot be decoded, ImageError when it cannot be opened or has another size.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            image = _upright(file).convert("RGB")
+    except DECODE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+        reason = str(error).replace("\n", " ").replace(str(path), "file")
+        remedy = "fetch it again, or go on without such images with data.on_bad_image=skip"
+        raise UndecodableImageError(f"{path}: truncated or corrupt image ({reason}); {remedy}") from None
+    if image.size != (width, height):
+        found, said = f"{image.width}x{image.height}", f"{width}x{height}"
+        raise ImageError(
+            f"{path}: the image is {found} pixels and the annotation file says {said}; correct width and height there"
+        )
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF tag says; a tag block that cannot be read is passed over, as in detectron2."""
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION)
+    except DECODE_ERRORS:
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+class _CocoImages(Dataset[dict[str, Any]]):
+    """What both datasets share: which images, where they lie, and what becomes of those that cannot be read."""
+
+    def __init__(self, annotations: CocoAnnotations, folder: Path, config: DataConfig, indices: np.ndarray) -> None:
+        annotations.check_files(folder)
+        self.annotations = annotations
+        self.folder = folder
+        self.config = config
+        self.indices = indices
+        self.skipped: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def image_ids(self) -> list[int]:
+        ids: list[int] = self.annotations.image_ids[self.indices].tolist()
+        return ids
+
+    def report_skipped(self, batch: Batch) -> None:
+        """Count a batch's skipped images, in the process that consumes the batches, and log each file once."""
+        for name in batch["skipped"]:
+            if name not in self.skipped:
+                logger.warning("%s: truncated or corrupt image, skipped (data.on_bad_image=skip)", self.folder / name)
+            self.skipped[name] += 1
+
+
+class CocoTrain(_CocoImages):
+    """Jittered training samples, keyed by (epoch, index).
+
+    A sample is {"image": uint8 (3, h, w) RGB, "target", "size": original (height, width), "image_id", "file_name",
+    "skipped"}. A target has "boxes" float32 (n, 4) xyxy in pixels of the jittered image, "classes" int64 (n,) in
+    0..K-1, "masks": per object a list of float64 (2k,) polygons or a uint8 (h, w) bitmap, and "seed" for samplers.
+    n can be 0: a crop may leave nothing.
+    """
+
+    def __init__(
+        self, annotations: CocoAnnotations, folder: Path, config: DataConfig, *, seed: int, subset: int | None = None
+    ) -> None:
+        usable = np.flatnonzero(annotations.num_objects)
+        if not len(usable):
+            raise UserError(f"{annotations.path}: no image has an object that is no crowd; nothing to train on")
+        super().__init__(annotations, folder, config, usable[choose_subset(annotations.image_ids[usable], subset)])
+        self.seed = seed
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        skipped: list[str] = []
+        for step in range(len(self)):
+            record = self.annotations[int(self.indices[(index + step) % len(self)])]
+            try:
+                image = read_image(self.folder / record.file_name, record.height, record.width)
+                break
+            except UndecodableImageError:
+                if self.config.on_bad_image == "error":
+                    raise
+                skipped.append(record.file_name)
+        else:
+            raise ImageError(f"{self.folder}: none of the {len(self)} training images can be decoded; fetch them again")
+        jitter = draw_jitter(record.height, record.width, self.config, rng)
+        boxes, classes, masks = transform_objects(record.objects, jitter)
+        target = {
+            "boxes": torch.from_numpy(boxes),
+            "classes": torch.from_numpy(classes),
+            "masks": masks,
+            "seed": int(rng.integers(2**62)),
+        }
+        return {
+            "image": F.pil_to_tensor(jitter.image(image)),
+            "target": target,
+            "size": (record.height, record.width),
+            "image_id": record.id,
+            "file_name": record.file_name,
+            "skipped": skipped,
+        }
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> Batch:
+        return _collate(samples) | {"targets": [sample["target"] for sample in samples]}
+
+
+class CocoEval(_CocoImages):
+    """All images, also those without objects, resized for evaluation; keyed by int.
+
+    A sample is one of CocoTrain without target; its image is None when it cannot be decoded and may be skipped.
+    """
+
+    def __init__(
+        self, annotations: CocoAnnotations, folder: Path, config: DataConfig, *, subset: int | None = None
+    ) -> None:
+        super().__init__(annotations, folder, config, choose_subset(annotations.image_ids, subset))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.annotations[int(self.indices[index])]
+        sample: dict[str, Any] = {
+            "image": None,
+            "size": (record.height, record.width),
+            "image_id": record.id,
+            "file_name": record.file_name,
+            "skipped": [],
+        }
+        try:
+            image = read_image(self.folder / record.file_name, record.height, record.width)
+        except UndecodableImageError:
+            if self.config.on_bad_image == "error":
+                raise
+            return sample | {"skipped": [record.file_name]}
+        return sample | {"image": F.pil_to_tensor(resize_for_evaluation(image, self.config.image_size))}
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> Batch:
+        """A batch of the images that can be used, which may be none; "skipped_ids" are the others'."""
+        usable = [sample for sample in samples if sample["image"] is not None]
+        unusable = [sample["image_id"] for sample in samples if sample["image"] is None]
+        return _collate(usable) | {
+            "skipped": [name for sample in samples for name in sample["skipped"]],
+            "skipped_ids": unusable,
+        }
+
+
+def _collate(samples: Iterable[dict[str, Any]]) -> Batch:
+    """Lists of what the samples hold, since the images differ in size."""
+    samples = list(samples)
+    return {
+        "images": [sample["image"] for sample in samples],
+        "sizes": [sample["size"] for sample in samples],
+        "image_ids": [sample["image_id"] for sample in samples],
+        "file_names": [sample["file_name"] for sample in samples],
+        "skipped": [name for sample in samples for name in sample["skipped"]],
+    }

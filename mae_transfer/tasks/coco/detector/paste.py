@@ -1,0 +1,39 @@
+"""Paste mask predictions into the image by sampling them at the centres of its pixels.
+
+Source: detectron2 `layers/mask_ops.py`. torchvision truncates the box to whole pixels and resizes the mask into it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_CHUNK_BYTES = 2**28
+"""Largest sampling result on an accelerator; on a CPU one mask at a time within its own box is fastest."""
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Bool (n, height, width): the mask, stretched over its box, is at least `threshold`.
+
+    Args:
+        masks: probabilities (n, M, M).
+        boxes: (n, 4) xyxy in pixels of the image.
+        size: (height, width) of the image in pixels.
+    """
+    height, width = size
+    pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
+    per_chunk = 1 if masks.device.type == "cpu" else max(1, _CHUNK_BYTES // (4 * height * width))
+    for start in range(0, len(masks), per_chunk):
+        chunk = slice(start, start + per_chunk)
+        box = boxes[chunk]
+        # Only the pixels near a box can be set; the margin holds the fading edge of the interpolation.
+        x0, y0 = (max(0, math.floor(v) - 1) for v in box[:, :2].amin(0).tolist())
+        x1, y1 = (math.ceil(v) + 1 for v in box[:, 2:].amax(0).tolist())
+        x1, y1 = min(x1, width), min(y1, height)
+        y = (torch.arange(y0, y1, device=box.device) + 0.5 - box[:, 1:2]) / (box[:, 3:] - box[:, 1:2]) * 2 - 1
+        x = (torch.arange(x0, x1, device=box.device) + 0.5 - box[:, :1]) / (box[:, 2:3] - box[:, :1]) * 2 - 1
+        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1).to(masks.dtype)
+        sampled = F.grid_sample(masks[chunk, None], grid, align_corners=False)[:, 0]
+        pasted[chunk, y0:y1, x0:x1] = sampled >= threshold
+    return pasted

@@ -1,0 +1,54 @@
+"""From box predictions to detections: scores, NMS, and the way back to the original image.
+
+Source: detectron2 `modeling/roi_heads/fast_rcnn.py` and `modeling/postprocessing.py`. Against torchvision: no box is
+dropped for being small before the NMS, non-finite predictions are dropped, boxes are clipped once more after rescaling
+and empty ones dropped.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from mae_transfer.tasks.coco.detector.paste import paste_masks
+
+Detections = dict[str, Tensor]
+"""`boxes` fp32 (n, 4) xyxy in pixels, `scores` (n,), `classes` int64 (n,), `masks`: best first."""
+
+
+def select_detections(
+    boxes: Tensor,
+    probabilities: Tensor,
+    image_size: tuple[int, int],
+    score_threshold: float,
+    nms_threshold: float,
+    max_detections: int,
+) -> Detections:
+    """The detections of one image, without masks.
+
+    Args:
+        boxes: fp32 (n, K, 4) xyxy in pixels, a box per class.
+        probabilities: fp32 (n, K + 1), background last.
+        image_size: (height, width) in pixels to clip to.
+    """
+    finite = boxes.flatten(1).isfinite().all(dim=1) & probabilities.isfinite().all(dim=1)
+    boxes, scores = clip_boxes_to_image(boxes[finite], image_size), probabilities[finite, :-1]
+    above = scores > score_threshold
+    classes = above.nonzero()[:, 1]
+    boxes, scores = boxes[above], scores[above]
+    keep = batched_nms(boxes, scores, classes, nms_threshold)[:max_detections]
+    return {"boxes": boxes[keep], "scores": scores[keep], "classes": classes[keep]}
+
+
+def rescale(detections: Detections, image_size: tuple[int, int], original_size: tuple[int, int]) -> Detections:
+    """Boxes and masks (n, M, M) of the network's image to boxes and bool masks (n, H, W) of the original image.
+
+    Args:
+        image_size: (height, width) of the network's image without padding.
+        original_size: (height, width) of the original image.
+    """
+    scale_y, scale_x = (new / old for new, old in zip(original_size, image_size, strict=True))
+    boxes = detections["boxes"] * torch.tensor([scale_x, scale_y] * 2, device=detections["boxes"].device)
+    boxes = clip_boxes_to_image(boxes, original_size)
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    kept = {name: value[keep] for name, value in detections.items()}
+    return kept | {"boxes": boxes[keep], "masks": paste_masks(kept["masks"], boxes[keep], original_size)}

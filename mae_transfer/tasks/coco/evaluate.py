@@ -1,0 +1,216 @@
+"""COCO box and mask AP of a detector, each image evaluated exactly once by any number of processes.
+
+Detections become COCO results as in detectron2's `instances_to_coco_json`, and faster-coco-eval turns them into the
+twelve numbers. Its `loadRes` is left out: it measures the masks one at a time, which took as long as the evaluation.
+The size class (small, medium, large) of a detection goes by its box area in box AP and by its mask area in mask AP.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from faster_coco_eval.core import mask as rle
+from faster_coco_eval.core.coco import COCO
+from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mae_transfer.tasks.coco.annotations import CocoAnnotations
+from mae_transfer.tasks.coco.config import CocoConfig
+from mae_transfer.tasks.coco.data import CocoEval
+
+# The names of COCOeval's statistics, in its order.
+STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+IOU_TYPES = {"box": "bbox", "mask": "segm"}
+
+
+class ImageDetections(NamedTuple):
+    """What was detected in one image; COCO's terms, without the dicts."""
+
+    image_id: int
+    boxes: np.ndarray
+    """float32 (n, 4): x, y, width, height in pixels of the original image."""
+    scores: np.ndarray
+    classes: np.ndarray
+    """int64 (n,) in 0..K-1."""
+    masks: list[dict[str, Any]]
+    """n run-length encodings."""
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: CocoEval,
+    config: CocoConfig,
+    fabric: Fabric,
+    progress: bool,
+    predictions_path: Path | None = None,
+) -> dict[str, float]:
+    """Metrics in percent, `box_AP` to `mask_ARl`, NaN for those without ground truth; the same dict on every rank.
+
+    With `eval.per_class` also `box_AP/<category>` and `mask_AP/<category>`. The model runs under fabric.autocast(), so
+    in the precision of the run, and is left in the mode it came in. Rank r takes images r, r + world, ...; with
+    `predictions_path` rank 0 writes all detections there in COCO's results format. Collective: call it on every rank.
+    """
+    mine = detect(model, dataset, config, fabric, progress)
+    if fabric.world_size == 1:
+        return _finish(mine, dataset, config, predictions_path)
+    # Through host memory: object collectives over NCCL need the GPU and its synchronisation.
+    group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+    parts: list[list[ImageDetections]] | None = [[]] * fabric.world_size if fabric.global_rank == 0 else None
+    dist.gather_object(mine, parts, dst=0, group=group)
+    metrics: list[dict[str, float]] = [{}]
+    if parts is not None:
+        metrics = [_finish([image for part in parts for image in part], dataset, config, predictions_path)]
+    dist.broadcast_object_list(metrics, src=0, group=group)
+    dist.destroy_process_group(group)
+    return metrics[0]
+
+
+def _finish(
+    detections: list[ImageDetections], dataset: CocoEval, config: CocoConfig, predictions_path: Path | None
+) -> dict[str, float]:
+    found, wanted = sorted(image.image_id for image in detections), sorted(dataset.image_ids)
+    if found != wanted:
+        raise RuntimeError(f"{len(wanted)} images were to be evaluated once each, and {len(found)} results came in")
+    if predictions_path is not None:
+        write_predictions(predictions_path, detections, dataset.annotations)
+    return score(dataset.annotations, detections, per_class=config.eval.per_class)
+
+
+def detect(
+    model: nn.Module, dataset: CocoEval, config: CocoConfig, fabric: Fabric, progress: bool
+) -> list[ImageDetections]:
+    """The detections of this rank's images; an image that was skipped has none."""
+    detections: list[ImageDetections] = []
+    loader = DataLoader(
+        dataset,
+        batch_size=config.eval.batch_size,
+        sampler=range(fabric.global_rank, len(dataset), fabric.world_size),
+        num_workers=config.data.workers,
+        collate_fn=dataset.collate,
+        generator=torch.Generator(),  # else workers' seeds are drawn from the generator that training uses
+    )
+    was_training = model.training
+    model.eval()
+    bar = tqdm(total=len(dataset), unit="img", desc="evaluate", disable=not (progress and fabric.global_rank == 0))
+    with bar, torch.no_grad():
+        for batch in loader:
+            dataset.report_skipped(batch)
+            detections += [_nothing(image_id) for image_id in batch["skipped_ids"]]
+            if batch["images"]:
+                with fabric.autocast():
+                    outputs = model(fabric.to_device(batch))
+                detections += [encode(i, output) for i, output in zip(batch["image_ids"], outputs, strict=True)]
+            bar.update(min(len(detections) * fabric.world_size, len(dataset)) - bar.n)
+    model.train(was_training)
+    return detections
+
+
+def encode(image_id: int, output: dict[str, Tensor]) -> ImageDetections:
+    """A detector's output for one image, its boxes as x, y, width, height and its masks run-length encoded."""
+    boxes = output["boxes"].float().cpu().numpy().copy()
+    boxes[:, 2:] -= boxes[:, :2]
+    # RLE runs down the columns: transposed on the device, (n, width, height) is the memory order that it wants
+    bitmaps = output["masks"].transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()
+    masks = rle.encode(bitmaps.transpose(2, 1, 0)) if len(bitmaps) else []
+    return ImageDetections(
+        image_id, boxes, output["scores"].float().cpu().numpy(), output["classes"].cpu().numpy(), list(masks)
+    )
+
+
+def _nothing(image_id: int) -> ImageDetections:
+    return ImageDetections(image_id, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), [])
+
+
+def coco_results(detections: list[ImageDetections], annotations: CocoAnnotations) -> list[dict[str, Any]]:
+    """COCO's results format, with the data set's own category ids."""
+    return [
+        {
+            "image_id": image.image_id,
+            "category_id": annotations.category_ids[label],
+            "bbox": box,
+            "score": value,
+            "segmentation": mask,
+        }
+        for image in detections
+        for box, value, label, mask in zip(
+            image.boxes.tolist(), image.scores.tolist(), image.classes.tolist(), image.masks, strict=True
+        )
+    ]
+
+
+def write_predictions(path: Path, detections: list[ImageDetections], annotations: CocoAnnotations) -> None:
+    """Writes COCO's results JSON, whole or not at all."""
+    results = coco_results(detections, annotations)
+    for result in results:
+        mask = result["segmentation"]
+        result["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(results, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def score(annotations: CocoAnnotations, detections: list[ImageDetections], *, per_class: bool) -> dict[str, float]:
+    """The metrics of `evaluate` over the images of `detections`."""
+    content = ground_truth(annotations, {image.image_id for image in detections})
+    truth = COCO(content)
+    results = coco_results(detections, annotations)
+    mask_areas = rle.area([result["segmentation"] for result in results]) if results else []
+    metrics: dict[str, float] = {}
+    for prefix, iou_type in IOU_TYPES.items():
+        areas = mask_areas if prefix == "mask" else [result["bbox"][2] * result["bbox"][3] for result in results]
+        objects = [
+            result | {"id": number, "area": float(area), "iscrowd": 0}
+            for number, (result, area) in enumerate(zip(results, areas, strict=True), start=1)
+        ]
+        found = COCO(content | {"annotations": objects})
+        evaluator = COCOeval_faster(truth, found, iou_type, print_function=_silent)
+        evaluator.run()
+        metrics |= {f"{prefix}_{name}": _percent(s) for name, s in zip(STATISTICS, evaluator.stats, strict=True)}
+        if per_class:
+            precision = evaluator.eval["precision"][:, :, :, 0, -1]  # IoU, recall, category; all areas, 100 detections
+            for k, name in enumerate(annotations.names):
+                valid = precision[:, :, k][precision[:, :, k] > -1]
+                metrics[f"{prefix}_AP/{name}"] = _percent(valid.mean() if valid.size else -1)
+    return metrics
+
+
+def ground_truth(annotations: CocoAnnotations, image_ids: set[int]) -> dict[str, Any]:
+    """The annotation file's content for these images, crowds included, as COCO's tools take it."""
+    images, objects = [], []
+    for i in np.flatnonzero(np.isin(annotations.image_ids, list(image_ids))).tolist():
+        record = annotations[i]
+        images.append({"id": record.id, "height": record.height, "width": record.width})
+        for item in record.objects:
+            polygons = item.segmentation
+            objects.append(
+                {
+                    "id": item.id,
+                    "image_id": record.id,
+                    "category_id": annotations.category_ids[item.category],
+                    "bbox": list(item.bbox),
+                    "area": item.area,
+                    "iscrowd": int(item.crowd),
+                    "segmentation": [p.tolist() for p in polygons] if isinstance(polygons, list) else polygons,
+                }
+            )
+    categories = [{"id": i, "name": n} for i, n in zip(annotations.category_ids, annotations.names, strict=True)]
+    return {"images": images, "annotations": objects, "categories": categories}
+
+
+def _percent(statistic: float) -> float:
+    """COCO's -1 is "no ground truth of this kind"."""
+    return float(statistic) * 100 if statistic > -1 else float("nan")
+
+
+def _silent(*_: Any) -> None:
+    """Takes the lines that the evaluator would print or log."""

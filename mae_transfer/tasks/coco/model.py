@@ -1,0 +1,130 @@
+"""Mask R-CNN on a ViT encoder with the MAE paper's pyramid (Li et al. 2021, arXiv 2111.11429).
+
+torchvision's parts with detectron2's arithmetic; each module under `detector/` names its source and what differs. The
+parameter names map one to one to detectron2's (`detector/detectron2_names.py`).
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_transfer.adapters.vit_fpn import ViTFPN
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.coco.config import CocoConfig
+from mae_transfer.tasks.coco.detector.norm import BatchNorm
+from mae_transfer.tasks.coco.detector.postprocess import Detections, rescale
+from mae_transfer.tasks.coco.detector.roi_heads import RoIHeads
+from mae_transfer.tasks.coco.detector.rpn import RPN
+
+if TYPE_CHECKING:
+    from mae_transfer.backbones.vit import ViTEncoder
+
+
+class MaskRCNN(nn.Module):
+    """Detector over a batch of uint8 images of any sizes up to the square.
+
+    Args:
+        encoder: gives four taps (B, C, H/p, W/p), and its `mean` and `std` in 0..1 units.
+        pyramid: taps to maps p2 .. p6.
+        image_size: side in pixels of the square the images are padded to, rounded up to a multiple of 2 patches.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: "ViTEncoder", pyramid: ViTFPN, rpn: RPN, roi_heads: RoIHeads, image_size: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pyramid = pyramid
+        self.rpn = rpn
+        self.roi_heads = roi_heads
+        multiple = 2 * encoder.patch_size
+        self.square = -(-image_size // multiple) * multiple
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | list[Detections]:
+        """Training: `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls`, `loss_box_reg`, `loss_mask`, means over the images.
+
+        Evaluation: per image `boxes` fp32 (n, 4) xyxy in pixels of the original image, `scores` (n,), `classes` int64
+        (n,) 0 .. K-1 and `masks` bool (n, H, W), best first.
+
+        Args:
+            batch: `images` uint8 (3, h, w) RGB and `file_names`; in training `targets` (`boxes` (n, 4) xyxy in pixels,
+                `classes`, `masks`, `seed`), in evaluation `sizes` (height, width) of the original images.
+
+        Raises:
+            UserError: an image exceeds the square, or a target has an empty box or an unknown class.
+            DivergedError: predictions in training are not finite.
+        """
+        images = self.normalise(batch["images"], batch["file_names"])
+        image_sizes = [(image.shape[1], image.shape[2]) for image in batch["images"]]
+        features = list(self.pyramid(self.encoder(images)).values())
+        if not self.training:
+            proposals, _ = self.rpn(features, image_sizes)
+            detections = self.roi_heads.detect(features[:4], proposals, image_sizes)
+            return [rescale(*item) for item in zip(detections, image_sizes, batch["sizes"], strict=True)]
+        targets = self.load_targets(batch["targets"], batch["file_names"])
+        generators = [torch.Generator().manual_seed(target["seed"]) for target in targets]
+        proposals, losses = self.rpn(features, image_sizes, targets, generators)
+        return losses | self.roi_heads(features[:4], proposals, targets, generators)
+
+    def normalise(self, images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+        """(B, 3, square, square): normalised images in the top left corner, zeros around them."""
+        padded = []
+        for image, name in zip(images, names, strict=True):
+            height, width = image.shape[-2:]
+            if max(height, width) > self.square:
+                raise UserError(
+                    f"image {name} is {width}x{height} when it reaches the detector, larger than its square of "
+                    f"{self.square}: resize to data.image_size or raise it"
+                )
+            image = (image.to(self.mean, non_blocking=True) / 255 - self.mean) / self.std
+            padded.append(F.pad(image, (0, self.square - width, 0, self.square - height)))
+        return torch.stack(padded)
+
+    def load_targets(self, targets: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+        """Boxes and classes to the device, once they are checked where they lie."""
+        for target, name in zip(targets, names, strict=True):
+            boxes, classes = target["boxes"], target["classes"]
+            if not bool((boxes[:, 2:] > boxes[:, :2]).all()):
+                raise UserError(f"a target of image {name} has a box of no area: drop it from the annotations")
+            if not bool(((classes >= 0) & (classes < self.roi_heads.num_classes)).all()):
+                raise UserError(
+                    f"a target of image {name} has a class outside 0..{self.roi_heads.num_classes - 1}: "
+                    "check the categories of the annotations"
+                )
+        device = self.mean.device
+        return [t | {"boxes": t["boxes"].to(device), "classes": t["classes"].to(device)} for t in targets]
+
+
+def build_mask_rcnn(encoder: "ViTEncoder", num_classes: int, config: CocoConfig) -> MaskRCNN:
+    """Mask R-CNN of the recipe's sizes on an encoder with four taps, new weights everywhere but in the encoder."""
+    if len(encoder.taps) != 4:
+        raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 taps")
+    model = config.model
+    strides = [encoder.patch_size * s for s in (0.25, 0.5, 1, 2, 4)]
+    return MaskRCNN(
+        encoder,
+        ViTFPN(encoder.embed_dim, model.fpn_channels, norm=BatchNorm),
+        RPN(model.fpn_channels, strides, model.rpn_convs, model.rpn_batch_per_image),
+        RoIHeads(
+            model.fpn_channels,
+            strides[:4],
+            num_classes,
+            norm=BatchNorm,
+            head_channels=model.head_channels,
+            box_convs=model.box_convs,
+            box_fc=model.box_fc,
+            mask_convs=model.mask_convs,
+            batch_per_image=model.roi_batch_per_image,
+            loss_average=model.loss_average,
+            score_threshold=config.eval.score_threshold,
+            nms_threshold=config.eval.nms_threshold,
+            max_detections=config.eval.max_detections,
+        ),
+        config.data.image_size,
+    )

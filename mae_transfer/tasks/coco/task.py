@@ -1,0 +1,82 @@
+"""The COCO task: what the engine and the run record need of it (the contract of `tasks/base.py`)."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mae_transfer.synthetic import cached_coco
+from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
+from mae_transfer.tasks.coco.config import CocoConfig
+from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths
+from mae_transfer.tasks.coco.evaluate import evaluate
+from mae_transfer.tasks.coco.model import build_mask_rcnn
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from mae_transfer.backbones.vit import ViTEncoder
+
+SYNTHETIC = "synthetic"
+COCO_2017_SIZES = (118287, 5000)
+"""Images in train2017 and val2017: what makes a data set "COCO val2017" in a table."""
+
+
+class CocoTask:
+    """Data, model and metric of COCO detection; reads and checks both annotation files.
+
+    Raises:
+        UserError: anything wrong with the data set, before a run makes its first file.
+    """
+
+    def __init__(self, config: CocoConfig) -> None:
+        self.config = config
+        data = config.data
+        self.is_synthetic = data.root == SYNTHETIC
+        if self.is_synthetic:
+            data = data.model_copy(update={"root": str(cached_coco())})
+        paths = resolve_paths(data)
+        train, val = CocoAnnotations(paths.train_json), CocoAnnotations(paths.val_json)
+        train.check_files(paths.train_images)
+        val.check_files(paths.val_images)
+        check_same_categories(train, val)
+        self.num_classes = len(train.names)
+        self.warnings = train.warnings + val.warnings
+        self.train_dataset = CocoTrain(train, paths.train_images, data, seed=config.seed, subset=config.subset)
+        self.eval_dataset = CocoEval(val, paths.val_images, data, subset=config.subset)
+        self.data_summary = self._summarise(paths.train_json, paths.val_json, (len(train), len(val)))
+
+    def _summarise(self, train_json: Path, val_json: Path, sizes: tuple[int, int]) -> dict[str, Any]:
+        """Name, fingerprint (SHA-256 of both annotation files and the subset) and image counts, for the run record."""
+        digest = hashlib.sha256()
+        for path in (train_json, val_json):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(str(self.config.subset).encode())
+        train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
+        if self.is_synthetic:
+            name = "generated images"
+        elif sizes == COCO_2017_SIZES and self.config.subset is None:
+            name = "COCO val2017"
+        else:
+            name = f"{val_json.stem} ({train_images} train, {val_images} val images)"
+        return {
+            "name": name,
+            "fingerprint": digest.hexdigest()[:16],
+            "train_images": train_images,
+            "val_images": val_images,
+            "subset": self.config.subset,
+        }
+
+    def build_model(self, encoder: "ViTEncoder") -> nn.Module:
+        return build_mask_rcnn(encoder, self.num_classes, self.config)
+
+    def sample_names(self, batch: dict[str, Any]) -> list[str]:
+        self.train_dataset.report_skipped(batch)
+        return [
+            f"{name} (id {image_id})" for name, image_id in zip(batch["file_names"], batch["image_ids"], strict=True)
+        ]
+
+    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
+        return evaluate(model, self.eval_dataset, self.config, fabric, progress)
