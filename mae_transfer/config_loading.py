@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mae_transfer.backbones.registry import get_spec
+from mae_transfer.backbones import registry
 from mae_transfer.config import RunConfig
 from mae_transfer.errors import UserError
 
@@ -52,7 +52,7 @@ def load_config(
         raise UserError(
             f"unknown preset '{preset}'{nearest(preset, recipe['presets'])}; presets: {', '.join(recipe['presets'])}"
         )
-    spec = get_spec(backbone)
+    spec = backbone_spec(backbone)
     init = "random" if (options or {}).get("backbone.weights") == "random" else spec.init
 
     values: dict[str, Any] = {"task": task, "preset": preset, "recipe": recipe_name, "backbone": {"name": backbone}}
@@ -78,6 +78,15 @@ def load_config(
             "pretrained"  # a preset's random weights give way to a checkpoint that was named
         )
     return validate(schema, values)
+
+
+def backbone_spec(name: str) -> registry.Spec:
+    """The spec of a registered backbone, or of `timm:<model>`, for which timm has to be loaded."""
+    if not name.startswith(registry.TIMM_PREFIX):
+        return registry.find(name)
+    from mae_transfer.backbones.timm_vit import spec_of
+
+    return spec_of(name)
 
 
 def config_folder() -> Path:

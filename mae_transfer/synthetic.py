@@ -8,7 +8,6 @@ whose hole takes an RLE that is no crowd. Shapes do not overlap, so the masks ar
 import json
 import math
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -50,22 +49,30 @@ def make_coco(
     }
     if _is_ready(folder, parameters):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        partial.chmod(0o755)
-        (partial / "annotations").mkdir()
-        for number, (split, count) in enumerate((("train2017", train_images), ("val2017", val_images))):
-            _write_split(partial, split, count, size, np.random.default_rng((seed, number)))
-        (partial / PARAMETERS_FILE).write_text(json.dumps(parameters), encoding="utf-8")
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not _is_ready(folder, parameters):  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            partial = Path(temporary, folder.name)
+            (partial / "annotations").mkdir(parents=True)
+            for number, (split, count) in enumerate((("train2017", train_images), ("val2017", val_images))):
+                _write_split(partial, split, count, size, np.random.default_rng((seed, number)))
+            (partial / PARAMETERS_FILE).write_text(json.dumps(parameters), encoding="utf-8")
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not _is_ready(folder, parameters):  # else another process was faster
+                    raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; free space or give another folder"
+        ) from error
     return folder
+
+
+def cached_coco() -> Path:
+    """The data set of the default arguments in the user's cache folder, made when it is not there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return make_coco(cache / "mae_transfer" / f"synthetic_coco_v{VERSION}")
 
 
 def _is_ready(folder: Path, parameters: dict[str, Any]) -> bool:
@@ -92,7 +99,7 @@ def _write_split(folder: Path, split: str, count: int, size: tuple[int, int], rn
         canvas = _background(height, width, rng)
         objects = [] if number == 3 else _draw_objects(canvas, rng, crowd=number == 1)
         name = f"{number:012d}.jpg"
-        (canvas.convert("L") if number == 2 else canvas).save(folder / split / name, quality=95)
+        (canvas.convert("L") if number == 2 else canvas).save(folder / split / name, quality=95, subsampling=0)
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         for item in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": number} | item)

@@ -6,7 +6,6 @@ Everything that can be wrong with the input is found before the output folder is
 import datetime
 import hashlib
 import importlib.metadata
-import json
 import logging
 import platform
 import subprocess
@@ -30,10 +29,11 @@ from mae_transfer.engine.distributed import make_fabric, on_rank_zero, shut_down
 from mae_transfer.engine.loop import TrainResult, check_plan, train
 from mae_transfer.engine.progress import attach_console
 from mae_transfer.engine.rng import seed_for_model
-from mae_transfer.engine.run_folder import RunFolder, open_run_folder
+from mae_transfer.engine.run_folder import RunFolder, epoch_history, open_run_folder, read_metrics
 from mae_transfer.errors import UserError
 from mae_transfer.results.record import SCHEMA, make_protocol, protocol_id, write_json
 from mae_transfer.tasks import make_task
+from mae_transfer.tasks.base import Task
 
 _LOG = logging.getLogger(__name__)
 RUNS = Path("results/runs")
@@ -75,8 +75,8 @@ def run_transfer(
     config = resolve_config(
         task,
         backbone,
-        checkpoint=None if eval_only else checkpoint,
-        weights="random" if eval_only else weights,
+        checkpoint=checkpoint,
+        weights=weights,
         data=data,
         preset=preset,
         subset=subset,
@@ -87,12 +87,11 @@ def run_transfer(
     )
     if config.engine == "detectron2":
         raise UserError("engine detectron2 is not supported by this version; use --engine torchvision")
-    trained_model = Path(checkpoint) if eval_only and checkpoint is not None else None
-    path = Path(output) if output is not None else default_output(config, trained_model)
+    path = Path(output) if output is not None else default_output(config)
     if progress:
         attach_console()
     fabric = make_fabric(config.device, config.train.precision)
-    record = _run(fabric, config, path, resume=resume, eval_only=eval_only, trained_model=trained_model, progress=progress)
+    record = _run(fabric, config, path, resume=resume, eval_only=eval_only, progress=progress)
     shut_down()
     return record
 
@@ -126,101 +125,108 @@ def resolve_config(
     return load_config(task, backbone, preset=preset, options=options, overrides=overrides)
 
 
-def default_output(config: RunConfig, trained_model: Path | None = None) -> Path:
+def default_output(config: RunConfig) -> Path:
     """A folder under results/runs/ named by what is run: the same options give the same folder, so --resume finds it."""
-    chosen = config.model_dump(mode="json") | {"trained_model": str(trained_model) if trained_model else None}
-    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]
     name = config.backbone.name.replace(":", "-").replace("/", "-")
     return RUNS / f"{config.task}-{name}-{config.preset}-seed{config.seed}-{digest}"
 
 
 def _run(
-    fabric: Fabric,
-    config: RunConfig,
-    path: Path,
-    *,
-    resume: bool,
-    eval_only: bool,
-    trained_model: Path | None,
-    progress: bool,
+    fabric: Fabric, config: RunConfig, path: Path, *, resume: bool, eval_only: bool, progress: bool
 ) -> dict[str, Any]:
     task = make_task(config)
     check_plan(config, len(task.train_dataset), fabric.world_size)
     seed_for_model(config.seed)
     with fabric.rank_zero_first(local=True):  # one process per node downloads, the others find it in the cache
-        encoder = build_encoder(config)
+        encoder = build_encoder(config, task, load_weights=not eval_only)
     model = task.build_model(encoder)
-    plain = config.model_dump(mode="json")
-    in_place = eval_only and trained_model is None
-    with open_run_folder(fabric, path, plain, resume=resume or in_place) as folder:
+    with open_run_folder(fabric, path, config.model_dump(mode="json"), resume=resume or eval_only) as folder:
         if fabric.is_global_zero:
             _announce(config, task, encoder, path)
         if eval_only:
-            result = _trained(fabric, model, trained_model, folder)
+            result = _trained(fabric, model, folder)
         else:
-            workers = config.data.workers  # type: ignore[attr-defined]
-            result = train(fabric, task, model, config, folder, workers=workers, resume=resume)
-        metrics = task.evaluate(result.model, fabric, progress and fabric.is_global_zero)
-        return on_rank_zero(fabric, lambda: _write_record(fabric, config, task, encoder, result, metrics, path))
+            origin = {"run_id": new_run_id(), "backbone": describe_backbone(config, encoder)}
+            result = train(
+                fabric, task, model, config, folder, workers=task.config.data.workers, resume=resume, origin=origin
+            )
+        metrics = task.evaluate(result.model, fabric, progress)
+        return on_rank_zero(fabric, lambda: _write_record(fabric, config, task, result, metrics, path))
 
 
-def build_encoder(config: RunConfig) -> ViTEncoder:
-    """The encoder of a configuration, with its weights loaded."""
+def build_encoder(config: RunConfig, task: Task, *, load_weights: bool = True) -> ViTEncoder:
+    """The encoder of a configuration, as the task wants it, with its weights loaded."""
     backbone = config.backbone
     return load_backbone(
         backbone.name,
-        checkpoint=backbone.checkpoint,
-        weights=backbone.weights,
-        img_size=config.data.image_size,  # type: ignore[attr-defined]
+        checkpoint=backbone.checkpoint if load_weights else None,
+        weights=backbone.weights if load_weights else "random",
         window_size=backbone.window_size,
         num_global_blocks=backbone.num_global_blocks,
         rel_pos=backbone.rel_pos,
         drop_path=backbone.drop_path,
         grad_checkpointing=backbone.grad_checkpointing,
+        **task.encoder_options(resolve(backbone.name).patch_size),
     )
 
 
-def _trained(fabric: Fabric, model: nn.Module, trained_model: Path | None, folder: RunFolder | None) -> TrainResult:
-    """The model of a checkpoint of this tool: the newest of the run folder, or the file that was named."""
+def describe_backbone(config: RunConfig, encoder: ViTEncoder) -> dict[str, Any]:
+    """What the record says of the encoder and its weights."""
+    spec = encoder.spec
+    return {
+        "name": config.backbone.name,
+        "init": "random" if config.backbone.weights == "random" else spec.init,
+        "size": spec.size or f"{spec.embed_dim}x{spec.depth}",
+        "weights": config.backbone.weights,
+        "checkpoint": config.backbone.checkpoint,
+        "fingerprint": encoder.load_report.fingerprint,
+        "load_report": encoder.load_report.lines(),
+    }
 
-    def find() -> Path:
-        assert folder is not None
-        if trained_model is not None:
-            return trained_model
-        found = list_checkpoints(folder.checkpoints)
-        if not found:
-            raise UserError(f"--eval-only: {folder.path} has no checkpoint yet; train first, or name one by --checkpoint")
-        return found[-1]
 
-    path = on_rank_zero(fabric, find)
-    state = load_checkpoint(path)
+def new_run_id() -> str:
+    """Starts with the time, so that ids sort in the order of the runs' starts."""
+    return f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+
+
+def _trained(fabric: Fabric, model: nn.Module, folder: RunFolder | None) -> TrainResult:
+    """What the newest checkpoint of the run folder holds, loaded into the model."""
+    paths = on_rank_zero(fabric, lambda: list_checkpoints(folder.checkpoints) if folder else [])
+    if not paths:
+        raise UserError("--eval-only: the run folder has no checkpoint yet; leave out --eval-only to train")
+    state = load_checkpoint(paths[-1])
     try:
         model.load_state_dict(evaluated_weights(state))
     except RuntimeError as error:
-        raise UserError(f"checkpoint {path} does not fit this model: {' '.join(str(error).split())[:300]}") from error
-    _LOG.info("evaluating %s, after step %d", path, state["step"])
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint {paths[-1]} does not fit this model: {reason}") from error
+    _LOG.info("evaluating %s, after step %d", paths[-1], state["step"])
     fabric.to_device(model)
-    return TrainResult(model.eval(), state["step"], [], state["seconds"], 0, None)
+    history = epoch_history(read_metrics(folder.path)) if folder else []
+    return TrainResult(
+        model=model.eval(),
+        steps=state["step"],
+        history=history,
+        seconds=state["seconds"],
+        peak_memory=None,
+        images_per_second=None,
+        origin=state["origin"],
+    )
 
 
-def _announce(config: RunConfig, task: Any, encoder: ViTEncoder, path: Path) -> None:
+def _announce(config: RunConfig, task: Task, encoder: ViTEncoder, path: Path) -> None:
     _LOG.info("run folder %s", path)
     if config.preset == "smoke":
-        _LOG.info("smoke preset: a few steps on few images; its numbers mean nothing and never share a table with real ones")
+        _LOG.info("smoke preset: a few steps on few images; its numbers mean nothing and stand in a table of their own")
     for line in [*encoder.load_report.lines(), *task.warnings]:
         _LOG.info("%s", line)
-    summary = task.data_summary
-    _LOG.info("data: %s, %d training and %d val images", summary["name"], summary["train_images"], summary["val_images"])
+    data = task.data_summary
+    _LOG.info("data: %s, %d training and %d val images", data["name"], data["train_images"], data["val_images"])
 
 
 def _write_record(
-    fabric: Fabric,
-    config: RunConfig,
-    task: Any,
-    encoder: ViTEncoder,
-    result: TrainResult,
-    metrics: dict[str, float],
-    path: Path,
+    fabric: Fabric, config: RunConfig, task: Task, result: TrainResult, metrics: dict[str, float], path: Path
 ) -> dict[str, Any]:
     data = task.data_summary
     protocol = make_protocol(
@@ -228,38 +234,30 @@ def _write_record(
         data_fingerprint=data["fingerprint"],
         norm_batch=min(config.train.micro_batch * fabric.world_size, config.train.global_batch),
     )
-    spec = resolve(config.backbone.name)
+    cuda = fabric.device.type == "cuda"
     record = {
         "schema": SCHEMA,
-        "run_id": run_id(path),
+        **(result.origin or {}),
         "task": config.task,
         "recipe": config.recipe,
         "preset": config.preset,
         "engine": config.engine,
         "seed": config.seed,
-        "backbone": {
-            "name": config.backbone.name,
-            "init": "random" if config.backbone.weights == "random" else spec.init,
-            "size": spec.size or f"{spec.embed_dim}x{spec.depth}",
-            "weights": config.backbone.weights,
-            "checkpoint": config.backbone.checkpoint,
-            "fingerprint": encoder.load_report.fingerprint,
-            "load": encoder.load_report.lines(),
-        },
         "metrics": metrics,
         "history": result.history,
         "steps": result.steps,
-        "data": data | {"skipped_images": task.skipped_images},
+        "data": data,
         "protocol_id": protocol_id(protocol),
         "protocol": protocol,
-        "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(fabric.device) if cuda else f"cpu ({torch.get_num_threads()} threads)",
         "world_size": fabric.world_size,
         "wall_seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory,
         "images_per_second": result.images_per_second,
-        "parameters": sum(p.numel() for p in result.model.parameters()),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
+        "commit": commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
     }
@@ -267,3 +265,15 @@ def _write_record(
     _LOG.info("%s", "  ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "/" not in name))
     _LOG.info("record: %s", path / "record.json")
     return record
+
+
+def commit() -> str | None:
+    """The git commit of this code, with '+changes' if the tree has any; None outside a git checkout."""
+    try:
+        here = Path(__file__).parent
+        git = ["git", "-C", str(here)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if status.stdout.strip() else "")

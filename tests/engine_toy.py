@@ -86,7 +86,11 @@ class Data:
         image = torch.from_numpy(np.random.default_rng(index).normal(size=(3, 8, 8)) + 0.1 * rng.normal(size=(3, 8, 8)))
         if self.bad.get(index) == "nan":
             image[0, 0, 0] = float("nan")
-        return {"image": image.to(self.dtype), "target": torch.tensor([index % 3, index % 2], dtype=self.dtype), "index": index}
+        return {
+            "image": image.to(self.dtype),
+            "target": torch.tensor([index % 3, index % 2], dtype=self.dtype),
+            "index": index,
+        }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -171,7 +175,7 @@ def start(folder: Path, ranks: int = 1, launcher: str = "torchrun", **options: A
     """Start the ranks of a toy run; `launcher` says whose environment variables they find."""
     port = _free_port()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["engine_toy"])
+    context.set_forkserver_preload(["mae_transfer.engine.loop"])
     processes: list[BaseProcess] = []
     for rank in range(ranks):
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
@@ -193,7 +197,7 @@ def finish(processes: list[BaseProcess], timeout: float = 60.0) -> list[int | No
     while any(process.is_alive() for process in processes):
         if any(process.exitcode for process in processes) or time.monotonic() > deadline:
             for process in processes:
-                process.join(3.0)
+                process.join(1.0)
                 process.kill()
         time.sleep(0.02)
     return [process.exitcode for process in processes]
@@ -211,6 +215,7 @@ def outcome(folder: Path, rank: int = 0) -> dict[str, Any]:
 
 def _child(environment: dict[str, str], rank: int, folder: Path, options: dict[str, Any]) -> None:
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes: our own children, as in a plain run
     torch.set_num_threads(1)
     _inject(options.pop("fault", {}), rank)
     sys.exit(_guarded(rank, folder, options))

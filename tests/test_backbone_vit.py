@@ -32,7 +32,14 @@ def randomise(model, scale=0.3):
 
 
 def small_vit(img_size=16, **kwargs):
-    shape = {"patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "num_classes": 0, "final_norm": False}
+    shape = {
+        "patch_size": PATCH,
+        "embed_dim": DIM,
+        "depth": DEPTH,
+        "num_heads": HEADS,
+        "num_classes": 0,
+        "final_norm": False,
+    }
     return randomise(VisionTransformer(**{"img_size": img_size, **shape, **kwargs}, dynamic_img_size=True))
 
 
@@ -65,12 +72,12 @@ def images(height, width, batch=2):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(2))
 
 
-def assert_same(ours, theirs, tolerance=1e-5):
+def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape
         assert b.std() > 0.1
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +119,10 @@ def test_position_embedding_is_resampled_as_vitdet(size, prefix):
 
 
 def naive(vit, x, window, global_blocks, tables, prefix=0):
-    """Windowed ViT without prefix tokens, one window and one query-key pair at a time. `tables`: per block (rows, heads),
-    a row per offset of the block's own grid."""
+    """Windowed ViT without prefix tokens, one window and one query-key pair at a time.
+
+    `tables`: per block (rows, heads), a row per offset of the block's own grid.
+    """
     x = vit.patch_embed(x)
     batch, h, w, _ = x.shape
     if vit.pos_embed is not None:
@@ -149,7 +158,9 @@ def naive(vit, x, window, global_blocks, tables, prefix=0):
 @pytest.mark.parametrize(("size", "groups"), [((16, 16), 2), ((20, 28), 2), ((12, 12), 1), ((8, 20), 0), ((8, 8), 4)])
 def test_windows_equal_the_written_out_attention(size, groups, rel_pos):
     vit = small_vit(init_values=0.2)
-    encoder = encoder_of(vit, img_size=size, window_size=3, num_global_blocks=groups, rel_pos=rel_pos, taps=(0, 1, 2, 3))
+    encoder = encoder_of(
+        vit, img_size=size, window_size=3, num_global_blocks=groups, rel_pos=rel_pos, taps=(0, 1, 2, 3)
+    )
     last = {0: set(), 1: {3}, 2: {1, 3}, 4: {0, 1, 2, 3}}[groups]
     assert encoder.global_blocks == last
     tables = None
@@ -172,6 +183,7 @@ def test_windowed_beit_keeps_its_tables():
     assert_same(encoder(images(20, 24)), list(naive(encoder.vit, images(20, 24), 4, set(), tables)))
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 @pytest.mark.parametrize("size", [(16, 16), (24, 24), (12, 20)])
 def test_beit_equals_timm_with_random_tables(size):
     beit = small_beit()
@@ -208,8 +220,9 @@ def test_global_tables_are_resampled_bicubically_at_other_grids():
 def test_zero_tables_change_nothing(window):
     vit = small_vit(reg_tokens=2)
     options = {"window_size": window, "num_global_blocks": 2, "img_size": (20, 24)}
-    with_tables = encoder_of(vit, rel_pos=True, **options)(images(20, 24))
-    assert_same(with_tables, encoder_of(vit, **options)(images(20, 24)), tolerance=1e-6)
+    without = encoder_of(vit, **options)(images(20, 24))
+    for a, b in zip(encoder_of(vit, rel_pos=True, **options)(images(20, 24)), without, strict=True):
+        assert (a - b).abs().max() <= 1e-6 * b.abs().max()
 
 
 @pytest.mark.parametrize("window", [0, 3])

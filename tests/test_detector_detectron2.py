@@ -1,10 +1,10 @@
 """The detector against detectron2 itself, through `goldens/detectron2.npz`.
 
-The file holds what detectron2 02b5c4e computed on a CPU for the cases below: `GeneralizedRCNN` with FPN, RPN, StandardROIHeads,
-4conv1fc box head and mask head, all with BN, the recipe's options, and `detector_standin.StandInEncoder` and the
-resampling stages of `ViTFPN` as its `bottom_up`; weights through `detectron2_names`, everything in float64 so that no
-NMS decision hangs on a rounding error (boxes are fp32 in both; NMS gets fp32 scores, which torchvision's kernel wants).
-Random anchors and RoIs were chosen with the generators and order of `sampling.subsample`.
+The file holds what detectron2 02b5c4e computed on a CPU for the cases below: `GeneralizedRCNN` with FPN, RPN,
+StandardROIHeads, 4conv1fc box head and mask head, all with BN, the recipe's options, and as its `bottom_up`
+`detector_standin.StandInEncoder` with the resampling stages of `ViTFPN`. Weights went through `detectron2_names`.
+Everything ran in float64, so that no NMS decision hangs on a rounding error (boxes are fp32 in both detectors; NMS got
+fp32 scores, which torchvision's kernel wants). Anchors and RoIs were drawn as `sampling.subsample` draws them.
 """
 
 from pathlib import Path

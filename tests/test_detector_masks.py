@@ -26,10 +26,13 @@ def test_polygon_targets_are_pycocotools() -> None:
     matched = torch.from_numpy(gen.integers(0, 5, 60))
     corner = gen.uniform(0, 120, (60, 2))
     boxes = torch.from_numpy(np.concatenate([corner, corner + gen.uniform(2, 90, (60, 2))], 1).astype(np.float32))
-    boxes[0, 2] = boxes[0, 0] + 0.01  # thinner than the 0.1 px that bounds the scale
+    # A box thinner than the 0.1 px that bounds the scale: the polygon's edge, 0.05 px inside it, falls on column 14.
+    masks.append([np.array([10.05, 0, 60, 0, 60, 100, 10.05, 100])])
+    matched[0], boxes[0] = 5, torch.tensor([10.0, 20.0, 10.02, 60.0])
     found = mask_targets(masks, matched, boxes, 28)
     assert found.dtype == torch.float32
     assert found.unique().tolist() == [0, 1]
+    assert found[0].any()
     for k, (x0, y0, x1, y1) in enumerate(boxes.double().tolist()):
         scale = np.array([28 / max(x1 - x0, 0.1), 28 / max(y1 - y0, 0.1)])
         moved = [((p.reshape(-1, 2) - [x0, y0]) * scale).ravel().tolist() for p in masks[matched[k]]]

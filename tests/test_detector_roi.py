@@ -167,13 +167,15 @@ def test_detections_are_chosen_by_threshold_class_and_score() -> None:
 
 def test_rescaling_clips_again_and_drops_empty_boxes() -> None:
     detections = {
-        "boxes": torch.tensor([[10.0, 20.0, 30.0, 40.0], [99.9, 10.0, 100.0, 20.0], [5.0, 5.0, 5.0, 9.0]]),
-        "scores": torch.tensor([0.9, 0.8, 0.7]),
-        "classes": torch.tensor([3, 1, 2]),
-        "masks": torch.ones(3, 28, 28),
+        "boxes": torch.tensor(
+            [[10.0, 20.0, 30.0, 40.0], [90.0, 10.0, 100.5, 20.0], [5.0, 5.0, 5.0, 9.0], [100.1, 5.0, 101.0, 9.0]]
+        ),
+        "scores": torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        "classes": torch.tensor([3, 1, 2, 0]),
+        "masks": torch.ones(4, 28, 28),
     }
     found = rescale(detections, (50, 100), (100, 300))
-    torch.testing.assert_close(found["boxes"], torch.tensor([[30.0, 40.0, 90.0, 80.0], [299.7, 20.0, 300.0, 40.0]]))
+    torch.testing.assert_close(found["boxes"], torch.tensor([[30.0, 40.0, 90.0, 80.0], [270.0, 20.0, 300.0, 40.0]]))
     assert found["classes"].tolist() == [3, 1]
     assert found["masks"].shape == (2, 100, 300)
     assert found["masks"][0].sum().item() == pytest.approx(60 * 40, rel=0.01)

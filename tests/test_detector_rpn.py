@@ -199,3 +199,12 @@ def test_non_finite_predictions_are_dropped_at_test_and_stop_training(where: str
     torch.testing.assert_close(found, anchors[[0, 2, 3]])
     with pytest.raises(DivergedError, match="image 0 of the batch"):
         RPN(8, STRIDES, 1, 256).train().propose(*args)
+
+
+def test_initialisation_is_detectron2s() -> None:
+    torch.manual_seed(0)
+    for name, value in RPN(64, STRIDES, 2, 256).named_parameters():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        else:
+            assert value.std().item() == pytest.approx(0.01, rel=0.1), name

@@ -19,7 +19,11 @@ from mae_transfer.engine.checkpoint import list_checkpoints, load_checkpoint
 from mae_transfer.engine.run_folder import read_metrics
 
 TIMES = ("seconds", "images_per_second", "data_wait", "memory")
-TWO_RANKS = {"train__micro_batch": 1}
+CHANGES: dict[int, dict[str, Any]] = {
+    1: {},
+    2: {"train__micro_batch": 1},
+    3: {"train__global_batch": 6, "train__micro_batch": 1, "train__eval_every_epochs": None},
+}
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -40,34 +44,28 @@ def assert_same_run(folder: Path, reference: Path, ranks: int = 1) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run of one process."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    assert run_ranks(folder) == [0]
-    steps = [line["step"] for line in history(folder) if "loss" in line]
-    assert steps == list(range(1, STEPS + 1))
-    assert [line["step"] for line in history(folder) if "eval" in line] == [3, 5, 8, 10]
-    return folder
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The folder of the uninterrupted run of 1, 2 and 3 ranks."""
+    folders = {}
+    for ranks, changes in CHANGES.items():
+        folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}") / "run"
+        assert run_ranks(folders[ranks], ranks, changes=changes) == [0] * ranks
+    lines = history(folders[1])
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "eval" in line] == [3, 5, 8, 10]
+    return folders
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run of two ranks."""
-    folder = tmp_path_factory.mktemp("together") / "run"
-    assert run_ranks(folder, 2, changes=TWO_RANKS) == [0, 0]
-    return folder
-
-
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2), (3, 0)])
 def test_kill_and_resume_is_bit_identical(
-    ranks: int, workers: int, alone: Path, together: Path, tmp_path: Path
+    ranks: int, workers: int, uninterrupted: dict[int, Path], tmp_path: Path
 ) -> None:
-    """Checkpoints are due after steps 4, 8 and 12. Killed in step 3 (nothing saved yet), in the middle of writing step 8
+    """Checkpoints are due after steps 4, 8, 12. Killed in step 3 (nothing saved yet), in the middle of writing step 8
     (goes on from 4), in step 9 right after it was written, in the middle of writing the last."""
     folder, last = tmp_path / "run", ranks - 1
-    options: dict[str, Any] = {"workers": workers, "changes": TWO_RANKS if ranks == 2 else {}}
+    options: dict[str, Any] = {"workers": workers, "changes": CHANGES[ranks]}
     faults = [{"kill_update": 3, "rank": last}, {"kill_write": 2}, {"kill_update": 5, "rank": last}, {"kill_write": 1}]
-    saved = [[], [4], [4, 8], [4, 8]]
+    saved: list[list[int]] = [[], [4], [4, 8], [4, 8]]
     for attempt, (fault, steps) in enumerate(zip(faults, saved, strict=True)):
         codes = run_ranks(folder, ranks, fault=fault, resume=attempt > 0, **options)
         assert codes[fault.get("rank", 0)] == -signal.SIGKILL
@@ -75,11 +73,12 @@ def test_kill_and_resume_is_bit_identical(
         assert len(list((folder / "checkpoints").glob("*.tmp"))) == ("kill_write" in fault)
     assert run_ranks(folder, ranks, resume=True, **options) == [0] * ranks
     assert not list((folder / "checkpoints").glob("*.tmp"))
-    assert_same_run(folder, together if ranks == 2 else alone, ranks)
+    assert_same_run(folder, uninterrupted[ranks], ranks)
 
-    before = history(folder)  # resuming a finished run trains nothing and gives the same weights
+    # Resuming a finished run trains nothing and gives the same weights.
+    before = history(folder)
     assert run_ranks(folder, ranks, resume=True, **options) == [0] * ranks
-    assert_same_run(folder, together if ranks == 2 else alone, ranks)
+    assert_same_run(folder, uninterrupted[ranks], ranks)
     assert history(folder) == before
 
 
@@ -87,11 +86,11 @@ def test_kill_and_resume_is_bit_identical(
     ("ranks", "workers", "number"), [(1, 2, signal.SIGTERM), (2, 0, signal.SIGUSR1)], ids=["one-sigterm", "two-sigusr1"]
 )
 def test_signal_saves_and_resume_is_bit_identical(
-    ranks: int, workers: int, number: signal.Signals, alone: Path, together: Path, tmp_path: Path
+    ranks: int, workers: int, number: signal.Signals, uninterrupted: dict[int, Path], tmp_path: Path
 ) -> None:
     """One process gets the signal together with its loader processes, as from a scheduler; of two ranks only rank 1."""
     folder = tmp_path / "run"
-    options: dict[str, Any] = {"workers": workers, "changes": TWO_RANKS if ranks == 2 else {}}
+    options: dict[str, Any] = {"workers": workers, "changes": CHANGES[ranks]}
     processes = start(folder, ranks, task={"pause": 0.05}, **options)
     deadline = time.monotonic() + 60
     while len(history(folder)) < 3 and time.monotonic() < deadline:
@@ -107,20 +106,27 @@ def test_signal_saves_and_resume_is_bit_identical(
     assert f"after step {step}, saved in" in stopped["message"]
     assert list_checkpoints(folder / "checkpoints")[-1].name == f"step_{step:08d}.pt"
     assert run_ranks(folder, ranks, resume=True, **options) == [0] * ranks
-    assert_same_run(folder, together if ranks == 2 else alone, ranks)
+    assert_same_run(folder, uninterrupted[ranks], ranks)
 
 
-def test_launchers(together: Path, tmp_path: Path) -> None:
+def test_launchers(uninterrupted: dict[int, Path], tmp_path: Path) -> None:
     """The real torchrun, and what srun sets, both give the run of two ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    arguments = [str(Path(__file__).parent / "engine_toy.py"), str(tmp_path / "torchrun"), json.dumps({"changes": TWO_RANKS})]
+    arguments = [
+        str(Path(__file__).parent / "engine_toy.py"),
+        str(tmp_path / "torchrun"),
+        json.dumps({"changes": CHANGES[2]}),
+    ]
     torchrun = subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert run_ranks(tmp_path / "srun", 2, launcher="slurm", changes=TWO_RANKS) == [0, 0]
+    assert run_ranks(tmp_path / "srun", 2, launcher="slurm", changes=CHANGES[2]) == [0, 0]
     output, _ = torchrun.communicate(timeout=120)
     assert torchrun.returncode == 0, output
     assert "distributed_backend" not in output  # Fabric keeps quiet
-    assert_same_run(tmp_path / "srun", together, 2)
-    assert_same_run(tmp_path / "torchrun", together, 2)
+    assert_same_run(tmp_path / "srun", uninterrupted[2], 2)
+    assert_same_run(tmp_path / "torchrun", uninterrupted[2], 2)

@@ -38,6 +38,8 @@ def test_fpn_is_lateral_plus_upsampled_with_a_norm_everywhere() -> None:
     assert len(convs) == 8
     assert all(conv.bias is None for conv in convs)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in adapter.fpn.modules()) == 8
+    for conv in convs:  # Caffe2's XavierFill: uniform on +-sqrt(3 / fan_in)
+        assert conv.weight.abs().max().item() == pytest.approx((3 / conv.weight[0].numel()) ** 0.5, rel=0.05)
     taps = [torch.randn(1, 32, 4, 4) for _ in range(4)]
     maps = [stage(tap) for stage, tap in zip(adapter.stages, taps, strict=True)]
     top = adapter.fpn.inner_blocks[3](maps[3])

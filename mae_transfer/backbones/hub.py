@@ -30,8 +30,9 @@ def published_weights(spec: Spec) -> tuple[dict[str, torch.Tensor], str]:
     try:
         model = timm.create_model(spec.hub, pretrained=True, pretrained_cfg_overlay=source)
     except (SafetensorError, RuntimeError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"backbone {spec.name!r}: {path} of {hub_id} cannot be loaded ({str(error).splitlines()[0]}); delete it to "
+            f"backbone {spec.name!r}: {path} of {hub_id} cannot be loaded ({reason}); delete it to "
             "download it again, or pass --checkpoint PATH."
         ) from error
     return model.state_dict(), f"hub {hub_id}"

@@ -33,9 +33,9 @@ class Spec:
     """What a backbone name stands for.
 
     `hub` is timm's `model.tag` of the published weights, None where there are none. `layer_scale` is the initial value
-    of LayerScale (None: no such layer). `cls_position`: the class token has its own row in the position embedding.
-    `rel_pos_tables`: each block has a BEiT relative position table. `timm_arch`: built by this timm model instead of
-    from the fields. `final_norm`: checkpoints of this model end with a norm (which the encoder leaves out).
+    of LayerScale (None: no such layer). `position_prefix`: rows of the position embedding for prefix tokens, before the
+    patches' own. `rel_pos_tables`: each block has a BEiT relative position table. `timm_arch`: built by this timm model
+    instead of from the fields. `final_norm`: checkpoints of this model end with a norm (which the encoder leaves out).
     """
 
     name: str
@@ -51,7 +51,7 @@ class Spec:
     img_size: int = 224
     mlp_ratio: float = 4.0
     layer_scale: float | None = None
-    cls_position: bool = True
+    position_prefix: int = 1
     abs_pos: bool = True
     rel_pos_tables: bool = False
     timm_arch: str | None = None
@@ -83,7 +83,7 @@ def _spec(init: str, size: str, hub: str | None = None, **fields: object) -> Spe
 
 
 _BEIT = {"mean": HALF, "std": HALF, "abs_pos": False, "rel_pos_tables": True}
-_DEIT3 = {"layer_scale": 1e-6, "cls_position": False}
+_DEIT3 = {"layer_scale": 1e-6, "position_prefix": 0}
 
 _SPECS = {
     spec.name: spec

@@ -49,7 +49,8 @@ def spec_of(name: str) -> Spec:
     with torch.device("meta"):
         model = timm.create_model(model_name, pretrained=False)
     if type(model) is VisionTransformer and isinstance(model.patch_embed, PatchEmbed):
-        return _describe(name, model, timm_arch=model_name, final_norm=_has_norm(model))
+        rows = 0 if model.no_embed_class else model.num_prefix_tokens
+        return _describe(name, model, timm_arch=model_name, final_norm=_has_norm(model), position_prefix=rows)
     if type(model) is Beit:
         return _describe_beit(name, model)
     raise UserError(f"backbone {name!r}: timm builds a {type(model).__name__}, not a plain ViT; pass one that is.")
@@ -101,9 +102,10 @@ def _describe_beit(name: str, model: Any) -> Spec:
 
 
 def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "cpu") -> VisionTransformer:
-    """timm's VisionTransformer of a spec with timm's initialisation, in float32.
+    """timm's VisionTransformer of a spec in float32, without final norm and head.
 
-    `img_size` is the pixel size its position embedding and tables are for. There is no final norm and no head.
+    `img_size` is the pixel size its position embedding and tables are for. Values are timm's initialisation; on the
+    meta device there are none, and a checkpoint must bring all of them.
     """
     shared: dict[str, Any] = {
         "num_classes": 0,
@@ -112,6 +114,8 @@ def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "c
         "drop_path_rate": drop_path,
     }
     vit: Any
+    if device == "meta":
+        shared["weight_init"] = "skip"
     with torch.device(device):
         if spec.timm_arch is not None:
             vit = timm.create_model(spec.timm_arch, pretrained=False, **shared)
@@ -124,7 +128,7 @@ def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "c
                 num_heads=spec.num_heads,
                 mlp_ratio=spec.mlp_ratio,
                 init_values=spec.layer_scale,
-                no_embed_class=not spec.cls_position,
+                no_embed_class=spec.position_prefix == 0,
                 pos_embed="learn" if spec.abs_pos else "none",
                 final_norm=False,
                 **shared,
@@ -149,4 +153,4 @@ def with_layer_scale(spec: Spec, present: bool) -> Spec:
     if spec.timm_arch is not None or present == (spec.layer_scale is not None):
         return spec
     deit3 = present and spec.init == "sup"
-    return dataclasses.replace(spec, layer_scale=1.0 if present else None, cls_position=not deit3)
+    return dataclasses.replace(spec, layer_scale=1.0 if present else None, position_prefix=0 if deit3 else 1)

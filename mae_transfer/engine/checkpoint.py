@@ -72,6 +72,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def evaluated_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's weights in a checkpoint that are to be evaluated: the moving average if the run kept one."""
+    if state["ema"] is None:
+        return state["model"]
+    return {name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"}
+
+
 def remove_unfinished(folder: Path) -> None:
     """Delete what a kill in the middle of a write left behind."""
     for path in folder.glob("step_*.tmp"):

@@ -59,13 +59,12 @@ def make_fabric(device: str, precision: str) -> Fabric:
             "(under SLURM give GPUs by --gpus-per-node, not by --gpus-per-task)"
         )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    ddp = DDPStrategy(process_group_backend="gloo" if accelerator == "cpu" else "nccl")
     fabric = Fabric(
         accelerator=accelerator,
         devices=per_node,
         num_nodes=num_nodes,
-        strategy=DDPStrategy(process_group_backend="gloo" if accelerator == "cpu" else "nccl")
-        if environment
-        else "auto",
+        strategy=ddp if environment else "auto",
         # Always given: Fabric's own search would take a plain `python` inside a SLURM allocation for one of its tasks.
         plugins=[_precision(precision, accelerator), environment or LightningEnvironment()],
     )
@@ -92,6 +91,22 @@ def on_rank_zero(fabric: Fabric, function: Callable[[], T]) -> T:
 def all_reduce(fabric: Fabric, tensor: torch.Tensor, operation: Literal["mean", "sum", "max"]) -> torch.Tensor:
     """The tensor, reduced over the ranks; the same on all of them."""
     return cast(torch.Tensor, fabric.all_reduce(tensor, reduce_op=operation))
+
+
+@torch.no_grad()
+def share_buffers(fabric: Fabric, module: torch.nn.Module) -> None:
+    """Give every rank the floating-point buffers of rank 0, so that running statistics are the same everywhere.
+
+    Batch norm that is not synchronised leaves each rank with its own; checkpoints hold rank 0's. DDP does the same at
+    the next forward pass, too late for an evaluation and for an average of the weights.
+    """
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if fabric.world_size == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.double().flatten() for buffer in buffers])
+    dist.broadcast(flat, 0)
+    for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))
 
 
 def gather_objects(fabric: Fabric, value: T) -> list[T]:

@@ -7,8 +7,7 @@ checkpoint if due or asked for by a signal.
 
 To resume: load the newest checkpoint, cut metrics.jsonl to its step, make up for an evaluation that was due there and
 was not done, go on. The sample stream and the random state are functions of the step (sampler.py, rng.py), so nothing
-else has to be restored. On CPU the result is that of an uninterrupted run bit for bit with one or two ranks; with more,
-the order in which DDP sums its first buckets after a restart can differ in the last bit.
+else has to be restored. On CPU the result is that of an uninterrupted run bit for bit.
 """
 
 import importlib.util
@@ -31,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mae_transfer.config import RunConfig
 from mae_transfer.engine.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from mae_transfer.engine.distributed import all_reduce, gather_objects, on_rank_zero
+from mae_transfer.engine.distributed import all_reduce, gather_objects, on_rank_zero, share_buffers
 from mae_transfer.engine.ema import make_ema
 from mae_transfer.engine.optim import build_optimizer, set_lr
 from mae_transfer.engine.progress import Progress
@@ -58,10 +57,12 @@ class TrainResult:
     """See `run_folder.epoch_history`; empty on ranks other than 0."""
     seconds: float
     """Wall time up to here, evaluations and checkpoints included, over all resumes of the run."""
-    peak_memory: int
+    peak_memory: int | None
     """Bytes, the largest of any rank: allocated CUDA memory, or the resident set of the process on CPU."""
     images_per_second: float | None
     """Over all ranks, time of training steps only, of this process's own steps; None if it made none."""
+    origin: dict[str, Any] | None
+    """As given to `train`, or from the checkpoint that was resumed."""
 
 
 def check_plan(config: RunConfig, num_images: int, world_size: int) -> Schedule:
@@ -84,12 +85,14 @@ def train(
     *,
     workers: int,
     resume: bool = False,
+    origin: dict[str, Any] | None = None,
 ) -> TrainResult:
     """Train the model, which `task.build_model` made, to the end of the schedule.
 
     folder: the open run folder on rank 0, None on the other ranks (`run_folder.open_run_folder`).
     workers: loader processes per rank; 0 loads in this process.
     resume: go on from the newest checkpoint in the folder (from the start if there is none yet).
+    origin: plain values that name the run and its backbone, kept in every checkpoint; a resumed run keeps its first.
     Raises UserError, DivergedError (a loss or the gradient is not finite; no update is made with it) and
     StoppedBySignal (after a checkpoint); on every rank, except a UserError of one rank's data.
     """
@@ -118,6 +121,7 @@ def train(
             "rng": {"seed": config.seed, "position": step * global_batch},
             "sampler": {"images": images, "global_batch": global_batch, "position": step * global_batch},
             "config": config.model_dump(mode="json"),
+            "origin": origin,
             "seconds": seconds_before + time.perf_counter() - started,
         }
 
@@ -130,7 +134,10 @@ def train(
 
     start, seconds_before, started = 0, 0.0, time.perf_counter()
     if resume:
-        start, seconds_before = _restore(fabric, folder, model, optimizer, ema, precision, images)
+        state = _restore(fabric, folder, model, optimizer, ema, precision, images)
+        if state is not None:
+            start, seconds_before, origin = state["step"], state["seconds"], state["origin"]
+        del state
     if folder:
         folder.start_metrics(start)
     if _evaluation_due(config, start, images, schedule.total) and not on_rank_zero(
@@ -175,6 +182,8 @@ def train(
                 waited += time.perf_counter() - wait_started
                 samples.append([str(name) for name in task.sample_names(batch)])
                 batch = fabric.to_device(batch)
+                if fabric.world_size > 1 and step == start + 1 and index == 0:
+                    _settle_buckets(fabric, wrapped, model, batch)
                 seed_for_micro_batch(config.seed, positions.start)
                 with fabric.no_backward_sync(wrapped, enabled=index < len(micro_batches) - 1):
                     losses: dict[str, Tensor] = wrapped(batch)
@@ -184,6 +193,8 @@ def train(
                 micro_losses.append(torch.stack([loss.detach().double() for loss in weighted.values()]))
                 del batch, losses, weighted  # not to be held while the next one is computed
 
+            if step == start + 1:
+                _check_all_used(model)
             precision.unscale_gradients(optimizer)
             grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             local = torch.stack(micro_losses)
@@ -199,6 +210,7 @@ def train(
             if config.optim.clip_grad is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.clip_grad, grad_norm)
             wrapped_optimizer.step()
+            share_buffers(fabric, model)
             if ema:
                 ema.update_parameters(model)
 
@@ -241,6 +253,7 @@ def train(
         seconds=seconds_before + time.perf_counter() - started,
         peak_memory=int(all_reduce(fabric, memory, "max").item()),
         images_per_second=(schedule.total - start) * global_batch / step_seconds if step_seconds else None,
+        origin=origin,
     )
 
 
@@ -267,12 +280,12 @@ def _restore(
     ema: AveragedModel | None,
     precision: Any,
     images: int,
-) -> tuple[int, float]:
-    """Load the newest checkpoint on every rank: (steps done, seconds they took); (0, 0.0) if there is none yet."""
+) -> dict[str, Any] | None:
+    """Load the newest checkpoint on every rank; its content, or None if there is none yet."""
     paths = on_rank_zero(fabric, lambda: list_checkpoints(folder.checkpoints) if folder else [])
     if not paths:
         _LOG.info("no checkpoint yet: starting from step 0")
-        return 0, 0.0
+        return None
     path = paths[-1]
     state = load_checkpoint(path)
     if state["sampler"]["images"] != images:
@@ -295,13 +308,34 @@ def _restore(
     optimizer.load_state_dict(state["optimizer"])
     precision.load_state_dict(state["scaler"])
     _LOG.info("resuming after step %d from %s", state["step"], path)
-    return state["step"], state["seconds"]
+    return state
 
 
 def _save(folder: RunFolder | None, config: RunConfig, state_after: Callable[[int], dict[str, Any]], step: int) -> Path:
     assert folder is not None, "only rank 0 saves"
     folder.flush_metrics()
     return save_checkpoint(folder.checkpoints, step, state_after(step), config.train.keep_checkpoints)
+
+
+def _settle_buckets(fabric: Fabric, wrapped: nn.Module, model: nn.Module, batch: Any) -> None:
+    """One backward pass that is thrown away.
+
+    DDP lays out its buckets anew by the order of its first backward pass. That changes the order in which the gradients
+    of more than two ranks are summed; so it has to happen before the first step, or a resumed run differs in that step.
+    """
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    fabric.backward(torch.stack(list(wrapped(batch).values())).sum())
+    _check_all_used(model)
+    model.zero_grad()
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+
+def _check_all_used(model: nn.Module) -> None:
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
+        raise RuntimeError(f"no loss depends on {', '.join(unused)}: freeze them or let them take part in every batch")
 
 
 def _evaluation_due(config: RunConfig, step: int, images: int, total: int) -> bool:

@@ -38,6 +38,25 @@ class Task(Protocol):
     @property
     def train_dataset(self) -> TrainDataset: ...
 
+    @property
+    def config(self) -> Any:
+        """The task's configuration; `config.data.workers` is the number of loader processes per rank."""
+        ...
+
+    @property
+    def data_summary(self) -> dict[str, Any]:
+        """`name`, `fingerprint`, `train_images` and `val_images`, and what else of the data the record should hold."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Lines about the data that a user should see."""
+        ...
+
+    def encoder_options(self, patch_size: int, /) -> dict[str, Any]:
+        """What `load_backbone` needs of the task: `img_size`, and `taps` if they are not the default ones."""
+        ...
+
     def build_model(self, encoder: Any, /) -> nn.Module:
         """The model to train, with the encoder as its attribute `encoder`.
 

@@ -7,6 +7,7 @@ checkpoints. Anything else a pickle asks for is refused before it runs.
 import argparse
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _BROKEN = (
     pickle.UnpicklingError,
     SafetensorError,
     zipfile.BadZipFile,
+    struct.error,
     RuntimeError,
     EOFError,
     OSError,

@@ -84,9 +84,11 @@ def pick(state: State, source: str) -> Reader:
 
 def _img_size(spec: Spec, tensors: State) -> int:
     """Pixels of the square grid that the position embedding or the tables are for; the spec's where that is unclear."""
-    vit = build(spec, img_size=spec.img_size, device="meta")
-    rows = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    cells = [tensor.shape[1] - rows for key, tensor in tensors.items() if key == "pos_embed" and tensor.ndim == 3]
+    cells = [
+        tensor.shape[1] - spec.position_prefix
+        for key, tensor in tensors.items()
+        if key == "pos_embed" and tensor.ndim == 3
+    ]
     cells += [_table_cells(len(tensor)) for key, tensor in tensors.items() if key.endswith(TABLE)]
     common = max(set(cells), key=cells.count, default=0)
     side = round(max(common, 0) ** 0.5)
@@ -115,7 +117,7 @@ def _audit(spec: Spec, state: State, converted: Converted, wanted: State, source
             problems.append(f"{key} holds {tensor.dtype}, not floating point")
     if problems:
         more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise UserError(f"checkpoint {source}: {_mismatch(spec, tensors)}; {', '.join(problems[:NAMED])}{more}.")
+        raise UserError(f"checkpoint {source}: {_mismatch(spec, tensors)} ({', '.join(problems[:NAMED])}{more}).")
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UserError(f"checkpoint {source}: {key} holds NaN or infinite values; take an earlier checkpoint.")
@@ -130,14 +132,14 @@ def _mismatch(spec: Spec, tensors: State) -> str:
         "patch": patch.shape[-1] if patch is not None and patch.ndim == 4 else spec.patch_size,
     }
     if tuple(seen.values()) == (spec.embed_dim, spec.depth, spec.patch_size):
-        return f"does not fit {spec.name}"
+        return f"does not fit {spec.name}, pass a whole checkpoint of it"
     same = [
         s for s in map(registry.find, registry.names()) if (s.embed_dim, s.depth, s.patch_size) == tuple(seen.values())
     ]
     names = [s.name for s in same if s.init == spec.init] or [s.name for s in same]
-    guess = f"that is {names[0]}" if names else "no registered size"
+    guess, remedy = (f"that is {names[0]}", f"--backbone {names[0]} or ") if names else ("no registered size", "")
     text = ", ".join(f"{what} {value}" for what, value in seen.items())
-    return f"checkpoint has {text}: {guess}, not {spec.name}"
+    return f"has {text}: {guess}, not {spec.name}; pass {remedy}another file"
 
 
 def _text(shape: tuple[int | None, ...]) -> str:

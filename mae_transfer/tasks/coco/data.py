@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +22,13 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.errors import UserError
+from mae_transfer.tasks.base import SampleKey
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.config import DataConfig
 from mae_transfer.tasks.coco.transforms import draw_jitter, resize_for_evaluation, transform_objects
 
 logger = logging.getLogger(__name__)
 
-SampleKey = tuple[int, int]
 Batch = dict[str, Any]
 
 EXIF_ORIENTATION = 274
@@ -48,8 +48,8 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.
 class ImageError(UserError):
     """An image file is unusable. Stays one line when a DataLoader worker raises it.
 
-    The loader raises a worker's exception again as the same type, with the worker's whole traceback as its message; the
-    original message is the last line of that.
+    The loader raises a worker's exception again as the same type, with the worker's whole traceback as its message;
+    the original message is the last line of that.
     """
 
     def __init__(self, message: str) -> None:
@@ -63,44 +63,48 @@ class UndecodableImageError(ImageError):
 
 @dataclass(frozen=True)
 class CocoPaths:
-    """Where one split lies."""
+    train_json: Path
+    train_images: Path
+    val_json: Path
+    val_images: Path
 
-    annotations: Path
-    images: Path
+
+LAYOUT = CocoPaths(
+    Path("annotations/instances_train2017.json"),
+    Path("train2017"),
+    Path("annotations/instances_val2017.json"),
+    Path("val2017"),
+)
 
 
-def resolve_paths(config: DataConfig, split: Literal["train", "val"]) -> CocoPaths:
-    """The split's annotation file and image folder: their own settings, or their places below `root`.
+def resolve_paths(config: DataConfig) -> CocoPaths:
+    """The four paths of a data set, each its own setting or its place in the COCO 2017 layout below `root`.
 
-    Raises UserError that says what is missing and what is expected, unless both exist.
+    Raises UserError that says which is missing and what is expected, unless all exist.
     """
     expected = (
-        "expected is the COCO 2017 layout: data.root (--data) with train2017/, val2017/ and "
-        "annotations/instances_train2017.json, annotations/instances_val2017.json, to be had from "
-        "https://cocodataset.org/#download; or any COCO-format set by data.train_json=, data.train_images=, "
-        "data.val_json= and data.val_images="
+        "expected is the COCO 2017 layout, to be had from https://cocodataset.org/#download: data.root (--data) with "
+        f"{', '.join(str(place) for place in vars(LAYOUT).values())}; or any COCO-format set by data.train_json=, "
+        "data.train_images=, data.val_json= and data.val_images="
     )
     root = None if config.root is None else Path(config.root).expanduser()
-    paths = []
-    for key, place in (
-        (f"{split}_json", f"annotations/instances_{split}2017.json"),
-        (f"{split}_images", f"{split}2017"),
-    ):
+    paths = {}
+    for key, place in vars(LAYOUT).items():
         own = getattr(config, key)
         if own is not None:
             path, source = Path(own).expanduser(), f"data.{key}"
         elif root is None:
             raise UserError(f"neither data.root (--data) nor data.{key} is given; {expected}")
         elif not root.is_dir():
-            raise UserError(f"{root} (data.root) is no folder; {expected}")
+            raise UserError(f"data folder {root} (data.root) is not there; {expected}")
         else:
             path, source = root / place, "in data.root"
         if key.endswith("images") and not path.is_dir():
-            raise UserError(f"{path} ({source}) is no folder; {expected}")
+            raise UserError(f"folder {path} ({source}) is not there; {expected}")
         if key.endswith("json") and not path.is_file():
-            raise UserError(f"{path} ({source}) is no file; {expected}")
-        paths.append(path)
-    return CocoPaths(*paths)
+            raise UserError(f"file {path} ({source}) is not there; {expected}")
+        paths[key] = path
+    return CocoPaths(**paths)
 
 
 def choose_subset(image_ids: np.ndarray, size: int | None) -> np.ndarray:
@@ -151,7 +155,6 @@ class _CocoImages(Dataset[dict[str, Any]]):
     """What both datasets share: which images, where they lie, and what becomes of those that cannot be read."""
 
     def __init__(self, annotations: CocoAnnotations, folder: Path, config: DataConfig, indices: np.ndarray) -> None:
-        annotations.check_files(folder)
         self.annotations = annotations
         self.folder = folder
         self.config = config

@@ -1,12 +1,11 @@
 """COCO box and mask AP of a detector, each image evaluated exactly once by any number of processes.
 
 Detections become COCO results as in detectron2's `instances_to_coco_json`, and faster-coco-eval turns them into the
-twelve numbers. Its `loadRes` is left out: it measures the masks one at a time, which took as long as the evaluation.
+twelve numbers. Its `loadRes` is left out: it takes the masks one at a time, which cost as much as the evaluation.
 The size class (small, medium, large) of a detection goes by its box area in box AP and by its mask area in mask AP.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from mae_transfer.atomic import atomic_write
+from mae_transfer.engine.signals import ignore_in_worker
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval
@@ -94,6 +95,7 @@ def detect(
         sampler=range(fabric.global_rank, len(dataset), fabric.world_size),
         num_workers=config.data.workers,
         collate_fn=dataset.collate,
+        worker_init_fn=_init_worker,
         generator=torch.Generator(),  # else workers' seeds are drawn from the generator that training uses
     )
     was_training = model.training
@@ -110,6 +112,10 @@ def detect(
             bar.update(min(len(detections) * fabric.world_size, len(dataset)) - bar.n)
     model.train(was_training)
     return detections
+
+
+def _init_worker(_: int) -> None:
+    ignore_in_worker()
 
 
 def encode(image_id: int, output: dict[str, Tensor]) -> ImageDetections:
@@ -151,12 +157,8 @@ def write_predictions(path: Path, detections: list[ImageDetections], annotations
     for result in results:
         mask = result["segmentation"]
         result["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(results, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with atomic_write(path) as file:
+        file.write(json.dumps(results).encode())
 
 
 def score(annotations: CocoAnnotations, detections: list[ImageDetections], *, per_class: bool) -> dict[str, float]:
@@ -164,7 +166,10 @@ def score(annotations: CocoAnnotations, detections: list[ImageDetections], *, pe
     content = ground_truth(annotations, {image.image_id for image in detections})
     truth = COCO(content)
     results = coco_results(detections, annotations)
-    mask_areas = rle.area([result["segmentation"] for result in results]) if results else []
+    for result in results:
+        # the evaluator's own key for a mask ready to use; from "segmentation" it would make every mask anew
+        result["rle"] = result.pop("segmentation")
+    mask_areas = rle.area([result["rle"] for result in results]) if results else []
     metrics: dict[str, float] = {}
     for prefix, iou_type in IOU_TYPES.items():
         areas = mask_areas if prefix == "mask" else [result["bbox"][2] * result["bbox"][3] for result in results]

@@ -41,8 +41,7 @@ class MaskRCNN(nn.Module):
         self.pyramid = pyramid
         self.rpn = rpn
         self.roi_heads = roi_heads
-        multiple = 2 * encoder.patch_size
-        self.square = -(-image_size // multiple) * multiple
+        self.square = square_side(image_size, encoder.patch_size)
         self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
 
@@ -99,6 +98,12 @@ class MaskRCNN(nn.Module):
                 )
         device = self.mean.device
         return [t | {"boxes": t["boxes"].to(device), "classes": t["classes"].to(device)} for t in targets]
+
+
+def square_side(image_size: int, patch_size: int) -> int:
+    """Side in pixels of the encoder's square input: `image_size` rounded up to whole cells of the coarsest tap."""
+    multiple = 2 * patch_size
+    return -(-image_size // multiple) * multiple
 
 
 def build_mask_rcnn(encoder: "ViTEncoder", num_classes: int, config: CocoConfig) -> MaskRCNN:

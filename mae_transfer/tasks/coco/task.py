@@ -1,23 +1,25 @@
 """The COCO task: what the engine and the run record need of it (the contract of `tasks/base.py`)."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mae_transfer.synthetic import cached_coco
+from mae_transfer.synthetic import VERSION, make_coco
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths
 from mae_transfer.tasks.coco.evaluate import evaluate
-from mae_transfer.tasks.coco.model import build_mask_rcnn
+from mae_transfer.tasks.coco.model import build_mask_rcnn, square_side
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mae_transfer"
 SYNTHETIC = "synthetic"
 COCO_2017_SIZES = (118287, 5000)
 """Images in train2017 and val2017: what makes a data set "COCO val2017" in a table."""
@@ -35,7 +37,7 @@ class CocoTask:
         data = config.data
         self.is_synthetic = data.root == SYNTHETIC
         if self.is_synthetic:
-            data = data.model_copy(update={"root": str(cached_coco())})
+            data = data.model_copy(update={"root": str(make_coco(CACHE / f"synthetic-coco-v{VERSION}"))})
         paths = resolve_paths(data)
         train, val = CocoAnnotations(paths.train_json), CocoAnnotations(paths.val_json)
         train.check_files(paths.train_images)
@@ -45,7 +47,7 @@ class CocoTask:
         self.warnings = train.warnings + val.warnings
         self.train_dataset = CocoTrain(train, paths.train_images, data, seed=config.seed, subset=config.subset)
         self.eval_dataset = CocoEval(val, paths.val_images, data, subset=config.subset)
-        self.data_summary = self._summarise(paths.train_json, paths.val_json, (len(train), len(val)))
+        self._summary = self._summarise(paths.train_json, paths.val_json, (len(train), len(val)))
 
     def _summarise(self, train_json: Path, val_json: Path, sizes: tuple[int, int]) -> dict[str, Any]:
         """Name, fingerprint (SHA-256 of both annotation files and the subset) and image counts, for the run record."""
@@ -68,6 +70,14 @@ class CocoTask:
             "val_images": val_images,
             "subset": self.config.subset,
         }
+
+    @property
+    def data_summary(self) -> dict[str, Any]:
+        skipped = self.train_dataset.skipped + self.eval_dataset.skipped
+        return self._summary | {"skipped_files": sorted(skipped)}
+
+    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+        return {"img_size": square_side(self.config.data.image_size, patch_size)}
 
     def build_model(self, encoder: "ViTEncoder") -> nn.Module:
         return build_mask_rcnn(encoder, self.num_classes, self.config)

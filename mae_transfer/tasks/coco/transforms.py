@@ -5,6 +5,7 @@ al. 2021 refer to, then `DatasetMapper` with `recompute_boxes=True`. Test: `Resi
 Given the same three random numbers, image, polygons, bitmaps and boxes come out the same as there, but for this:
 
 - one image may have polygons and bitmaps; detectron2 takes one kind per data set;
+- polygons in whole numbers are scaled like others (detectron2 keeps such arrays integer, so each point is cut down);
 - padding never belongs to a bitmap mask (detectron2 pads bitmaps with 255, which then counts as object);
 - a side that would be resized to 0 pixels becomes 1 (detectron2 fails).
 """

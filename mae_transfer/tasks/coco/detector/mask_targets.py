@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 Mask = Sequence[np.ndarray] | np.ndarray
-"""One object: polygons (2k,) in pixels of the image, or a uint8 bitmap (h, w)."""
+"""One object: polygons (2k,) of k >= 3 points in pixels of the image, or a uint8 bitmap (h, w)."""
 
 
 def mask_targets(masks: Sequence[Mask], matched: Tensor, boxes: Tensor, size: int) -> Tensor:

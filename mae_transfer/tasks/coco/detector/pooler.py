@@ -39,5 +39,5 @@ def pool(features: Sequence[Tensor], strides: Sequence[float], boxes: Sequence[T
     # Every map takes part even when it has no box: the backward graph is then the same on every rank.
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         index = torch.nonzero(levels == level).squeeze(1)
-        pooled = pooled.index_put((index,), roi_align(feature, rois[index], size, 1 / stride, 0, aligned=True))
+        pooled.index_put_((index,), roi_align(feature, rois[index], size, 1 / stride, 0, aligned=True))
     return pooled

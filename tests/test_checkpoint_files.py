@@ -1,0 +1,111 @@
+"""Weights files: what is read, and that nothing bad is read, run or reported in more than a line."""
+
+import argparse
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mae_transfer.backbones.checkpoints import files
+from mae_transfer.errors import UserError
+
+STATE = {"a": torch.arange(600.0), "b": torch.ones(3, 4, dtype=torch.float16)}
+
+
+def refusal(path):
+    with pytest.raises(UserError) as error:
+        files.read(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def save(folder, kind):
+    path = folder / f"weights.{kind}"
+    if kind == "safetensors":
+        save_file(STATE, path)
+    else:
+        torch.save(STATE, path, _use_new_zipfile_serialization=kind == "zip")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("name", [None, "renamed.bin"])
+def test_reads_each_container_whatever_its_name(tmp_path, kind, name):
+    path = save(tmp_path, kind)
+    if name:
+        path = path.rename(tmp_path / name)
+    read = files.read(path)
+    assert read.keys() == STATE.keys()
+    assert all(torch.equal(read[key], STATE[key]) and read[key].dtype == STATE[key].dtype for key in STATE)
+
+
+def test_a_training_checkpoint_with_its_arguments_is_read(tmp_path):
+    path = tmp_path / "checkpoint-99.pth"
+    torch.save({"model": STATE, "epoch": 99, "args": argparse.Namespace(lr=1e-3, model="mae_vit_base_patch16")}, path)
+    read = files.read(path)
+    assert read["args"].lr == 1e-3
+    assert torch.equal(read["model"]["a"], STATE["a"])
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+class Payload:
+    """Unpickling this runs a shell command that creates a file."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_code_is_refused_and_not_run(tmp_path, kind):
+    proof, path = tmp_path / "proof", tmp_path / "evil.pth"
+    bomb = {"extra": Payload(f"touch {proof}"), "model": STATE}
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(bomb, protocol=2))
+    else:
+        torch.save(bomb, path, _use_new_zipfile_serialization=kind == "zip")
+    message = refusal(path)
+    assert "Python code" in message
+    assert "system" in message
+    assert not proof.exists()
+    torch.load(path, weights_only=False) if kind != "pickle" else pickle.loads(path.read_bytes())
+    assert proof.exists()  # the payload works: it was the reader that stopped it
+
+
+def test_a_pickled_model_is_refused(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    assert "Python code" in refusal(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated_files(tmp_path, kind):
+    path = save(tmp_path, kind)
+    whole = path.read_bytes()
+    for size in {0, 1, 8, 9, 40, *range(50, len(whole) - 1, len(whole) // 40), len(whole) - 1}:
+        path.write_bytes(whole[:size])
+        message = refusal(path)
+        in_a_name = kind == "legacy" and "Python code (torch." in message  # torch.HalfStorage cut short
+        assert in_a_name or "truncated or of another format" in message
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_noise(tmp_path, seed):
+    path = tmp_path / "noise.pth"
+    noise = (
+        torch.randint(256, (400,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)).numpy().tobytes()
+    )
+    starts = [b"", b"\x80\x02", b"PK\x03\x04", b"\x80\x02}q\x00(", b"not a checkpoint\n", b"\x10\0\0\0\0\0\0\0{"]
+    path.write_bytes(starts[seed % len(starts)] + noise)
+    refusal(path)
+
+
+def test_what_is_not_a_file(tmp_path):
+    assert "no such file" in refusal(tmp_path / "missing.pth")
+    assert "not a file" in refusal(tmp_path)
