@@ -10,10 +10,10 @@ from engine_toy import BATCH, IMAGES, Encoder, ToyTask, make_config, outcome, ru
 from lightning_fabric import Fabric
 
 from mae_transfer.engine.checkpoint import list_checkpoints, load_checkpoint
-from mae_transfer.engine.distributed import make_fabric
-from mae_transfer.engine.loop import check_plan
+from mae_transfer.engine.distributed import Autocast, make_fabric
+from mae_transfer.engine.loop import check_plan, train
 from mae_transfer.engine.rng import seed_for_model
-from mae_transfer.engine.run_folder import read_metrics
+from mae_transfer.engine.run_folder import open_run_folder, read_metrics
 from mae_transfer.engine.sampler import StreamSampler
 from mae_transfer.errors import DivergedError, UserError
 
@@ -83,8 +83,8 @@ def test_noise_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_nan_stops_before_the_update_and_names_the_images(ranks: int, tmp_path: Path) -> None:
-    """The bad image comes in step 6 of 12; checkpoints are due after each second step. Only images of its own micro-
-    batch are named, whichever rank has it."""
+    """The bad image comes in step 5; checkpoints are due after each second step. Only the images of its own micro-batch
+    are named, whichever rank has it."""
     changes = {"train__micro_batch": 1, "train__checkpoint_every": 2, "train__global_batch": 2, "schedule__steps": 5}
     sampler = StreamSampler(num_images=IMAGES, global_batch=2, micro_batch=1, seed=3, total=5)
     epoch, index = sampler.key(2 * 4 + 1)  # the second image of the fifth step: rank 1's, if there are two
@@ -101,7 +101,8 @@ def test_nan_stops_before_the_update_and_names_the_images(ranks: int, tmp_path: 
     assert message.startswith("step 5: loss_x, loss_y, the gradient norm not finite; images: ")
     assert f"images: image{index}.jpg; the last good checkpoint is step_00000004.pt" in message
     assert "\n" not in message
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000002.pt", "step_00000004.pt"]
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["step_00000002.pt", "step_00000004.pt"]
     assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3, 4]
 
 
@@ -139,7 +140,7 @@ def test_result_and_history(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert result.images_per_second
     assert [(entry["epoch"], entry["step"]) for entry in result.history] == [(1, 2), (2, 5), (3, 7), (4, 10), (5, 12)]
     assert ["eval" in entry for entry in result.history] == [False, True, False, True, False]
-    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert result.history[3]["eval"]["error"] < result.history[1]["eval"]["error"]
     ema = load_checkpoint(tmp_path / "run/checkpoints/step_00000012.pt")["ema"]
     assert all(torch.equal(ema[f"module.{key}"], value) for key, value in result.model.state_dict().items())
     line = read_metrics(tmp_path / "run")[0]
@@ -201,3 +202,39 @@ def test_make_fabric_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert isinstance(make_fabric("auto", "bf16" if not torch.cuda.is_available() else "fp16"), Fabric)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_fp16_overflow_skips_the_step_until_the_scale_is_hopeless(tmp_path: Path) -> None:
+    """fp16 with its gradient scaler, on the CPU so that the test needs no GPU (`make_fabric` offers it on CUDA only).
+
+    The scale starts at 2 ** 127, where every gradient overflows; each such step is skipped and halves it.
+    """
+
+    def run(name: str, scaler: torch.amp.GradScaler, steps: int, resume: bool = False) -> dict[str, Any]:
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=[Autocast("16-mixed", "cpu", scaler)])
+        changes = {"schedule__steps": steps, "schedule__warmup_steps": 0, "train__eval_every_epochs": None}
+        config = make_config(**changes, train__checkpoint_every=3, train__keep_checkpoints=9)
+        toy = ToyTask(3)
+        seed_for_model(3)
+        model = toy.build_model(Encoder(True))
+        with open_run_folder(fabric, tmp_path / name, config.model_dump(mode="json"), resume=resume) as folder:
+            train(fabric, toy, model, config, folder, workers=0, resume=resume)
+        return load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1])
+
+    run("overflow", torch.amp.GradScaler("cpu", init_scale=2.0**127), 6)
+    early, late = (load_checkpoint(path) for path in list_checkpoints(tmp_path / "overflow/checkpoints"))
+    assert (early["scaler"]["scale"], late["scaler"]["scale"]) == (2.0**124, 2.0**121)
+    assert all(torch.equal(early["model"][key], late["model"][key]) for key in early["model"] if "weight" in key)
+    assert [line["grad_norm"] for line in read_metrics(tmp_path / "overflow")] == [None] * 6
+
+    (tmp_path / "overflow/checkpoints/step_00000006.pt").unlink()
+    resumed = run("overflow", torch.amp.GradScaler("cpu"), 6, resume=True)
+    assert resumed["scaler"] == late["scaler"]
+
+    fine = run("fine", torch.amp.GradScaler("cpu", init_scale=1024.0), 6)
+    assert fine["optimizer"]["state"][0]["step"] == 6
+    assert all(line["grad_norm"] < 100 for line in read_metrics(tmp_path / "fine"))  # unscaled before it is measured
+    with pytest.raises(DivergedError, match="step 1: the gradient norm not finite"):
+        hopeless = torch.amp.GradScaler("cpu", init_scale=5e-5)
+        hopeless.unscale_ = lambda optimizer: [p.grad.fill_(torch.inf) for p in optimizer.param_groups[0]["params"]]  # type: ignore[method-assign,assignment]
+        run("hopeless", hopeless, 6)

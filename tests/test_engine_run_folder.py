@@ -48,7 +48,7 @@ def test_unreadable_checkpoint_is_named_with_the_one_before(damage: str, tmp_pat
         "truncated": newest.read_bytes()[:-100],
         "empty": b"",
         "text": b"not a checkpoint",
-        "code": pickle.dumps(print),
+        "code": pickle.dumps(print, protocol=2),
         "weights": b"",
     }[damage]
     newest.write_bytes(content)

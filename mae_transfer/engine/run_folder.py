@@ -41,7 +41,9 @@ OPERATIONAL = frozenset(
 """Keys that a resume may change: they have no part in the result."""
 
 _LOG = logging.getLogger("mae_transfer")
-_held: set[Path] = set()  # a record lock does not keep a process from locking twice
+# A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a
+# folder that this process holds must not even be opened again.
+_held: set[Path] = set()
 
 
 class RunFolder:
@@ -122,16 +124,15 @@ class RunFolder:
             os.fsync(self._metrics)
 
     def _take_lock(self) -> int:
+        in_use = UserError(f"output folder {self.path} is in use by another run; wait for it or give another --output")
+        if self.path.resolve() in _held:
+            raise in_use
         descriptor = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if self.path.resolve() in _held:
-                raise BlockingIOError
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             os.close(descriptor)
-            raise UserError(
-                f"output folder {self.path} is in use by another run; wait for it or give another --output"
-            ) from error
+            raise in_use from error
         _held.add(self.path.resolve())
         return descriptor
 
