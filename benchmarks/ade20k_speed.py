@@ -1,7 +1,7 @@
 """Speed and memory of ADE20K's encoder and evaluation against mmsegmentation, as ratios in one run.
 
-    python benchmarks/ade20k_speed.py                    # ViT-B, 512 x 512, batch 2, forward + backward; about 10 minutes
-    python benchmarks/ade20k_speed.py --dtype bf16
+    python benchmarks/ade20k_speed.py                    # ViT-B, 512 x 512, batch 2, forward + backward; about 10
+    minutes python benchmarks/ade20k_speed.py --dtype bf16
     python benchmarks/ade20k_speed.py --what evaluation  # windows in batches against one by one
 
 Encoders (random weights, relative position bias on, absolute positions, layer scale):
@@ -9,7 +9,8 @@ Encoders (random weights, relative position bias on, absolute positions, layer s
     ours      the recipe's encoder
     no bias   ours without the bias: what the bias costs
 Variants run in turn, `--rounds` times; the best time counts. Wall and CPU seconds are both given, for machines that are
-shared. Peak memory is the resident set of a process of its own for each variant, less what it has before the first step.
+shared. Peak memory is the resident set of a process of its own for each variant, less what it has before the first
+step.
 """
 
 import argparse
@@ -61,7 +62,8 @@ def build(variant: str, size: str) -> nn.Module:
 
 
 def make_step(variant: str, size: str, dtype: str) -> Callable[[], None]:
-    model = build(variant, size).train()
+    model = build(variant, size)
+    model.train()  # mmsegmentation's gives None back
     images = torch.randn(BATCH, 3, SIDE, SIDE)
 
     def step() -> None:

@@ -31,8 +31,8 @@ def make_ade20k(
 ) -> Path:
     """Writes images/ and annotations/, each with training/ and validation/, below `folder`; returns it.
 
-    Image sides are drawn from `size` (smallest, largest) pixels. The folder appears whole or not at all, is the same for
-    the same arguments, and is reused when it was made with them; UserError if something else is there.
+    Image sides are drawn from `size` (smallest, largest) pixels. The folder appears whole or not at all, is the same
+    for the same arguments, and is reused when it was made with them; UserError if something else is there.
     """
     folder = Path(folder)
     parameters = {"version": VERSION, "images": [train_images, val_images], "size": list(size), "seed": seed}
@@ -47,9 +47,12 @@ def make_ade20k(
             for kind in ("images", "annotations"):
                 (partial / kind / split).mkdir(parents=True)
             for number in range(1, count + 1):
-                image, mask = _draw(*(int(side) for side in rng.integers(size[0], size[1] + 1, 2)), rng)
+                height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
+                image, mask = _draw(height, width, rng)
                 name = f"ADE_{prefix}_{number:08d}"
-                (image.convert("L") if number == 2 else image).save(partial / "images" / split / f"{name}.jpg", quality=95)
+                (image.convert("L") if number == 2 else image).save(
+                    partial / "images" / split / f"{name}.jpg", quality=95
+                )
                 mask.save(partial / "annotations" / split / f"{name}.png")
         (partial / PARAMETERS_FILE).write_text(json.dumps(parameters), encoding="utf-8")
         try:

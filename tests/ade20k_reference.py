@@ -25,7 +25,9 @@ def make_encoder(name="random_vit_nano", size=64, taps=(2, 3, 4, 7), drop_path=0
 
 
 def make_model(name="random_vit_nano", size=64, overrides=(), classes=CLASSES, **options):
-    config = load_config("ade20k", name, overrides=[f"data.image_size={size}", f"eval.stride={size * 2 // 3}", *overrides])
+    config = load_config(
+        "ade20k", name, overrides=[f"data.image_size={size}", f"eval.stride={size * 2 // 3}", *overrides]
+    )
     return build_upernet(make_encoder(name, size, **options), classes, config)
 
 

@@ -1,4 +1,4 @@
-"""Attention with a relative position bias: values and gradients against the formula through autograd, in float64 sums."""
+"""Attention with a relative position bias: values and gradients against the formula in float64 through autograd."""
 
 import pytest
 import torch
@@ -42,7 +42,9 @@ def test_values_and_gradients_are_those_of_the_formula(monkeypatch, path, prefix
     monkeypatch.setattr(bias_attention, "PIECE_ELEMENTS", elements)
     leaves = draw(grid, prefix)
     weights = torch.randn(leaves[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = run(lambda *x: reference(*x, grid, prefix), [x.detach().double().requires_grad_() for x in leaves], weights)
+    expected = run(
+        lambda *x: reference(*x, grid, prefix), [x.detach().double().requires_grad_() for x in leaves], weights
+    )
     actual = run(lambda *x: path(*x, grid, prefix), leaves, weights)
     for name, got, want in zip(("out", "q", "k", "v", "table"), actual, expected, strict=True):
         torch.testing.assert_close(got.double(), want, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

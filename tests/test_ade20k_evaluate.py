@@ -58,7 +58,7 @@ def test_any_size_and_aspect_in_either_mode():
         with torch.no_grad():
             labels = predictor(model.logits, random_views(*sizes), sizes)
         assert [tuple(label.shape) for label in labels] == sizes
-        assert all(label.dtype == torch.int16 and 0 <= label.min() and label.max() < CLASSES for label in labels)
+        assert all(label.dtype == torch.int16 and label.min() >= 0 and label.max() < CLASSES for label in labels)
 
 
 def test_whole_mode_is_one_pass_over_the_padded_image():
@@ -195,7 +195,12 @@ def test_evaluate_reads_decodes_predicts_and_counts(tmp_path):
     config = load_config(
         "ade20k",
         "random_vit_nano",
-        overrides=[f"data.root={make_ade20k(tmp_path / 'ade')}", "data.workers=1", "eval.batch_size=3", "eval.per_class=true"],
+        overrides=[
+            f"data.root={make_ade20k(tmp_path / 'ade')}",
+            "data.workers=1",
+            "eval.batch_size=3",
+            "eval.per_class=true",
+        ],
     )
     dataset = Ade20kEval(find_pairs(config.data, "val"), config)
     answers = {tuple(dataset[i]["size"]): dataset[i]["label"] for i in range(len(dataset))}

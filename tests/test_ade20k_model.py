@@ -17,6 +17,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.model import build_upernet, check_batches, pixel_loss
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
+
 @pytest.mark.parametrize(
     ("name", "taps"),
     [("random_vit_nano", (2, 3, 4, 7)), pytest.param("random_vit_b", (3, 5, 7, 11), marks=pytest.mark.slow)],
@@ -66,7 +67,9 @@ def test_losses_and_gradients_equal_mmsegmentation():
     torch.testing.assert_close(losses["loss_aux"], expected["aux.loss_ce"], atol=1e-6, rtol=1e-5)
     gradients = {our_name(n): p.grad for n, p in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], atol=2e-6, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], atol=2e-6, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_parameter_groups_equal_mmsegmentations_constructor():
@@ -157,7 +160,7 @@ def test_one_image_in_training_is_one_line():
 
 @pytest.mark.parametrize(
     ("size", "taps", "message"),
-    [(72, (2, 3, 4, 7), "multiple of the patch 16"), (64, (3, 5, 7), "needs 4")],
+    [(72, (2, 3, 4, 7), "multiple of the backbone's patch of 16"), (64, (3, 5, 7), "needs 4")],
 )
 def test_sizes_that_do_not_fit_are_one_line(size, taps, message):
     config = load_config("ade20k", "random_vit_nano", overrides=[f"data.image_size={size}", "eval.stride=32"])

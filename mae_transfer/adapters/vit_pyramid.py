@@ -1,7 +1,7 @@
 """ViT -> four maps at strides patch/4 .. 2*patch, as in BEiT's and the MAE paper's semantic segmentation.
 
-Source: microsoft/unilm `beit/semantic_segmentation` (`fpn1` .. `fpn4`); the neck `Feature2Pyramid` with rescales 4, 2, 1,
-0.5 in mmsegmentation. Unlike `vit_fpn.ViTFPN` (Li et al.) it has batch norm between the two transposed convolutions
+Source: microsoft/unilm `beit/semantic_segmentation` (`fpn1` .. `fpn4`); the neck `Feature2Pyramid` with rescales 4, 2,
+1, 0.5 in mmsegmentation. Unlike `vit_fpn.ViTFPN` (Li et al.) it has batch norm between the two transposed convolutions
 where that has group norm, and no FPN behind: UperNet's head has its own. Initialisation is PyTorch's default.
 """
 

@@ -1,18 +1,19 @@
 """Attention with a relative position bias that costs little more than attention without one.
 
-The bias of a grid is a table of offsets; added as an attention mask it becomes (heads, N, N) numbers per block which are
-gathered, kept for the backward pass, and whose gradient rules the fused kernels out. Here, on CPU, attention runs in
-pieces that fit the cache, one head and a few rows of the grid at a time:
+The bias of a grid is a table of offsets; added as an attention mask it becomes (heads, N, N) numbers per block which
+are gathered, kept for the backward pass, and whose gradient rules the fused kernels out. Here, on CPU, attention runs
+in pieces that fit the cache, one head and a few rows of the grid at a time:
 
-- With the keys in reverse order, the table row of a query (y, x) and a key (y', x') is (y + y', x + x') of the (2h-1, 2w-1)
-  table. So the bias is a strided VIEW of the table: a piece of the logits starts as a copy of it, and the product of
-  queries and keys is accumulated on top. No index, no bias tensor, nothing kept but q, k, v and the table.
+- With the keys in reverse order, the table row of a query (y, x) and a key (y', x') is (y + y', x + x') of its
+  (2h-1, 2w-1). So the bias is a strided VIEW of the table: a piece of the logits starts as a copy of it, and the product
+  of queries and keys is accumulated on top. No index, no bias tensor, nothing kept but q, k, v and the table.
 - The backward pass computes a piece's probabilities again (one of its five products), and adds its logit gradient
   along the diagonals into (2h-1, w, w) sums by h shifted additions, and at the end these into the table by w.
 
-Half precision is computed in float32 and rounded at the end: exact logits, and faster on CPUs without bf16 instructions.
-Elsewhere (CUDA) the bias goes to PyTorch's fused attention as a mask; it is made by the same view and its gradient reduced by
-the same sums, in place of a gather and an atomic scatter. Layout and order of the table are `rel_pos.py`'s.
+Half precision is computed in float32 and rounded at the end: exact logits, and faster on CPUs without bf16
+instructions. Elsewhere (CUDA) the bias goes to PyTorch's fused attention as a mask; it is made by the same view and its
+gradient reduced by the same sums, in place of a gather and an atomic scatter. Layout and order of the table are
+`rel_pos.py`'s.
 """
 
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def _in_pieces(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid, prefi
 
 
 def attention(attn: Any, x: Tensor, table: Tensor, grid: Grid, prefix: int) -> Tensor:
-    """timm's `Attention.forward` on (B, N, C) with a relative position bias; no dropout and no gate, as in plain ViTs."""
+    """timm's `Attention.forward` on (B, N, C) with relative position bias; no dropout and no gate, as in plain ViTs."""
     q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     out = biased_attention(attn.q_norm(q), attn.k_norm(k), v, table, grid, prefix)
     return attn.proj_drop(attn.proj(attn.norm(out.transpose(1, 2).flatten(2))))

@@ -1,8 +1,9 @@
 """`load_backbone`: a name, its weights and the options -> an encoder with a report of what was loaded."""
 
 from pathlib import Path
+from typing import Any
 
-from mae_transfer.backbones.checkpoints import files
+from mae_transfer.backbones.checkpoints import files, hf_config
 from mae_transfer.backbones.checkpoints.loader import load
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.hub import published_weights
@@ -24,11 +25,14 @@ def load_backbone(
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
     taps: tuple[int, ...] | None = None,
+    checkpoint_key: str | None = None,
 ) -> ViTEncoder:
     """The encoder of a registered name or `timm:<model[.tag]>`, on the CPU in float32; `.load_report` tells its story.
 
     Weights come from `checkpoint` if given, else from timm's hub (cache or download); `weights="random"`, which
-    `random_*` names imply, is timm's initialisation from torch's global generator. `img_size` (pixels, one number or
+    `random_*` names imply, is timm's initialisation from torch's global generator. `checkpoint` is a file, a local
+    Hugging Face or timm model folder, or the folder of a run (its newest checkpoint); `checkpoint_key` is the entry of
+    it to read, where there are several (default: `model`, `state_dict`, `teacher`, in this order). `img_size` (pixels, one number or
     height and width) is the size that global relative position tables are made for; any other size still runs.
     `rel_pos` adds zero-initialised tables. Raises UserError for an unknown name, weights that cannot be had or do not
     fit, and options that do not fit the backbone.
@@ -43,7 +47,10 @@ def load_backbone(
         vit = build(spec, img_size=spec.img_size, drop_path=drop_path)
         report = LoadReport(name, "random initialisation")
     elif checkpoint is not None:
-        vit, report = load(spec, files.read(checkpoint), str(checkpoint), drop_path=drop_path)
+        path = files.find(checkpoint)
+        options: dict[str, Any] = {"key": checkpoint_key, "config": hf_config.beside(path), "copy": False}
+        vit, report = load(spec, files.read(path), str(path), drop_path=drop_path, **options)
+        spec = report.spec or spec
     else:
         state, source = published_weights(spec)
         vit, report = load(spec, state, source, drop_path=drop_path)
@@ -57,8 +64,23 @@ def load_backbone(
         grad_checkpointing=grad_checkpointing,
         taps=taps,
     )
+    _take_tables(encoder, report)
     encoder.load_report = _with_edits(report, encoder, spec)
     return encoder
+
+
+def _take_tables(encoder: ViTEncoder, report: LoadReport) -> None:
+    """Relative position tables that the blocks share, of a run of this project."""
+    for name, table in report.shared_tables.items():
+        own = getattr(encoder, name, None)
+        if own is None or own.shape != table.shape:
+            has = "none" if own is None else f"{tuple(own.shape)}"
+            raise UserError(
+                f"checkpoint {report.source}: {name} is {tuple(table.shape)}, the encoder has {has}; pass the "
+                "window_size, num_global_blocks, rel_pos and image size of the run it is from."
+            )
+        own.data.copy_(table)
+        report.loaded.append(name)
 
 
 def _with_edits(report: LoadReport, encoder: ViTEncoder, spec: Spec) -> LoadReport:
@@ -74,10 +96,10 @@ def _with_edits(report: LoadReport, encoder: ViTEncoder, spec: Spec) -> LoadRepo
     if encoder.rel_pos == "per block":
         for i in range(spec.depth):
             grid = target if i in encoder.global_blocks else (encoder.window_size, encoder.window_size)
-            if grid != native:
+            if grid != native and spec.class_token:
                 report.resized[f"blocks.{i}.attn.{TABLE}"] = f"{_text(native)} -> {_text(grid)}, geometric"
     for key in ("rel_pos_window", "rel_pos_global"):
-        if getattr(encoder, key, None) is not None:
+        if getattr(encoder, key, None) is not None and key not in report.shared_tables:
             report.new[key] = f"{tuple(getattr(encoder, key).shape)}, zeros"
     return report
 

@@ -36,6 +36,7 @@ class Spec:
     of LayerScale (None: no such layer). `position_prefix`: rows of the position embedding for prefix tokens, before the
     patches' own. `rel_pos_tables`: each block has a BEiT relative position table. `timm_arch`: built by this timm model
     instead of from the fields. `final_norm`: checkpoints of this model end with a norm (which the encoder leaves out).
+    `reg_tokens`: tokens beside the class token. `eps` of the LayerNorms, None for timm's own (1e-6).
     """
 
     name: str
@@ -56,6 +57,10 @@ class Spec:
     rel_pos_tables: bool = False
     timm_arch: str | None = None
     final_norm: bool = True
+    class_token: bool = True
+    reg_tokens: int = 0
+    qkv_bias: bool = True
+    eps: float | None = None
 
 
 SIZES: dict[str, tuple[int, int, int, int]] = {

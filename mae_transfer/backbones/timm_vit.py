@@ -1,7 +1,8 @@
 """Specs -> timm VisionTransformer without head and final norm, and timm model names -> specs.
 
 timm has BEiT as a class of its own; here it is the same VisionTransformer with LayerScale, no absolute position
-embedding and a relative position table on each block, so that every backbone runs through one forward.
+embedding and a relative position table on each block, so that every backbone runs through one forward. A distillation
+token (DeiT) is one register with a position of its own.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import timm
 import torch
 from timm.layers import Attention, LayerNorm, Mlp, PatchEmbed
 from timm.models.beit import Beit
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -51,6 +53,8 @@ def spec_of(name: str) -> Spec:
     if type(model) is VisionTransformer and isinstance(model.patch_embed, PatchEmbed):
         rows = 0 if model.no_embed_class else model.num_prefix_tokens
         return _describe(name, model, timm_arch=model_name, final_norm=_has_norm(model), position_prefix=rows)
+    if type(model) is VisionTransformerDistilled:
+        return _describe(name, model, reg_tokens=1, position_prefix=2)
     if type(model) is Beit:
         return _describe_beit(name, model)
     raise UserError(f"backbone {name!r}: timm builds a {type(model).__name__}, not a plain ViT; pass one that is.")
@@ -116,6 +120,12 @@ def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "c
     vit: Any
     if device == "meta":
         shared["weight_init"] = "skip"
+    if not spec.class_token:
+        shared |= {"class_token": False, "global_pool": "avg", "reg_tokens": 0}
+    elif spec.reg_tokens:
+        shared["reg_tokens"] = spec.reg_tokens
+    if not spec.qkv_bias:
+        shared["qkv_bias"] = False
     with torch.device(device):
         if spec.timm_arch is not None:
             vit = timm.create_model(spec.timm_arch, pretrained=False, **shared)
@@ -128,7 +138,7 @@ def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "c
                 num_heads=spec.num_heads,
                 mlp_ratio=spec.mlp_ratio,
                 init_values=spec.layer_scale,
-                no_embed_class=spec.position_prefix == 0,
+                no_embed_class=spec.class_token and spec.position_prefix == 0,
                 pos_embed="learn" if spec.abs_pos else "none",
                 final_norm=False,
                 **shared,
@@ -137,6 +147,10 @@ def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "c
             for block in vit.blocks:
                 rows = table_rows(vit.patch_embed.grid_size, vit.num_prefix_tokens)
                 block.attn.register_parameter(TABLE, nn.Parameter(torch.zeros(rows, spec.num_heads)))
+    if spec.eps is not None:
+        for module in vit.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = spec.eps
     return vit
 
 

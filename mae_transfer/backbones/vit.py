@@ -209,12 +209,22 @@ class ViTEncoder(nn.Module):
         for i, block in enumerate(self.vit.blocks):
             grid = self.global_grid if i in self.global_blocks else (self.window_size, self.window_size)
             table = getattr(block.attn, TABLE).detach()
-            if grid != self.native_grid:
-                shape = (rel.table_rows(grid, prefix=1), self.num_heads)
-                with warnings.catch_warnings():  # torch's notes on timm's indexing; the values are tested
-                    warnings.simplefilter("ignore", UserWarning)
-                    table = resize_rel_pos_bias_table(table, new_window_size=grid, new_bias_shape=shape)
-            block.attn.register_parameter(TABLE, nn.Parameter(table[: rel.table_rows(grid, self.prefix)].clone()))
+            rows = rel.table_rows(grid, self.prefix)
+            if len(table) != rows:
+                block.attn.register_parameter(TABLE, nn.Parameter(self._resized(i, table, grid)[:rows].clone()))
+
+    def _resized(self, block: int, table: Tensor, grid: Grid) -> Tensor:
+        if len(table) != rel.table_rows(self.native_grid, prefix=1):
+            raise UserError(
+                f"relative position table of block {block} has {len(table)} entries, made for another grid than "
+                f"{grid[0]}x{grid[1]}; pass the window_size, num_global_blocks and image size of the run it is from."
+            )
+        if grid == self.native_grid:
+            return table
+        shape = (rel.table_rows(grid, prefix=1), self.num_heads)
+        with warnings.catch_warnings():  # torch's notes on timm's indexing; the values are tested
+            warnings.simplefilter("ignore", UserWarning)
+            return resize_rel_pos_bias_table(table, new_window_size=grid, new_bias_shape=shape)
 
 
 def _pair(size: int | Grid) -> Grid:

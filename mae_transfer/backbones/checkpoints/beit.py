@@ -1,9 +1,11 @@
-"""BEiT, native (microsoft/unilm `beit`) and timm's Beit: the same names.
+"""BEiT, native (microsoft/unilm `beit`), data2vec-vision (a copy of its code) and timm's Beit: the same names.
 
 q_bias and v_bias become one qkv.bias whose key part is zero (a key bias adds the same to all logits of a query, which
 softmax cannot see); gamma_1 and gamma_2 become LayerScale; each block keeps its relative position table. The one table
 that a pre-training checkpoint shares (`rel_pos_bias`) is copied to every block, as BEiT's own fine-tuning does.
 """
+
+import re
 
 import torch
 
@@ -18,7 +20,8 @@ _INDEX = "relative_position_index"
 
 
 def detects(state: State) -> bool:
-    return any(key.endswith((".q_bias", ".v_bias", _TABLE)) for key in state)
+    marked = any(key.endswith((".q_bias", ".v_bias", _TABLE)) for key in state)
+    return marked and any(key.startswith("blocks.") for key in state)
 
 
 def convert(state: State) -> Converted:
@@ -49,8 +52,17 @@ def convert(state: State) -> Converted:
             tensors[f"{block}.rel_pos_table"] = tensor
         else:
             tensors[key] = tensor
-    rest = timm_names.convert(tensors)
-    return Converted(rest.tensors, rest.ignored | ignored, rest.promised | promised)
+    scaled = any(".gamma_" in key for key in state)
+
+    def original(key: str) -> str:
+        if key.endswith(".rel_pos_table"):
+            return _SHARED if _SHARED in state else key.replace("rel_pos_table", _TABLE)
+        return re.sub(r"ls([12])\.gamma$", r"gamma_\1", key) if scaled else key
+
+    converted = timm_names.convert(tensors).within(original)
+    converted.ignored |= ignored
+    converted.promised |= promised
+    return converted
 
 
 def _per_block(state: State, depth: int, width: int) -> dict[str, Shape]:

@@ -1,28 +1,33 @@
-"""Read a weights file without running anything in it: safetensors, or torch.load(weights_only=True).
+"""Read a weights file without running anything in it: safetensors, torch.load(weights_only=True), numpy without pickle.
 
 The one type allowed beside torch's own is argparse.Namespace, which the official MAE code stores in its training
-checkpoints. Anything else a pickle asks for is refused before it runs.
+checkpoints. Anything else a pickle asks for is refused before it runs. Archives that would unpack to more than their
+size are refused before anything is unpacked. Tensors have memory of their own, so the file may change afterwards.
 """
 
 import argparse
+import json
 import pickle
 import re
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
+from mae_transfer.engine.checkpoint import list_checkpoints
 from mae_transfer.errors import UserError
 
-# what torch's restricted unpickler and its zip reader raise on bytes that are no checkpoint
+# what torch's restricted unpickler, numpy and the zip readers raise on bytes that are no checkpoint
 _BROKEN = (
     pickle.UnpicklingError,
     SafetensorError,
     zipfile.BadZipFile,
+    zlib.error,
     struct.error,
     RuntimeError,
     EOFError,
@@ -34,14 +39,37 @@ _BROKEN = (
     AssertionError,
     OverflowError,
     MemoryError,
+    NotImplementedError,
 )
+_IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_MOST_RATIO = 4
+"""Weights hardly compress; an archive that claims more than this is a bomb."""
+
+
+def find(path: str | Path) -> Path:
+    """The weights file that a path means: itself, a run folder's newest checkpoint, or a model folder's weights."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"checkpoint {path}: no such file; pass the path of a .pth, .pt, .bin or .safetensors file.")
+    if not path.is_dir():
+        return path
+    runs = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
+    if runs:
+        return runs[-1]
+    found = next((path / name for name in _IN_FOLDER if (path / name).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"checkpoint {path}: a folder with neither checkpoints of a run nor model.safetensors or pytorch_model.bin; "
+            "pass the path of the weights file itself."
+        )
+    return found
 
 
 def read(path: str | Path) -> Any:
-    """What a weights file holds, on the CPU; tensors stay mapped to the file where its format allows.
+    """What a weights file holds, on the CPU.
 
-    Raises UserError, one line with the path, for a file that is missing, a folder, truncated, not a checkpoint, or a
-    pickle that holds code.
+    Raises UserError, one line with the path, for a file that is missing, a folder, truncated, not a checkpoint, a
+    pickle that holds code, or an archive that unpacks to more than it should.
     """
     path = Path(path)
     if not path.exists():
@@ -49,10 +77,14 @@ def read(path: str | Path) -> Any:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: not a file; pass the path of the weights file itself.")
     try:
+        if path.name.endswith(".index.json"):
+            return _read_shards(path)
         if _is_safetensors(path):
-            return load_file(path, device="cpu")
+            return _read_safetensors(path)
+        if zipfile.is_zipfile(path) and _check_archive(path):
+            return _read_npz(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
         code = re.search(r"GLOBAL (\S+)|[Tt]rying to (?:load|call reduce for)[^\n]*", str(error))
         if isinstance(error, pickle.UnpicklingError) and code:
@@ -72,3 +104,47 @@ def _is_safetensors(path: Path) -> bool:
     """By content: an 8-byte header length, then the JSON header."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Opened anew for each tensor: the pages of a mapping count as memory until it is closed."""
+    with safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+    state = {}
+    for key in keys:
+        with safe_open(path, framework="pt") as file:
+            state[key] = file.get_tensor(key).clone()
+    return state
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    state: dict[str, Any] = {}
+    for name in sorted(set(names.values())):
+        if Path(name).name != name:
+            raise UserError(f"checkpoint {index}: names a shard outside its folder ({name}); fetch it again.")
+        state |= read(index.parent / name)
+    return state
+
+
+def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def _check_archive(path: Path) -> bool:
+    """Whether a zip archive is numpy's; raises UserError if it is TorchScript, or a zip bomb."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    numpy = bool(members) and all(member.filename.endswith(".npy") for member in members)
+    unpacked, size = sum(member.file_size for member in members), path.stat().st_size
+    if unpacked > (_MOST_RATIO if numpy else 1) * size:
+        raise UserError(
+            f"checkpoint {path}: refused, {size} bytes that would unpack to {unpacked}; fetch it again from its source."
+        )
+    if any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", member.filename) for member in members):
+        raise UserError(
+            f"checkpoint {path}: a TorchScript archive, which is code; load it with torch.jit.load where you trust it "
+            "and save its state_dict()."
+        )
+    return numpy

@@ -11,14 +11,16 @@ NAME = "official MAE with decoder"
 
 
 def detects(state: State) -> bool:
-    return any(key.startswith("decoder_") for key in state)
+    return any(key.startswith("decoder_") for key in state) and any(key.startswith("blocks.") for key in state)
 
 
 def convert(state: State) -> Converted:
     promised = _decoder(state)
     encoder = timm_names.convert({key: tensor for key, tensor in state.items() if key not in promised})
     ignored = {key: "decoder of the pre-training" for key in promised if key in state}
-    return Converted(encoder.tensors, encoder.ignored | ignored, encoder.promised | promised)
+    encoder.ignored |= ignored
+    encoder.promised |= promised
+    return encoder
 
 
 def _decoder(state: State) -> dict[str, Shape]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from mae_transfer.backbones.registry import Spec
+
 
 @dataclass
 class LoadReport:
@@ -14,7 +16,8 @@ class LoadReport:
 
     `fingerprint` is the sha256 of the encoder's tensors as the file has them, by timm's names and in float32: the same
     for the same weights in any layout or container; None for random weights. `resized` and `new`: parameter -> how.
-    `ignored`: key in the file -> why.
+    `ignored`: key in the file -> why. `settled`: what the file decided instead of the name. `shared_tables`: relative
+    position tables of a run, for the encoder to take. `spec`: that of the name with what is settled.
     """
 
     name: str
@@ -25,6 +28,10 @@ class LoadReport:
     resized: dict[str, str] = field(default_factory=dict)
     new: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
+    settled: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    shared_tables: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    spec: Spec | None = field(default=None, repr=False)
 
     def lines(self) -> list[str]:
         """The account in lines to print; ignored tensors are grouped by reason."""
@@ -35,6 +42,8 @@ class LoadReport:
                 f"{self.name}: {len(self.loaded)} tensors loaded from {self.source} ({self.layout})",
                 f"  sha256: {self.fingerprint}",
             ]
+        lines += [f"  from the file: {what}" for what in self.settled]
+        lines += [f"  warning: {what}" for what in self.warnings]
         lines += [f"  resized: {key}: {how}" for key, how in self.resized.items()]
         lines += [f"  new: {key}: {how}" for key, how in self.new.items()]
         for reason, count in Counter(self.ignored.values()).items():

@@ -56,8 +56,15 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """UperNet on the pyramid of the encoder."""
+    """UperNet on the pyramid of the encoder, and what it asks of the encoder."""
 
+    taps: tuple[int, int, int, int] | None = None
+    """0-based blocks whose outputs make the pyramid; None is the block that ends each quarter."""
+    pos_embed: Literal["native", "resized"] = "resized"
+    """The absolute position embedding: trained at the weights' own grid and resampled at every forward, or resampled
+    once to `data.image_size` and trained there."""
+    layer_scale: float | None = None
+    """Initial value of a trainable LayerScale where the backbone has none; None adds none."""
     norm: Literal["BN"] = "BN"
     """Norm in pyramid and heads; synchronised over devices when there are several."""
     head_channels: int | None = Field(None, ge=1)
@@ -93,6 +100,6 @@ class Ade20kConfig(RunConfig):
     def _windows_cover(self) -> "Ade20kConfig":
         if self.eval.stride > self.data.image_size:
             raise ValueError(
-                f"eval.stride {self.eval.stride} is above data.image_size {self.data.image_size}: windows would leave gaps"
+                f"eval.stride {self.eval.stride} is above data.image_size {self.data.image_size}: windows leave gaps"
             )
         return self

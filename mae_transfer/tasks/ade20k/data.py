@@ -1,9 +1,9 @@
 """Images and label masks as map-style datasets: ADE20K's layout, or any folders of images and masks.
 
-ADE20K here is SceneParse150 (`ADEChallengeData2016.zip`): masks of one channel, 0 ignored, 1 .. 150 the classes. The full
-ADE20K, whose `_seg.png` masks have three channels and 3000 classes, is refused by name. Labels become classes as by
-mmsegmentation's `reduce_zero_label`, but that a value which is no class is an error here: there it is dropped from the
-ground truth, still counts as a prediction, or wraps around in uint8.
+ADE20K here is SceneParse150 (`ADEChallengeData2016.zip`): masks of one channel, 0 ignored, 1 .. 150 the classes. The
+full ADE20K, whose `_seg.png` masks have three channels and 3000 classes, is refused by name. Labels become classes as
+by mmsegmentation's `reduce_zero_label`, but that a value which is no class is an error here: there it is dropped from
+the ground truth, still counts as a prediction, or wraps around in uint8.
 
 All pairs are checked when a data set is made, by their file headers only. All randomness of a training sample comes
 from (seed, epoch, index), so workers and ranks do not matter.
@@ -88,7 +88,9 @@ def find_pairs(config: DataConfig, split: str) -> Pairs:
     masked = set(_names(masks, config.mask_suffix))
     missing = [name for name in names if name not in masked]
     if missing:
-        first = ", ".join(f"{name}{config.image_suffix}" for name in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        first = ", ".join(f"{name}{config.image_suffix}" for name in missing[:3]) + (
+            ", ..." if len(missing) > 3 else ""
+        )
         raise UserError(
             f"{folder}: {len(missing)} of {len(names)} images have no mask in {masks}: {first}; add <name>"
             f"{config.mask_suffix} there (data.mask_suffix), or take the images out"
@@ -264,7 +266,7 @@ class _Segmentation(Dataset[dict[str, Any]]):
         """Count a batch's skipped images, in the process that consumes the batches, and log each file once."""
         for name in batch["skipped"]:
             if name not in self.skipped:
-                logger.warning("%s: cannot be decoded, skipped (data.on_bad_image=skip)", self.pairs.image_folder / name)
+                logger.warning("%s: not decoded, skipped (data.on_bad_image=skip)", self.pairs.image_folder / name)
             self.skipped[name] += 1
 
 

@@ -1,8 +1,8 @@
 """mIoU, mAcc, aAcc and IoU per class at the original size, each image counted exactly once by any number of processes.
 
 Semantics of mmsegmentation's `IoUMetric`: areas are summed over the set before they are divided; a class that neither
-the ground truth nor a prediction has is left out of the means, one that is only predicted has IoU 0. Counts are int64 in
-one confusion matrix on the device, where that sums float32 histograms in float32; numbers are not rounded.
+the ground truth nor a prediction has is left out of the means, one that is only predicted has IoU 0. Counts are int64
+in one confusion matrix on the device, where that sums float32 histograms in float32; numbers are not rounded.
 """
 
 import torch
@@ -21,8 +21,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics in percent, NaN for classes that do not occur; the same dict on every rank.
 
-    With `eval.per_class` also `IoU/<class>`. The model runs under fabric.autocast(), so in the precision of the run, and
-    is left in the mode it came in. Rank r takes images r, r + world, ... Collective: call it on every rank.
+    With `eval.per_class` also `IoU/<class>`. The model runs under fabric.autocast(), so in the precision of the run,
+    and is left in the mode it came in. Rank r takes images r, r + world, ... Collective: call it on every rank.
     """
     matrix = confusion(model, dataset, len(names), config, fabric, progress)
     if fabric.world_size > 1:

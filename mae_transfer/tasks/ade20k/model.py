@@ -2,10 +2,10 @@
 
 `UPerHead` and `FCNHead` are those of the PyPI releases onedl-mmsegmentation, onedl-mmcv and onedl-mmengine; none of
 mmsegmentation's runner, registry scopes or data containers is used. Settings are those of its
-`configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py`, initialisation that of its `init_weights()`, and the loss
-its default (`avg_non_ignore=False`): averaged over ALL pixels of the crop, also ignored and padded ones. That makes the
-loss a mean over images, the same however a batch is split. Logits are upsampled in float32, which autocast there
-leaves in half precision.
+`configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py`, initialisation that of its `init_weights()`, and the
+loss its default (`avg_non_ignore=False`): averaged over ALL pixels of the crop, also ignored and padded ones. That
+makes the loss a mean over images, the same however a batch is split. Logits are upsampled in float32, which autocast
+there leaves in half precision.
 """
 
 import warnings
@@ -119,7 +119,7 @@ class UperNet(nn.Module):
         return (image.to(self.mean.device, non_blocking=True) / 255 - self.mean) / self.std
 
     def logits(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> float32 (B, K, H, W); H and W multiples of the patch, at least 2 patches."""
+        """Normalised images (B, 3, H, W) -> float32 (B, K, H, W); sides multiples of the patch, at least 2."""
         logits = self.decode_head(self.pyramid(self.encoder(images)))
         return F.interpolate(logits.float(), size=images.shape[2:], mode="bilinear", align_corners=False)
 
@@ -150,24 +150,32 @@ def check_batches(global_batch: int, micro_batch: int) -> None:
     check_norm_batch(per_rank % min(micro_batch, per_rank) or min(micro_batch, per_rank))
 
 
+def check_side(side: int, patch: int) -> None:
+    """UserError for a crop that is not cut into at least 2 x 2 whole patches."""
+    if side % patch or side < 2 * patch:
+        lower = max(side // patch, 2) * patch
+        raise UserError(
+            f"data.image_size={side} must be a multiple of the backbone's patch of {patch} pixels, at least "
+            f"{2 * patch}: use {lower} or {lower + patch}"
+        )
+
+
 def _pad(image: Tensor, side: int, value: float, name: str) -> Tensor:
     """The image in the top left corner of (..., side, side)."""
     height, width = image.shape[-2:]
     if max(height, width) > side:
-        raise UserError(f"image {name} is {width}x{height} when it reaches the model, larger than data.image_size {side}")
+        raise UserError(
+            f"image {name} is {width}x{height} when it reaches the model, larger than data.image_size {side}"
+        )
     return F.pad(image, (0, side - width, 0, side - height), value=value)
 
 
 def build_upernet(encoder: "ViTEncoder", num_classes: int, config: Ade20kConfig) -> UperNet:
     """UperNet of the recipe's sizes on an encoder with four taps, new weights everywhere but in the encoder."""
     if len(encoder.taps) != 4:
-        raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 backbone.taps")
+        raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 model.taps")
     side, patch = config.data.image_size, encoder.patch_size
-    if side % patch or side < 2 * patch:
-        raise UserError(
-            f"data.image_size={side} must be a multiple of the patch {patch} of {encoder.name}, at least {2 * patch}; "
-            f"use {max(side // patch, 2) * patch} or {max(side // patch + 1, 2) * patch}"
-        )
+    check_side(side, patch)
     model, channels = config.model, encoder.embed_dim
     upernet, fcn = import_heads()
     common = {

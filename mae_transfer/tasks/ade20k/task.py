@@ -9,7 +9,7 @@ from mae_transfer.synthetic_ade20k import cached_ade20k
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain, Pairs, class_names, find_pairs
 from mae_transfer.tasks.ade20k.evaluate import evaluate
-from mae_transfer.tasks.ade20k.model import build_upernet, check_batches
+from mae_transfer.tasks.ade20k.model import build_upernet, check_batches, check_side
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -40,7 +40,13 @@ class Ade20kTask:
         self.warnings: list[str] = []
         self.train_dataset = Ade20kTrain(train, data, seed=config.seed, subset=config.subset)
         self.eval_dataset = Ade20kEval(val, config.model_copy(update={"data": data}), subset=config.subset)
-        self.data_summary = self._summarise(train, val)
+        self._summary = self._summarise(train, val)
+
+    @property
+    def data_summary(self) -> dict[str, Any]:
+        """What the run record holds of the data; complete once training and evaluation are done."""
+        skipped = self.train_dataset.skipped + self.eval_dataset.skipped
+        return self._summary | {"skipped_files": sorted(skipped)}
 
     def _summarise(self, train: Pairs, val: Pairs) -> dict[str, Any]:
         """Name, fingerprint (names and sizes of all files, classes and the subset) and counts, for the run record."""
@@ -59,6 +65,11 @@ class Ade20kTask:
             "val_images": val_images,
             "subset": self.config.subset,
         }
+
+    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+        side, model = self.config.data.image_size, self.config.model
+        check_side(side, patch_size)
+        return {"img_size": side, "taps": model.taps, "pos_embed": model.pos_embed, "layer_scale": model.layer_scale}
 
     def build_model(self, encoder: "ViTEncoder") -> nn.Module:
         return build_upernet(encoder, len(self.class_names), self.config)

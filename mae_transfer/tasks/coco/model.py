@@ -57,7 +57,6 @@ class MaskRCNN(nn.Module):
 
         Raises:
             UserError: an image exceeds the square, or a target has an empty box or an unknown class.
-            DivergedError: predictions in training are not finite.
         """
         images = self.normalise(batch["images"], batch["file_names"])
         image_sizes = [(image.shape[1], image.shape[2]) for image in batch["images"]]

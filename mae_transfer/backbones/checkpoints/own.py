@@ -1,0 +1,48 @@
+"""This project's own: checkpoints of a run (`encoder.*` beside the task's modules), or a saved encoder's state dict.
+
+A run with windowed attention has dropped the class token, and its positions: it is then loaded without one. Relative
+position tables come along: those of each block (BEiT) and the two that blocks share (`rel_pos_window`,
+`rel_pos_global`), which fit only an encoder with the same options. The task's own modules are not looked at.
+"""
+
+from mae_transfer.backbones.checkpoints.layout import Converted, State
+from mae_transfer.backbones.timm_vit import TABLE
+
+NAME = "mae_transfer"
+
+_SHARED = ("rel_pos_window", "rel_pos_global")
+
+
+def detects(state: State) -> bool:
+    return any(key.startswith(("encoder.vit.blocks.", "vit.blocks.")) for key in state)
+
+
+def convert(state: State) -> Converted:
+    prefix = "encoder." if any(key.startswith("encoder.vit.") for key in state) else ""
+    tensors: State = {}
+    shared: State = {}
+    ignored = {}
+    for key, tensor in state.items():
+        name = key.removeprefix(prefix)
+        if not key.startswith(prefix):
+            ignored[key] = "another part of the task's model"
+        elif name in _SHARED:
+            shared[name] = tensor
+        else:
+            tensors[name.removeprefix("vit.")] = tensor
+    facts = {"class_token": False, "reg_tokens": 0, "position_prefix": 0} if _windowed(tensors) else {}
+    warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
+    return Converted(
+        tensors, ignored, {}, lambda key: f"{prefix}vit.{key}", facts, shared_tables=shared, warnings=warnings
+    )
+
+
+def _windowed(tensors: State) -> bool:
+    """Whether the class token and its rows are gone from everywhere; one that is merely missing is an error."""
+    if "cls_token" in tensors or "reg_token" in tensors:
+        return False
+    position = tensors.get("pos_embed")
+    if position is not None:
+        return position.ndim == 3 and round(position.shape[1] ** 0.5) ** 2 == position.shape[1]
+    tables = [tensor for key, tensor in tensors.items() if key.endswith(TABLE)]
+    return all(len(table) % 2 for table in tables)
