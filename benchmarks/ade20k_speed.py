@@ -102,7 +102,10 @@ def compare(names: tuple[str, ...], steps: list[Callable[[], object]], rounds: i
             wall, cpu = measure(step)
             best[i] = min(best[i][0], wall), min(best[i][1], cpu)
     for name, (wall, cpu) in zip(names, best, strict=True):
-        print(f"{name:12s} {wall:7.2f} s wall ({best[0][0] / wall:.2f}x)  {cpu:7.2f} s CPU ({best[0][1] / cpu:.2f}x)")
+        print(
+            f"{name:12s} {wall:7.2f} s wall ({best[0][0] / wall:.2f}x)  {cpu:7.2f} s CPU ({best[0][1] / cpu:.2f}x)",
+            flush=True,
+        )
 
 
 def encoders(size: str, dtype: str, rounds: int) -> None:

@@ -5,8 +5,8 @@ are gathered, kept for the backward pass, and whose gradient rules the fused ker
 in pieces that fit the cache, one head and a few rows of the grid at a time:
 
 - With the keys in reverse order, the table row of a query (y, x) and a key (y', x') is (y + y', x + x') of its
-  (2h-1, 2w-1). So the bias is a strided VIEW of the table: a piece of the logits starts as a copy of it, and the product
-  of queries and keys is accumulated on top. No index, no bias tensor, nothing kept but q, k, v and the table.
+  (2h-1, 2w-1). So the bias is a strided VIEW of the table: a piece of the logits starts as a copy of it, and the
+  product of queries and keys is accumulated on top. No index, no bias tensor, nothing kept but q, k, v and the table.
 - The backward pass computes a piece's probabilities again (one of its five products), and adds its logit gradient
   along the diagonals into (2h-1, w, w) sums by h shifted additions, and at the end these into the table by w.
 

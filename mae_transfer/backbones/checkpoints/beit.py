@@ -52,11 +52,12 @@ def convert(state: State) -> Converted:
             tensors[f"{block}.rel_pos_table"] = tensor
         else:
             tensors[key] = tensor
+    per_block = any(key.startswith("blocks.") and key.endswith(_TABLE) for key in state)
     scaled = any(".gamma_" in key for key in state)
 
     def original(key: str) -> str:
         if key.endswith(".rel_pos_table"):
-            return _SHARED if _SHARED in state else key.replace("rel_pos_table", _TABLE)
+            return key.replace("rel_pos_table", _TABLE) if per_block else _SHARED
         return re.sub(r"ls([12])\.gamma$", r"gamma_\1", key) if scaled else key
 
     converted = timm_names.convert(tensors).within(original)

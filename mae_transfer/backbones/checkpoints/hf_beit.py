@@ -31,10 +31,13 @@ def convert(state: State) -> Converted:
     per_block = next((match[1] for key in tables if (match := _within(stem).match(key))), None)
     own = {f"{stem}.{i}.{per_block}": f"blocks.{i}.attn.{TABLE}" for i in range(depth)} if per_block else {}
     converted = hf_names.convert(state, names, width, key_bias=False, own=own)
-    shared = next((key for key in tables if not _within(stem).match(key)), None)
-    if shared is not None and not per_block:
-        table = converted.tensors.pop(shared)
-        converted.tensors |= {f"blocks.{i}.attn.{TABLE}": table for i in range(depth)}
+    if not per_block:
+        new = f"{root}shared_position_bias.{_BIAS}"
+        default = new if hf_names.new_names(state) else f"{root}encoder.relative_position_bias.{_BIAS}"
+        shared = next(iter(tables), default)
+        if shared in converted.tensors:
+            table = converted.tensors.pop(shared)
+            converted.tensors |= {f"blocks.{i}.attn.{TABLE}": table for i in range(depth)}
         inner = converted.original
         converted.original = lambda key: shared if key.endswith(TABLE) else inner(key)
     shapes: list[Shape] = [tuple(state[key].shape) for key in own if key in state]

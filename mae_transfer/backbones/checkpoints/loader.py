@@ -239,7 +239,7 @@ def _audit(spec: Spec, state: State, converted: Converted, wanted: State, source
             problems.append(f"{key} is {_text(state[key].shape)}, not {_text(shape)}")
     missing = [f"missing {name(key)}" for key in wanted if key not in tensors]
     problems += [line for line in missing if line not in problems]
-    problems += [f"unexpected {key}" for key in tensors if key not in wanted]
+    problems += [f"unexpected {name(key)}" for key in tensors if key not in wanted]
     for key, tensor in tensors.items():
         if key in wanted and tensor.shape != wanted[key].shape:
             problems.append(f"{name(key)} is {_text(tensor.shape)}, not {_text(wanted[key].shape)}")

@@ -20,7 +20,7 @@ def detects(state: State) -> bool:
 def convert(state: State) -> Converted:
     base = {key.removeprefix(_BASE): tensor for key, tensor in state.items() if key.startswith(_BASE)}
     width = width_of(base)
-    promised = _mlp(state, f"{_BASE}head", width, 3, last_affine=False)
+    promised, features = _mlp(state, f"{_BASE}head", width, 3, last_affine=False)
     ignored = {key: "projection head of the pre-training" for key in promised if key in state}
     encoder = {key: tensor for key, tensor in base.items() if _BASE + key not in ignored}
     converted = timm_names.convert(encoder).within(lambda key: _BASE + key)
@@ -28,7 +28,7 @@ def convert(state: State) -> Converted:
         promised |= {key.replace(_MOMENTUM, _BASE): _shape(state, key) for key in state if key.startswith(_MOMENTUM)}
         promised |= {key.replace(_BASE, _MOMENTUM): _shape(state, key) for key in state if key.startswith(_BASE)}
     if any(key.startswith("predictor.") for key in state):
-        promised |= _mlp(state, "predictor", width, 2, last_affine=True)
+        promised |= _mlp(state, "predictor", features, 2, last_affine=True)[0]
     for key in state:
         if key in promised and key.startswith((_MOMENTUM, "predictor.")):
             ignored[key] = "momentum encoder" if key.startswith(_MOMENTUM) else "predictor of the pre-training"
@@ -45,8 +45,11 @@ def _shape(state: State, key: str) -> Shape:
     return tuple(state[key].shape)
 
 
-def _mlp(state: State, name: str, width: int, layers: int, *, last_affine: bool) -> dict[str, Shape]:
-    """Linear layers without bias (0, 3, 6), each with a BatchNorm (1, 4, 7); its sizes are what most tensors say."""
+def _mlp(state: State, name: str, width: int, layers: int, *, last_affine: bool) -> tuple[dict[str, Shape], int]:
+    """Linear layers without bias (0, 3, 6), each with a BatchNorm (1, 4, 7) whose size is what most of it says.
+
+    Their promise, and the size of the output.
+    """
     promised: dict[str, Shape] = {}
     for layer in range(layers):
         stem = f"{name}.{3 * layer + 1}"
@@ -57,4 +60,4 @@ def _mlp(state: State, name: str, width: int, layers: int, *, last_affine: bool)
         promised |= {f"{stem}.{part}": (rows,) for part in parts}
         promised[f"{stem}.num_batches_tracked"] = ()
         width = rows
-    return promised
+    return promised, width

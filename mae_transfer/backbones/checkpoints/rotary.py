@@ -15,11 +15,14 @@ _MARK = re.compile(r"rope|storage_tokens$|.*\.attn\.(qkv\.bias_mask|inner_attn_l
 
 
 def detects(state: State) -> bool:
-    if any(key.startswith(("blocks.", "layer.", "model.layer.")) for key in state) is False:
-        return False
-    scaled = any(key.endswith(".gamma_1") for key in state) and "pos_embed" not in state
-    beit = any(key.endswith((".q_bias", ".v_bias", "relative_position_bias_table")) for key in state)
-    return any(_MARK.match(key) for key in state if not key.startswith("encoder.")) or (scaled and not beit)
+    blocks = any(key.startswith(("blocks.", "layer.", "model.layer.")) for key in state)
+    return blocks and (any(_MARK.match(key) for key in state) or timm_dinov3(state))
+
+
+def timm_dinov3(state: State) -> bool:
+    """timm's Eva class with DINOv3's weights: LayerScale by BEiT's names, but no bias in qkv and no positions."""
+    absent = any(key.endswith((".attn.qkv.bias", ".q_bias", ".v_bias", "relative_position_bias_table")) for key in state)
+    return any(key.endswith(".gamma_1") for key in state) and "pos_embed" not in state and not absent
 
 
 def convert(state: State) -> Converted:

@@ -7,7 +7,7 @@ becomes a register: both are a token with a position of its own. DeiT-III's own 
 
 import re
 
-from mae_transfer.backbones.checkpoints import mocov3_position
+from mae_transfer.backbones.checkpoints import mocov3_position, rotary
 from mae_transfer.backbones.checkpoints.layout import (
     Converted,
     Shape,
@@ -38,9 +38,8 @@ _REASONS = {
 
 
 def detects(state: State) -> bool:
-    rotary = any(key.endswith(".gamma_1") for key in state) and "pos_embed" not in state
     blocks = any(key.startswith("blocks.") for key in state)
-    return blocks and not rotary and not any(_FOREIGN.match(key) for key in state)
+    return blocks and not rotary.timm_dinov3(state) and not any(_FOREIGN.match(key) for key in state)
 
 
 def convert(state: State) -> Converted:
