@@ -5,8 +5,8 @@
     python benchmarks/coco_training_step.py --backbone random_vit_ti --image-size 320 --repeats 5
 
 Both have the same encoder, the same pyramid, the v2 heads (2-conv RPN, 4conv1fc box head, BN) and the same image with
-ten objects; what differs is what lies between: torchvision's anchors, proposals (2000 in training), RoIAlign, losses and soft
-mask targets against this project's, which has detectron2's arithmetic. Each variant runs in a process of its own, so
+ten objects; what differs is what lies between: torchvision's anchors, proposals (2000 in training), RoIAlign, losses
+and soft mask targets against this project's, which has detectron2's arithmetic. Each variant runs in a process of its own, so
 that peak memory is its own; the variants take turns, and the ratio of each turn is printed with the median.
 """
 
@@ -21,7 +21,7 @@ import time
 VARIANTS = ("mae_transfer", "torchvision")
 
 
-def build(variant: str, backbone: str, image_size: int, rel_pos: bool):  # noqa: ANN201 - a model and its batch
+def build(variant: str, backbone: str, image_size: int, rel_pos: bool):
     """The detector of a variant and a function that runs one training step."""
     import numpy as np
     import torch
@@ -44,8 +44,19 @@ def build(variant: str, backbone: str, image_size: int, rel_pos: bool):  # noqa:
         config = load_config("coco", backbone, overrides=[f"data.image_size={image_size}"])
         model: nn.Module = build_mask_rcnn(encoder, 80, config).train()
         polygons = [[np.array([x0, y0, x1, y0, x1, y1, x0, y1])] for x0, y0, x1, y1 in boxes]
-        target = {"boxes": torch.from_numpy(boxes).float(), "classes": torch.from_numpy(classes), "masks": polygons, "seed": 0}
-        batch = {"images": [image], "targets": [target], "image_ids": [1], "file_names": ["one.jpg"], "sizes": [image.shape[1:]]}
+        target = {
+            "boxes": torch.from_numpy(boxes).float(),
+            "classes": torch.from_numpy(classes),
+            "masks": polygons,
+            "seed": 0,
+        }
+        batch = {
+            "images": [image],
+            "targets": [target],
+            "image_ids": [1],
+            "file_names": ["one.jpg"],
+            "sizes": [image.shape[1:]],
+        }
         return model, lambda: sum(model(batch).values())
 
     from torchvision.models.detection import MaskRCNN
@@ -135,7 +146,9 @@ def main() -> int:
                 results[variant].append((min(out["seconds"]), out["peak"] / 2**30))
         for variant in VARIANTS:
             seconds, peaks = zip(*results[variant], strict=True)
-            print(f"  {precision} {variant:13} {statistics.median(seconds):7.2f} s a step, {max(peaks):5.2f} GiB at most")
+            print(
+                f"  {precision} {variant:13} {statistics.median(seconds):7.2f} s a step, {max(peaks):5.2f} GiB at most"
+            )
         ours, stock = (results[variant] for variant in VARIANTS)
         speed = [b[0] / a[0] for a, b in zip(ours, stock, strict=True)]
         memory = [a[1] / b[1] for a, b in zip(ours, stock, strict=True)]

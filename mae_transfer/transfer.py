@@ -126,7 +126,7 @@ def resolve_config(
 
 
 def default_output(config: RunConfig) -> Path:
-    """A folder under results/runs/ named by what is run: the same options give the same folder, so --resume finds it."""
+    """A folder under results/runs/ named by what is run: the same options give the same one, so --resume finds it."""
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]
     name = config.backbone.name.replace(":", "-").replace("/", "-")
     return RUNS / f"{config.task}-{name}-{config.preset}-seed{config.seed}-{digest}"

@@ -92,7 +92,8 @@ def hooked(model, blocks, prefix, call=None):
     def maps(images):
         caught = []
         hooks = [
-            b.register_forward_hook(lambda *a: caught.append(a[2] if torch.is_tensor(a[2]) else a[2][0])) for b in blocks
+            b.register_forward_hook(lambda *a: caught.append(a[2] if torch.is_tensor(a[2]) else a[2][0]))
+            for b in blocks
         ]
         with torch.no_grad():
             (call or model)(images)
@@ -225,8 +226,13 @@ def mocov3():
 def dino_head(name="head", hidden=24, new=False):
     state = {}
     for layer, (rows, inputs) in zip((0, 2, 4), ((hidden, DIM), (hidden, hidden), (16, hidden)), strict=True):
-        state |= {f"{name}.mlp.{layer}.weight": torch.randn(rows, inputs), f"{name}.mlp.{layer}.bias": torch.randn(rows)}
-    ends = ("parametrizations.weight.original0", "parametrizations.weight.original1") if new else ("weight_g", "weight_v")
+        state |= {
+            f"{name}.mlp.{layer}.weight": torch.randn(rows, inputs),
+            f"{name}.mlp.{layer}.bias": torch.randn(rows),
+        }
+    ends = (
+        ("parametrizations.weight.original0", "parametrizations.weight.original1") if new else ("weight_g", "weight_v")
+    )
     last = dict(zip(ends, (torch.randn(40, 1), torch.randn(40, 16)), strict=True))
     return state | {f"{name}.last_layer.{key}": t for key, t in last.items()}
 
@@ -238,7 +244,13 @@ def dino(student_embed=False):
     student = {f"module.{key}": torch.randn(t.shape) for key, t in teacher.items()}
     if student_embed:
         teacher = teacher | {"backbone.masked_embed": torch.randn(1, DIM)}
-    content = {"student": student, "teacher": teacher, "optimizer": {}, "epoch": 9, "dino_loss": {"center": torch.ones(1)}}
+    content = {
+        "student": student,
+        "teacher": teacher,
+        "optimizer": {},
+        "epoch": 9,
+        "dino_loss": {"center": torch.ones(1)},
+    }
     spare = ("backbone.masked_embed",) if student_embed else ()
     return of_timm(NAMES["dino"], model, content, spare=spare)
 
@@ -259,11 +271,17 @@ def dinov2(registers=0, swiglu=False, chunks=False, training=False):
     if swiglu:
         state = {key.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for key, t in state.items()}
     if chunks:
-        state = {key.replace("blocks.0.", "blocks.0.0.").replace("blocks.1.", "blocks.1.1."): t for key, t in state.items()}
+        state = {
+            key.replace("blocks.0.", "blocks.0.0.").replace("blocks.1.", "blocks.1.1."): t for key, t in state.items()
+        }
     state |= {"mask_token": torch.randn(1, DIM)}
     spare = "mask_token"
     if training:
-        state = {f"backbone.{key}": t for key, t in state.items()} | dino_head("dino_head") | dino_head("ibot_head", new=True)
+        state = (
+            {f"backbone.{key}": t for key, t in state.items()}
+            | dino_head("dino_head")
+            | dino_head("ibot_head", new=True)
+        )
         spare = "backbone.mask_token"
     content = {"teacher": state} if training else state
     return of_timm(NAMES["dino"] if training else "DINOv2", model, content, spec=spec, spare=(spare,))
@@ -274,12 +292,28 @@ def beit_native(shared=False):
     state = dict(model.state_dict())
     index = torch.zeros(GRID**2 + 1, GRID**2 + 1, dtype=torch.long)
     if not shared:
-        return of_timm("BEiT", model, {"model": state | {f"blocks.{i}.attn.relative_position_index": index for i in range(DEPTH)}},
-                       spec=BEIT, spare=tuple(f"blocks.{i}.attn.relative_position_index" for i in range(DEPTH)))
-    return of_timm("BEiT", model, {"model": _share(model) | {
-        "rel_pos_bias.relative_position_index": index, "mask_token": torch.randn(1, 1, DIM),
-        "lm_head.weight": torch.randn(99, DIM), "lm_head.bias": torch.randn(99)}},
-        spec=BEIT, spare=("mask_token", "rel_pos_bias.relative_position_index"))
+        return of_timm(
+            "BEiT",
+            model,
+            {"model": state | {f"blocks.{i}.attn.relative_position_index": index for i in range(DEPTH)}},
+            spec=BEIT,
+            spare=tuple(f"blocks.{i}.attn.relative_position_index" for i in range(DEPTH)),
+        )
+    return of_timm(
+        "BEiT",
+        model,
+        {
+            "model": _share(model)
+            | {
+                "rel_pos_bias.relative_position_index": index,
+                "mask_token": torch.randn(1, 1, DIM),
+                "lm_head.weight": torch.randn(99, DIM),
+                "lm_head.bias": torch.randn(99),
+            }
+        },
+        spec=BEIT,
+        spare=("mask_token", "rel_pos_bias.relative_position_index"),
+    )
 
 
 def _share(model):
@@ -312,7 +346,9 @@ def _hf(kind, config, new, root, blocks, call=None, **kwargs):
     prefix = kwargs.pop("prefix", 1)
     layers = body.get_submodule(blocks)
     reader = kwargs.pop("reader", NAMES["hf"])
-    return Layout(reader, state, hooked(model, layers, prefix, call and (lambda x: call(model, x))), model=model, **kwargs)
+    return Layout(
+        reader, state, hooked(model, layers, prefix, call and (lambda x: call(model, x))), model=model, **kwargs
+    )
 
 
 def _on_disk(model):
@@ -356,7 +392,11 @@ def hf_vitmae(new=False):
 
 
 def hf_beit(new=False, shared=False):
-    bias = {"use_shared_relative_position_bias": True, "use_mask_token": True} if shared else {"use_relative_position_bias": True}
+    bias = (
+        {"use_shared_relative_position_bias": True, "use_mask_token": True}
+        if shared
+        else {"use_relative_position_bias": True}
+    )
     kind = transformers.BeitForMaskedImageModeling if shared else transformers.BeitForImageClassification
     config = transformers.BeitConfig(**HF, **bias, vocab_size=50)
     layout = _hf(kind, config, new, "beit", "layers", reader=NAMES["hf_beit"], spec=BEIT)
@@ -454,7 +494,11 @@ def augreg():
         elif parts[0] == "head":
             state[f"head/{'kernel' if parts[1] == 'weight' else 'bias'}"] = array.T
         else:
-            names = {"cls_token": "cls", "pos_embed": "Transformer/posembed_input/pos_embedding", "patch_embed.proj.bias": "embedding/bias"}
+            names = {
+                "cls_token": "cls",
+                "pos_embed": "Transformer/posembed_input/pos_embedding",
+                "patch_embed.proj.bias": "embedding/bias",
+            }
             state[names[key]] = array
     state = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in state.items()}
     return of_timm("AugReg npz (JAX)", model, state)

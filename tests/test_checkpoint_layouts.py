@@ -70,7 +70,9 @@ def test_no_tensor_is_lost_silently(name, monkeypatch):
                 if short not in str(error) or "\n" in str(error) or "some.pth" not in str(error):
                     silent.append((damage, key, str(error)))
                 continue
-            if key in case.spare and all(torch.equal(a, b) for a, b in zip(vit.parameters(), expected.parameters(), strict=True)):
+            if key in case.spare and all(
+                torch.equal(a, b) for a, b in zip(vit.parameters(), expected.parameters(), strict=True)
+            ):
                 continue
             silent.append((damage, key, "loaded"))
     assert not silent, f"{len(silent)}: {silent[:6]}"

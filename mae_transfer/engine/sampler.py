@@ -6,6 +6,7 @@ micro-batches of `micro_batch` with a smaller one at the end if it does not divi
 position to resume from, are functions of the step alone: any number of ranks, workers and restarts sees the same ones.
 """
 
+import resource
 from collections.abc import Generator, Iterator
 from functools import lru_cache
 from typing import Any
@@ -77,6 +78,8 @@ def load_batches(
     The loader has its own generator, so that the global one is never drawn from. Its processes live until the
     generator is closed. A UserError of the data set is raised here as it was raised there.
     """
+    if workers:
+        _allow_open_files()
     samples = _Samples(dataset)
     loader: DataLoader[Any] = DataLoader(
         samples,
@@ -91,6 +94,13 @@ def load_batches(
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit: a tensor that comes from a worker is an open file here until it is freed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Samples(Dataset[Any]):

@@ -29,8 +29,14 @@ def convert(state: State) -> Converted:
     numbers = [key.removeprefix(blocks).split("/")[0] for key in state if key.startswith(blocks)]
     depth = max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
     width = common(t.shape[0] for key, t in state.items() if key.endswith("/scale") and t.ndim == 1)
-    heads = common(t.shape[1] for key, t in state.items() if re.search("(query|key|value)/kernel$", key) and t.ndim == 3)
-    names = {"cls": "cls_token", "Transformer/posembed_input/pos_embedding": "pos_embed", **_layer("embedding", "patch_embed.proj")}
+    heads = common(
+        t.shape[1] for key, t in state.items() if re.search("(query|key|value)/kernel$", key) and t.ndim == 3
+    )
+    names = {
+        "cls": "cls_token",
+        "Transformer/posembed_input/pos_embedding": "pos_embed",
+        **_layer("embedding", "patch_embed.proj"),
+    }
     names = {root + old: new for old, new in names.items()}
     promised: dict[str, Shape] = {}
     tensors: State = {}

@@ -49,12 +49,14 @@ def convert(state: State) -> Converted:
     names = {f"visual.{old}": new for old, new in _STEM.items()}
     for i in range(depth_of(state, blocks)):
         names |= {f"{blocks}.{i}.{old}": f"blocks.{i}.{new}" for old, new in _BLOCK.items()}
+    both = {state[key].shape[-1] for key in ("visual.proj", "text_projection") if key in state and state[key].ndim}
+    outputs = both.pop() if len(both) == 1 else None
     promised: dict[str, Shape] = {
         **norm("visual.ln_post", width),
-        "visual.proj": (width, ANY),
+        "visual.proj": (width, outputs),
         "visual.class_embedding": (width,),
         "visual.positional_embedding": (ANY, width),
-        **_text(state),
+        **_text(state, outputs),
     }
     ignored = {key: _reason(key) for key in state if key not in names and (key in promised or key in _EXTRA)}
     tensors = renamed({key: tensor for key, tensor in state.items() if key not in ignored}, names)
@@ -82,7 +84,7 @@ def _reason(key: str) -> str:
     return "pooling and projection of the tower" if key.startswith("visual.") else _TEXT
 
 
-def _text(state: State) -> dict[str, Shape]:
+def _text(state: State, outputs: int | None) -> dict[str, Shape]:
     """OpenAI's text tower, if the file has it."""
     blocks = "transformer.resblocks"
     depth = depth_of(state, blocks)
@@ -93,7 +95,7 @@ def _text(state: State) -> dict[str, Shape]:
         "token_embedding.weight": (ANY, width),
         "positional_embedding": (ANY, width),
         **norm("ln_final", width),
-        "text_projection": (width, ANY),
+        "text_projection": (width, outputs),
         "logit_scale": (),
     }
     shapes: dict[str, Shape] = {

@@ -7,7 +7,17 @@ ViTMAE and BEiT in memory as `layers.0.attention.q_proj` and Dinov2 as `encoder.
 
 import re
 
-from mae_transfer.backbones.checkpoints.layout import Converted, State, back, depth_of, has, joined, linear, norm, renamed
+from mae_transfer.backbones.checkpoints.layout import (
+    Converted,
+    State,
+    back,
+    depth_of,
+    has,
+    joined,
+    linear,
+    norm,
+    renamed,
+)
 
 _OLD = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
 _NEW = ("attention.q_proj", "attention.k_proj", "attention.v_proj")

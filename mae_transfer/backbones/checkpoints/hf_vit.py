@@ -11,7 +11,7 @@ NAME = "Hugging Face ViT / DeiT / ViTMAE"
 
 EPS = 1e-12
 
-_OLD = {
+OLD_NAMES = {
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
     "attention.output.dense": "attn.proj",
@@ -35,7 +35,7 @@ def detects(state: State) -> bool:
 
 def block_names(state: State) -> dict[str, str]:
     """Modules of a block -> timm's."""
-    return _NEW if hf_names.new_names(state) else _OLD
+    return _NEW if hf_names.new_names(state) else OLD_NAMES
 
 
 def convert(state: State) -> Converted:
@@ -62,7 +62,7 @@ def convert(state: State) -> Converted:
 def _decoder(state: State, width: int) -> dict[str, Shape]:
     new = any(key.startswith("decoder.decoder_layers.") and ".q_proj." in key for key in state)
     stem = next((s for s in _STEMS if any(key.startswith(f"{s}.") for key in state)), _STEMS[0])
-    names = _NEW if new else _OLD
+    names = _NEW if new else OLD_NAMES
     inner = width_of(state, stem)
     position = state.get(f"{hf_names.root_of(state)}embeddings.position_embeddings")
     rows = position.shape[1] if position is not None and position.ndim > 1 else None

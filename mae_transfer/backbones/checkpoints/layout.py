@@ -65,9 +65,7 @@ class Reader(Protocol):
 def renamed(state: State, names: Mapping[str, str]) -> State:
     """State by timm's names, of `names` file key -> timm's; other keys stay, marked if they are names of timm's."""
     taken = set(names.values())
-    return {
-        names.get(key, f"{key} (a second one)" if key in taken else key): tensor for key, tensor in state.items()
-    }
+    return {names.get(key, f"{key} (a second one)" if key in taken else key): tensor for key, tensor in state.items()}
 
 
 def back(names: Mapping[str, str]) -> Callable[[str], str]:

@@ -94,7 +94,9 @@ def load(
     report.spec, report.shared_tables = settled, converted.shared_tables
     report.settled = _differences(spec, settled)
     report.warnings = converted.warnings + [
-        f"{converted.original(name)} is all zeros" for name, tensor in tensors.items() if tensor.ndim == 2 and not tensor.any()
+        f"{converted.original(name)} is all zeros"
+        for name, tensor in tensors.items()
+        if tensor.ndim == 2 and not tensor.any()
     ]
     return vit, report
 
@@ -174,8 +176,12 @@ def _differences(spec: Spec, settled: Spec) -> list[str]:
         "reg_tokens": "tokens beside the class token",
         "qkv_bias": "bias of query, key and value",
     }
-    found = [(text, getattr(settled, name)) for name, text in what.items() if getattr(spec, name) != getattr(settled, name)]
-    found += [("LayerScale", settled.layer_scale is not None)] * ((spec.layer_scale is None) != (settled.layer_scale is None))
+    found = [
+        (text, getattr(settled, name)) for name, text in what.items() if getattr(spec, name) != getattr(settled, name)
+    ]
+    found += [("LayerScale", settled.layer_scale is not None)] * (
+        (spec.layer_scale is None) != (settled.layer_scale is None)
+    )
     return [f"{text} {value}" for text, value in found]
 
 

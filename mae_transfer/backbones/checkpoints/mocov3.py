@@ -5,7 +5,7 @@ an MLP of the pre-training. All three are ignored, but only if they are whole. T
 12 in ViT-S too. Files made by its `convert_to_deit.py` have timm's names; there the position embedding tells.
 """
 
-from mae_transfer.backbones.checkpoints import mocov3_position, timm_names
+from mae_transfer.backbones.checkpoints import fixed_position, timm_names
 from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, common, width_of
 
 NAME = "MoCo v3"
@@ -36,8 +36,8 @@ def convert(state: State) -> Converted:
     converted.tensors |= rest
     converted.ignored |= ignored
     converted.promised |= promised
-    if width in mocov3_position.HEADS:
-        converted.facts["num_heads"] = mocov3_position.HEADS[width]
+    if width in fixed_position.MOCO_HEADS:
+        converted.facts["num_heads"] = fixed_position.MOCO_HEADS[width]
     return converted
 
 

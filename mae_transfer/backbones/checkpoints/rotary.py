@@ -11,7 +11,9 @@ from mae_transfer.errors import UserError
 
 NAME = "rotary positions (DINOv3, EVA-02)"
 
-_MARK = re.compile(r"rope|storage_tokens$|.*\.attn\.(qkv\.bias_mask|inner_attn_ln\.\w+)$|(.*\.)?layer\.\d+\.layer_scale1\.")
+_MARK = re.compile(
+    r"rope|storage_tokens$|.*\.attn\.(qkv\.bias_mask|inner_attn_ln\.\w+)$|(.*\.)?layer\.\d+\.layer_scale1\."
+)
 
 
 def detects(state: State) -> bool:
@@ -21,7 +23,9 @@ def detects(state: State) -> bool:
 
 def timm_dinov3(state: State) -> bool:
     """timm's Eva class with DINOv3's weights: LayerScale by BEiT's names, but no bias in qkv and no positions."""
-    absent = any(key.endswith((".attn.qkv.bias", ".q_bias", ".v_bias", "relative_position_bias_table")) for key in state)
+    absent = any(
+        key.endswith((".attn.qkv.bias", ".q_bias", ".v_bias", "relative_position_bias_table")) for key in state
+    )
     return any(key.endswith(".gamma_1") for key in state) and "pos_embed" not in state and not absent
 
 

@@ -7,7 +7,7 @@ becomes a register: both are a token with a position of its own. DeiT-III's own 
 
 import re
 
-from mae_transfer.backbones.checkpoints import mocov3_position, rotary
+from mae_transfer.backbones.checkpoints import fixed_position, rotary
 from mae_transfer.backbones.checkpoints.layout import (
     Converted,
     Shape,
@@ -46,7 +46,7 @@ def convert(state: State) -> Converted:
     width = width_of(state)
     last = "fc_norm" if has(state, "fc_norm") else "norm"
     promised = norm(last, width) | _classifier(state, width) | _pooling(state, width)
-    facts: dict[str, object] = mocov3_position.facts(state.get("pos_embed"))
+    facts: dict[str, object] = fixed_position.facts(state)
     if has(state, "head_dist"):
         promised |= {"dist_token": (1, 1, width), **linear(state, "head_dist", width)}
     if "dist_token" in state:

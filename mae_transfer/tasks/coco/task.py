@@ -1,13 +1,12 @@
 """The COCO task: what the engine and the run record need of it (the contract of `tasks/base.py`)."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mae_transfer.synthetic import VERSION, make_coco
+from mae_transfer.synthetic import cached_coco
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from mae_transfer.backbones.vit import ViTEncoder
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mae_transfer"
 SYNTHETIC = "synthetic"
 COCO_2017_SIZES = (118287, 5000)
 """Images in train2017 and val2017: what makes a data set "COCO val2017" in a table."""
@@ -37,7 +35,7 @@ class CocoTask:
         data = config.data
         self.is_synthetic = data.root == SYNTHETIC
         if self.is_synthetic:
-            data = data.model_copy(update={"root": str(make_coco(CACHE / f"synthetic-coco-v{VERSION}"))})
+            data = data.model_copy(update={"root": str(cached_coco())})
         paths = resolve_paths(data)
         train, val = CocoAnnotations(paths.train_json), CocoAnnotations(paths.val_json)
         train.check_files(paths.train_images)
@@ -54,7 +52,8 @@ class CocoTask:
         digest = hashlib.sha256()
         for path in (train_json, val_json):
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                while block := file.read(2**20):
+                    digest.update(block)
         digest.update(str(self.config.subset).encode())
         train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
         if self.is_synthetic:

@@ -1,0 +1,142 @@
+"""Weights of any layout read here, written in the official MAE, timm's or Hugging Face's naming.
+
+Values and types are the file's own: official -> here -> official gives the same bits. The final norm, which the encoder
+leaves out, is kept where the file has it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from mae_transfer.atomic import atomic_write
+from mae_transfer.backbones.checkpoints import files, hf_config, hf_vit, loader
+from mae_transfer.backbones.checkpoints.layout import State
+from mae_transfer.backbones.registry import Spec
+from mae_transfer.backbones.timm_vit import TABLE, resolve
+from mae_transfer.errors import UserError
+
+FORMATS = ("official", "timm", "hf")
+
+_REGISTERS = {"reg_token": "dist_token"}
+
+
+def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: str | None = None) -> list[str]:
+    """Write the weights of `path`, which must fit `backbone`, to `out`; gives lines that say what was written.
+
+    `form`: official (a `.pth` with `{"model": ...}`), timm (`.safetensors`, else torch's format) or hf (a folder with
+    model.safetensors, config.json and preprocessor_config.json). Raises UserError if the weights do not load, have
+    parts that the form has no place for, or `out` cannot be written.
+    """
+    out, file = Path(out), files.find(path)
+    raw, config = files.read(file), hf_config.beside(file)
+    vit, report = loader.load(resolve(backbone), raw, str(file), key=key, config=config)
+    state, _ = loader.unwrap(raw, str(file), key)
+    _, converted = loader.read_layout(state, str(file), config)
+    spec = report.spec
+    assert spec is not None
+    order = [name for name in vit.state_dict() if name in converted.tensors]
+    tensors = {name: converted.tensors[name] for name in order} | converted.final_norm
+    _check(spec, tensors, form, converted.shared_tables)
+    if form == "official":
+        with atomic_write(out) as target:
+            torch.save({"model": _owned(tensors)}, target)
+    elif form == "timm":
+        names = _REGISTERS if spec.position_prefix == 2 else {}
+        _write(out, {names.get(name, name): tensor for name, tensor in tensors.items()})
+    else:
+        _write_hugging_face(out, tensors, spec)
+    lines = [f"written: {out} ({form}, {len(tensors)} tensors)"]
+    if not converted.final_norm:
+        lines.append("without the final norm, which the file does not have: a strict load elsewhere will ask for it")
+    if spec.eps not in (None, 1e-6) and form != "hf":
+        lines.append(f"note: these weights were made with LayerNorm eps {spec.eps:g}; {form} models use 1e-6")
+    return lines
+
+
+def _check(spec: Spec, tensors: State, form: str, shared: State) -> None:
+    kinds = ("cls_token", "pos_embed", "patch_embed.proj.", "blocks.", "norm.")
+    odd = [name for name in tensors if name.endswith(TABLE)] + list(shared)
+    if form != "timm":
+        odd += [name for name in tensors if not name.startswith(kinds) or ".ls" in name or "_norm." in name]
+        odd += [name for name in ("cls_token", "pos_embed") if name not in tensors]
+        odd += ["pos_embed without a row for the class token"] if spec.position_prefix != 1 else []
+    if odd:
+        raise UserError(
+            f"--export {form}: has no place for {odd[0]} as {spec.name} has it; use another format or file."
+        )
+
+
+def _owned(tensors: State) -> State:
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _write(path: Path, tensors: State) -> None:
+    with atomic_write(path) as target:
+        if path.suffix == ".safetensors":
+            target.write(safetensors.torch.save(_owned(tensors), {"format": "pt"}))
+        else:
+            torch.save(_owned(tensors), target)
+
+
+def _write_hugging_face(folder: Path, tensors: State, spec: Spec) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another one.") from error
+    state: State = {}
+    for name, tensor in tensors.items():
+        if ".attn.qkv." in name:
+            block, part = name.split(".")[1], name.rsplit(".", 1)[1]
+            for side, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                state[f"encoder.layer.{block}.attention.attention.{side}.{part}"] = third
+        else:
+            state[_hugging_face_name(name)] = tensor
+    weight, position = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
+    size = round((position.shape[1] - 1) ** 0.5) * spec.patch_size
+    config: dict[str, Any] = {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": spec.embed_dim,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": spec.num_heads,
+        "intermediate_size": len(tensors["blocks.0.mlp.fc1.weight"]),
+        "image_size": size,
+        "patch_size": spec.patch_size,
+        "num_channels": weight.shape[1],
+        "layer_norm_eps": spec.eps or 1e-6,
+        "hidden_act": "gelu",
+        "qkv_bias": spec.qkv_bias,
+    }
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "size": {"height": size, "width": size},
+    }
+    _write(folder / "model.safetensors", state)
+    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+        with atomic_write(folder / name) as target:
+            target.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def _hugging_face_name(name: str) -> str:
+    whole = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    if name in whole:
+        return whole[name]
+    _, block, rest = name.split(".", 2)
+    module, part = rest.rsplit(".", 1)
+    old = {new: old for old, new in hf_vit.OLD_NAMES.items()}[module]
+    return f"encoder.layer.{block}.{old}.{part}"

@@ -1,0 +1,191 @@
+"""What a weights file is: its layout, the architecture that its tensors show, what is odd about it, and how to use it."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mae_transfer.backbones import registry
+from mae_transfer.backbones.checkpoints import files, fixed_position, hf_config, loader
+from mae_transfer.backbones.checkpoints.layout import Converted, State, depth_of, width_of
+from mae_transfer.backbones.timm_vit import TABLE, resolve
+from mae_transfer.errors import UserError
+
+FP16_EDGE = 6e4
+"""Near the largest float16, 65504: what is there has probably been clipped or is about to overflow."""
+
+_TIMM = {
+    "dinov2": "timm:vit_{size}_patch14_{reg}dinov2.lvd142m",
+    "clip": "timm:vit_{size}_patch{patch}_clip_224.laion2b",
+    "augreg": "timm:vit_{size}_patch{patch}_224.augreg_in21k",
+}
+_TIMM_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
+_INITS = {
+    "MoCo v3": ("mocov3",),
+    "BEiT": ("beit",),
+    "SimMIM": ("beit",),
+    "Hugging Face BEiT / data2vec-vision": ("beit",),
+    "DINO / iBOT / DINOv2 training": ("dino", "dinov2"),
+    "official MAE with decoder": ("mae",),
+    "Hugging Face ViT / DeiT / ViTMAE": ("sup", "mae"),
+    "DINOv2": ("dinov2",),
+    "Hugging Face Dinov2": ("dinov2",),
+    "CLIP image tower": ("clip",),
+    "AugReg npz (JAX)": ("augreg", "sup"),
+}
+
+
+@dataclass
+class Findings:
+    """What was found, in lines to print; `command` is the line that uses the file, None if no name fits it."""
+
+    about: list[str]
+    signs: list[str]
+    load: list[str] = field(default_factory=list)
+    command: str | None = None
+    backbone: str | None = None
+
+    def lines(self) -> list[str]:
+        signs = [f"  ! {sign}" for sign in self.signs] or ["  nothing suspicious"]
+        use = [f"use: {self.command}"] if self.command else []
+        return [*self.about, "signs:", *signs, *self.load, *use]
+
+
+def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = None) -> Findings:
+    """Look into a file and try it on `backbone`, or on the name that seems to be meant.
+
+    Raises UserError if the file cannot be read, has no known layout, or (with `backbone`) does not load.
+    """
+    file = files.find(path)
+    raw = files.read(file)
+    state, _ = loader.unwrap(raw, str(file), key)
+    config = hf_config.beside(file)
+    reader, converted = loader.read_layout(state, str(file), config)
+    about = [f"file: {file} ({file.stat().st_size / 1e6:.1f} MB, {len(state)} tensors, {_types(state)})"]
+    if set(raw) - set(state):
+        about.append(f"entries: {', '.join(str(name) for name in raw if name not in state)}"[:200])
+    about += [f"layout: {reader.NAME}", f"architecture: {_architecture(converted)}"]
+    findings = Findings(about, _signs(file, state, converted))
+    names = [backbone] if backbone else _names(reader.NAME, converted)
+    for name in names:
+        try:
+            spec = resolve(name)
+            _, report = loader.load(spec, raw, str(file), key=key, config=config)
+        except UserError as error:
+            if backbone:
+                raise
+            findings.load = [f"{name}: {error}"]
+            continue
+        findings.load = report.lines()
+        findings.backbone = name
+        findings.command = (
+            f"python tools/run_transfer.py --task coco --backbone {name} --checkpoint {shlex.quote(str(path))}"
+        )
+        others = [other for other in names if other != name]
+        if others:
+            findings.load.append(f"  of the same shape: {', '.join(others)}; choose by where the file is from")
+        break
+    if not names:
+        findings.load = ["no registered size; a timm:<model> of these dimensions may fit: pass it as --backbone"]
+    return findings
+
+
+def _types(state: State) -> str:
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
+
+
+def _patch(tensors: State) -> int:
+    weight = tensors.get("patch_embed.proj.weight")
+    return weight.shape[-1] if weight is not None and weight.ndim == 4 else 0
+
+
+def _grid(converted: Converted) -> int:
+    """Side of the grid of the position embedding, 0 if there is none or it is not square."""
+    position = converted.tensors.get("pos_embed")
+    if position is None or position.ndim != 3:
+        return 0
+    for prefix in (converted.facts.get("position_prefix", 1), 0):
+        side = round(max(position.shape[1] - prefix, 0) ** 0.5)
+        if side * side == position.shape[1] - prefix:
+            return side
+    return 0
+
+
+def _architecture(converted: Converted) -> str:
+    tensors = converted.tensors
+    width, side, patch = width_of(tensors), _grid(converted), _patch(tensors)
+    tables = [tensor for name, tensor in tensors.items() if name.endswith(TABLE) and tensor.ndim == 2]
+    heads = converted.facts.get("num_heads") or (tables[0].shape[1] if tables else None)
+    fc1, registers = tensors.get("blocks.0.mlp.fc1.weight"), tensors.get("reg_token")
+    scale = any(name.endswith(".ls1.gamma") for name in tensors)
+    parts = [
+        f"embed dim {width}, depth {depth_of(tensors)}",
+        f"{heads} heads" if heads else f"heads not in the file (usual: {width // 64})",
+        f"patch {patch}, grid {side}x{side} ({side * patch} px)" if side else f"patch {patch}, no position embedding",
+        f"MLP {len(fc1)}" if fc1 is not None else "",
+        "LayerScale" if scale else "",
+        f"{registers.shape[1]} tokens beside the class token" if registers is not None and registers.ndim == 3 else "",
+        "" if "cls_token" in tensors else "no class token",
+        "a relative position table per block" if tables else "",
+        f"LayerNorm eps {converted.facts['eps']:g}" if "eps" in converted.facts else "",
+        f"mean {converted.facts['mean']}" if "mean" in converted.facts else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _signs(file: Path, state: State, converted: Converted) -> list[str]:
+    signs = []
+    reasons = set(converted.ignored.values())
+    if "decoder of the pre-training" in reasons:
+        signs.append(
+            "it has a decoder: a *_full or training checkpoint, or one of MAE's mae_visualize_* files, which are for demos "
+            "and hold another encoder" + (" (its name says so)" if "visuali" in file.name else "")
+        )
+    if any(reason.startswith("classifier") for reason in reasons):
+        signs.append("it has a classifier: fine-tuned or supervised weights, not those of a pre-training alone")
+    broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    signs += [f"{key} holds NaN or infinite values{_overflow(state[key])}" for key in broken[:5]]
+    for key, tensor in state.items():
+        if key in broken or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if not tensor.any():
+            signs.append(f"{key} is all zeros")
+        elif tensor.abs().max() > FP16_EDGE:
+            signs.append(f"{key} reaches {tensor.abs().max():g}, at the edge of float16")
+    side, patch = _grid(converted), _patch(converted.tensors)
+    if side and side * patch not in (0, 224):
+        signs.append(f"its position embedding is for {side * patch} px ({side}x{side}), not 224: it is resampled")
+    if "num_heads" in converted.facts and width_of(converted.tensors) // 64 != converted.facts["num_heads"]:
+        signs.append(
+            f"{converted.facts['num_heads']} heads, unusual for this width: other loaders would take {width_of(converted.tensors) // 64}"
+        )
+    norms = [t for name, t in converted.tensors.items() if name.startswith("blocks.") and name.endswith("norm1.weight")]
+    if norms and all((tensor == 1).all() for tensor in norms):
+        signs.append("every norm of the blocks is 1: it looks untrained")
+    return signs + converted.warnings
+
+
+def _overflow(tensor: Tensor) -> str:
+    return " (float16 overflow?)" if tensor.dtype.itemsize == 2 and tensor.isinf().any() else ""
+
+
+def _names(layout: str, converted: Converted) -> list[str]:
+    """Backbone names of this layout and these dimensions, the likeliest first."""
+    tensors = converted.tensors
+    origin = fixed_position.origin(tensors.get("pos_embed"))
+    inits: tuple[str, ...] = (origin,) if origin else ()
+    inits += _INITS.get(layout, ("mae", "sup", "dino", "mocov3"))
+    dims: Any = (width_of(tensors), depth_of(tensors), _patch(tensors))
+    size = "g" if dims[:2] == (1536, 40) else registry.size_of(*dims[:2])
+    names = []
+    for init in dict.fromkeys(inits):
+        if init in _TIMM and size in _TIMM_SIZES:
+            reg = "reg4_" if "reg_token" in tensors else ""
+            names.append(_TIMM[init].format(size=_TIMM_SIZES[size], patch=dims[2], reg=reg))
+        for name in registry.names():
+            spec = registry.find(name)
+            if spec.init == init and (spec.embed_dim, spec.depth, spec.patch_size) == dims:
+                names.append(name)
+    return names
