@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 VARIANTS = ("mae_transfer", "torchvision")
 
@@ -120,7 +121,7 @@ def measure(variant: str, backbone: str, image_size: int, precision: str, steps:
     print(json.dumps({"seconds": seconds[1:], "peak": peak}))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="random_vit_b")
     parser.add_argument("--image-size", type=int, default=1024)
@@ -129,7 +130,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2, help="timed steps in each process, after one that is not")
     parser.add_argument("--rel-pos", action="store_true", help="with the recipe's relative position bias")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.variant:
         measure(args.variant, args.backbone, args.image_size, args.precision[0], args.steps, args.rel_pos)
         return 0

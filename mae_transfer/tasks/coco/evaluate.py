@@ -8,7 +8,7 @@ The size class (small, medium, large) of a detection goes by its box area in box
 import contextlib
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -177,8 +177,14 @@ def _collector_paused() -> Iterator[None]:
 
 
 @_collector_paused()
-def score(annotations: CocoAnnotations, detections: list[ImageDetections], *, per_class: bool) -> dict[str, float]:
-    """The metrics of `evaluate` over the images of `detections`."""
+def score(
+    annotations: CocoAnnotations,
+    detections: list[ImageDetections],
+    *,
+    per_class: bool = False,
+    kinds: Sequence[str] = tuple(IOU_TYPES),
+) -> dict[str, float]:
+    """The metrics of `evaluate` over the images of `detections`, of boxes or masks or both."""
     content = ground_truth(annotations, {image.image_id for image in detections})
     results = coco_results(detections, annotations)
     for number, result in enumerate(results, start=1):
@@ -186,7 +192,8 @@ def score(annotations: CocoAnnotations, detections: list[ImageDetections], *, pe
         result |= {"id": number, "iscrowd": 0, "rle": result.pop("segmentation")}
     truth, found = COCO(content), COCO(content | {"annotations": results})
     metrics: dict[str, float] = {}
-    for prefix, iou_type in IOU_TYPES.items():
+    for prefix in kinds:
+        iou_type = IOU_TYPES[prefix]
         for result, area in zip(results, _areas(results, iou_type), strict=True):
             result["area"] = area
         evaluator = COCOeval_faster(truth, found, iou_type, print_function=_silent)
