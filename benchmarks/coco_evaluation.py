@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """COCO evaluation here against pycocotools on the same detections: time, and the largest difference of the 24 numbers.
 
-    python benchmarks/coco_evaluation.py --data /data/coco            # val2017 of a real set; --copies 8 for a small one
-    python benchmarks/coco_evaluation.py                              # generated images
+    python benchmarks/coco_evaluation.py --data /data/coco       # val2017 of a real set; --copies 8 for a small one
+    python benchmarks/coco_evaluation.py                         # generated images
 
-The detections are the ground truth jittered, up to three times each, some under another class, with tied scores, and random
-boxes; at most 100 an image. Timed from detections in memory to the twelve numbers: pycocotools through its `loadRes`,
+The detections are the ground truth jittered, up to three times each, some under another class, with tied scores, and
+random boxes; at most 100 an image. Timed from detections in memory to the twelve numbers: pycocotools through its `loadRes`,
 as its users do, this project through `tasks.coco.evaluate.score`. Needs pycocotools (in the `dev` extra).
 """
 

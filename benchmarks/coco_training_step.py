@@ -6,8 +6,8 @@
 
 Both have the same encoder, the same pyramid, the v2 heads (2-conv RPN, 4conv1fc box head, BN) and the same image with
 ten objects; what differs is what lies between: torchvision's anchors, proposals (2000 in training), RoIAlign, losses
-and soft mask targets against this project's, which has detectron2's arithmetic. Each variant runs in a process of its own, so
-that peak memory is its own; the variants take turns, and the ratio of each turn is printed with the median.
+and soft mask targets against this project's, which has detectron2's arithmetic. Each variant runs in a process of its
+own, so that peak memory is its own; the variants take turns, and the ratio of each turn is printed with the median.
 """
 
 import argparse
@@ -154,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         speed = [b[0] / a[0] for a, b in zip(ours, stock, strict=True)]
         memory = [a[1] / b[1] for a, b in zip(ours, stock, strict=True)]
         print(
-            f"  {precision} speed {statistics.median(speed):.2f}x torchvision's ({min(speed):.2f} to {max(speed):.2f}), "
+            f"  {precision} speed {statistics.median(speed):.2f}x torchvision's "
+            f"({min(speed):.2f} to {max(speed):.2f}), "
             f"memory {statistics.median(memory):.2f}x"
         )
     return 0

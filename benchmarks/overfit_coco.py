@@ -4,8 +4,8 @@
     python benchmarks/overfit_coco.py --data /data/coco       # about @@ minutes on 2 CPU cores
 
 Takes the first images of the training annotations (in order of id) that have objects and no crowds, writes them as a
-data set of its own whose training and val split are the same, runs the real command on it and fails (exit code 1) below box AP 80
-or mask AP 60. Measured: see docs/coco.md.
+data set of its own whose training and val split are the same, runs the real command on it and fails (exit code 1)
+below box AP 80 or mask AP 60. Measured: see docs/coco.md.
 """
 
 import argparse
@@ -86,8 +86,8 @@ def main() -> int:
         minutes, cpu_minutes = (time.perf_counter() - started) / 60, (time.process_time() - cpu_started) / 60
     box, mask = record["metrics"]["box_AP"], record["metrics"]["mask_AP"]
     print(
-        f"{args.backbone}, {args.images} images, {args.steps} steps of 4: box AP {box:.1f}, mask AP {mask:.1f} on the same "
-        f"images; {minutes:.1f} minutes, {cpu_minutes:.1f} CPU minutes"
+        f"{args.backbone}, {args.images} images, {args.steps} steps of 4: box AP {box:.1f}, mask AP {mask:.1f} "
+        f"on the same images; {minutes:.1f} minutes, {cpu_minutes:.1f} CPU minutes"
     )
     return 0 if box >= BOX_AP and mask >= MASK_AP else 1
 

@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(args).items() if name != "print_config"}
     if args.print_config:
+        for name in ("output", "resume", "eval_only"):  # no part of the configuration
+            del options[name]
         from mae_transfer.config_loading import dump_config
         from mae_transfer.transfer import resolve_config
 
