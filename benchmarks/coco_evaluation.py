@@ -5,8 +5,8 @@
     python benchmarks/coco_evaluation.py                         # generated images
 
 The detections are the ground truth jittered, up to three times each, some under another class, with tied scores, and
-random boxes; at most 100 an image. Timed from detections in memory to the twelve numbers: pycocotools through its `loadRes`,
-as its users do, this project through `tasks.coco.evaluate.score`. Needs pycocotools (in the `dev` extra).
+random boxes; at most 100 an image. Timed from detections in memory to the twelve numbers: pycocotools through its
+`loadRes`, as its users do, this project through `tasks.coco.evaluate.score`. Needs pycocotools (in the `dev` extra).
 """
 
 import argparse

@@ -61,6 +61,8 @@ class RunFolder:
         self.config = config
         self._metrics: int | None = None
         self._log: logging.Handler | None = None
+        if resume and not (self.path / "config.yaml").exists():
+            raise UserError(f"nothing to resume in {self.path}: it has no config.yaml; leave out --resume")
         with _writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
@@ -139,8 +141,6 @@ class RunFolder:
     def _check_and_write_config(self, resume: bool) -> None:
         path = self.path / "config.yaml"
         if resume:
-            if not path.exists():
-                raise UserError(f"nothing to resume in {self.path}: it has no config.yaml; leave out --resume")
             with _reading(path):
                 stored = yaml.safe_load(path.read_text(encoding="utf-8"))
             if not isinstance(stored, dict):
