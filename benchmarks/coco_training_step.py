@@ -94,6 +94,8 @@ def build(variant: str, backbone: str, image_size: int, rel_pos: bool):
         mask[y0:y1, x0:x1] = 1
     truth = {"boxes": torch.from_numpy(boxes).float(), "labels": torch.from_numpy(classes) + 1, "masks": masks}
     picture = image.float() / 255
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    picture, truth = picture.to(device), {name: value.to(device) for name, value in truth.items()}
     return model, lambda: sum(model([picture], [truth]).values())
 
 

@@ -5,6 +5,7 @@ anything else.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -62,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--eval-only",
         action="store_true",
-        help="evaluate the newest checkpoint of the output folder (or --checkpoint, a trained model of this tool)",
+        help="evaluate again the newest checkpoint of the output folder; the other options as in its training",
     )
     parser.add_argument("--engine", choices=["torchvision", "detectron2"], help="detector code; default: torchvision")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {error}" if rank == "0" else f"[rank {rank}] error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except StoppedBySignal as stop:
         print(f"stopped: {stop}", file=sys.stderr)

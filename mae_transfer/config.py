@@ -4,15 +4,39 @@ Unknown keys and values out of range are errors (see `config_loading.py`, which 
 live in `configs/`, each with its source; the defaults here are only those that are no part of a recipe.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+OPERATIONAL = frozenset(
+    {
+        "device",
+        "backbone.grad_checkpointing",
+        "train.compile",
+        "train.eval_every_epochs",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.log_every",
+        "train.tensorboard",
+        "data.root",  # what the data are is known by their fingerprint
+        "data.train_json",
+        "data.train_images",
+        "data.val_json",
+        "data.val_images",
+        "data.workers",
+        "eval.batch_size",
+        "eval.per_class",
+    }
+)
+"""Keys that cannot change a metric beyond rounding: a resume may change them, and no protocol holds them."""
 
 
 class Section(BaseModel):
     """A frozen section of the configuration; a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class BackboneConfig(Section):
@@ -42,7 +66,7 @@ class OptimConfig(Section):
     lr: float = Field(gt=0)
     """Peak learning rate at the recipe's global batch; never rescaled behind the user's back."""
     weight_decay: float = Field(ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Layer-wise lr decay of the encoder; 1.0 is none. Everything outside the encoder has the full lr."""
     no_weight_decay: tuple[Literal["norm", "bias", "pos_embed", "rel_pos", "token", "layer_scale"], ...] = ()

@@ -20,6 +20,17 @@ from mae_transfer.errors import UserError
 TASKS = {"coco": ("mae_transfer.tasks.coco.config:CocoConfig", "mask_rcnn_li2021")}
 """Task name -> (its configuration class, its default recipe)."""
 
+INSTEAD_OF = (
+    ("schedule.steps", "schedule.epochs"),
+    ("schedule.epochs", "schedule.steps"),
+    ("schedule.warmup_steps", "schedule.warmup_epochs"),
+    ("schedule.warmup_epochs", "schedule.warmup_steps"),
+)
+"""Naming the first of a pair replaces the recipe's value of the second."""
+
+FLAGS_ONLY = {"task": "--task", "preset": "--preset", "backbone.name": "--backbone"}
+"""Keys that choose the recipe's layers, and so cannot be set after them."""
+
 
 def config_class(task: str) -> type[RunConfig]:
     """The configuration class of a task; UserError for an unknown task, with the nearest name."""
@@ -52,10 +63,14 @@ def load_config(
         raise UserError(
             f"unknown preset '{preset}'{nearest(preset, recipe['presets'])}; presets: {', '.join(recipe['presets'])}"
         )
+    given = [(key, value) for key, value in (options or {}).items() if value is not None] + assigned
+    for key, _ in given:
+        check_key(schema, key)
+    asked = dict(given)
     spec = backbone_spec(backbone)
-    init = "random" if (options or {}).get("backbone.weights") == "random" else spec.init
+    init = "random" if asked.get("backbone.weights") == "random" else spec.init
 
-    values: dict[str, Any] = {"task": task, "preset": preset, "recipe": recipe_name, "backbone": {"name": backbone}}
+    values: dict[str, Any] = {"task": task, "preset": preset, "backbone": {"name": backbone}}
     for layer in (
         recipe["base"],
         recipe.get("sizes", {}).get(spec.size),
@@ -63,20 +78,20 @@ def load_config(
         recipe["presets"][preset],
     ):
         merge(values, layer or {})
-    given = [(key, value) for key, value in (options or {}).items() if value is not None]
-    for key, value in given + assigned:
-        check_key(schema, key)
+    for key, value in given:
         assign(values, key, value)
-    set_keys = {key for key, _ in given + assigned}
-    for key, other in (("schedule.steps", "schedule.epochs"), ("schedule.epochs", "schedule.steps")):
-        if key in set_keys and other not in set_keys:
-            assign(values, other, None)  # naming one length replaces the recipe's other one
-    if spec.init == "random" and values["backbone"].get("checkpoint") is None:
+    for key, other in INSTEAD_OF:
+        if key in asked and other not in asked:
+            assign(values, other, 0 if other == "schedule.warmup_epochs" else None)
+    if spec.init == "random":
+        if asked.get("backbone.weights") == "pretrained":
+            raise UserError(f"backbone {backbone} has no pretrained weights; name another backbone or --weights random")
         values["backbone"]["weights"] = "random"
-    elif (options or {}).get("backbone.checkpoint") and not (options or {}).get("backbone.weights"):
+    elif asked.get("backbone.checkpoint") is not None and "backbone.weights" not in asked:
         values["backbone"]["weights"] = (
             "pretrained"  # a preset's random weights give way to a checkpoint that was named
         )
+    values["recipe"] = recipe.get("recipe", recipe_name)
     return validate(schema, values)
 
 
@@ -150,6 +165,8 @@ def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def check_key(schema: type[BaseModel], key: str) -> None:
+    if key in FLAGS_ONLY:
+        raise UserError(f"{key}= chooses the recipe's values and cannot be an override; use {FLAGS_ONLY[key]}")
     known = leaf_keys(schema)
     if key not in known:
         raise UserError(f"unknown config key '{key}'{nearest(key, known)}; --print-config shows them all")
@@ -163,7 +180,7 @@ def validate(schema: type[RunConfig], values: dict[str, Any]) -> RunConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        got = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
         hint = nearest(key, leaf_keys(schema)) if first["type"] == "extra_forbidden" else ""
         raise UserError(f"config key '{key}': {first['msg']}{got}{hint}{more}") from None
     if (config.schedule.epochs is None) == (config.schedule.steps is None):

@@ -6,6 +6,7 @@ Everything that can be wrong with the input is found before the output folder is
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import logging
 import platform
 import subprocess
@@ -25,18 +26,26 @@ from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.config import RunConfig
 from mae_transfer.config_loading import load_config
 from mae_transfer.engine.checkpoint import evaluated_weights, list_checkpoints, load_checkpoint
-from mae_transfer.engine.distributed import make_fabric, on_rank_zero, shut_down
+from mae_transfer.engine.distributed import (
+    first_on_each_node,
+    gather_objects,
+    make_fabric,
+    on_rank_zero,
+    shut_down,
+)
 from mae_transfer.engine.loop import TrainResult, check_plan, train
 from mae_transfer.engine.progress import attach_console
 from mae_transfer.engine.rng import seed_for_model
-from mae_transfer.engine.run_folder import RunFolder, epoch_history, open_run_folder, read_metrics
+from mae_transfer.engine.run_folder import RESUMABLE, RunFolder, epoch_history, open_run_folder, read_metrics
+from mae_transfer.engine.signals import stop_at_once
 from mae_transfer.errors import UserError
-from mae_transfer.results.record import SCHEMA, make_protocol, protocol_id, write_json
+from mae_transfer.results.record import SCHEMA, flatten, make_protocol, protocol_id, read_record, write_json
 from mae_transfer.tasks import make_task
 from mae_transfer.tasks.base import Task
 
 _LOG = logging.getLogger(__name__)
 RUNS = Path("results/runs")
+DATA_PATHS = ("data.root=", "data.train_json=", "data.train_images=", "data.val_json=", "data.val_images=")
 VERSIONS_OF = ("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "numpy", "pillow")
 
 
@@ -111,7 +120,7 @@ def resolve_config(
     overrides: Sequence[str] = (),
 ) -> RunConfig:
     """The configuration that `run_transfer` resolves from the same options."""
-    if data is None and preset == "smoke" and not any(text.startswith("data.") for text in overrides):
+    if data is None and preset == "smoke" and not any(text.startswith(DATA_PATHS) for text in overrides):
         data = "synthetic"
     options = {
         "backbone.checkpoint": None if checkpoint is None else str(checkpoint),
@@ -127,7 +136,9 @@ def resolve_config(
 
 def default_output(config: RunConfig) -> Path:
     """A folder under results/runs/ named by what is run: the same options give the same one, so --resume finds it."""
-    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]
+    chosen = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if key not in RESUMABLE}
+    chosen["data.root"] = config.data.root  # type: ignore[attr-defined]
+    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
     name = config.backbone.name.replace(":", "-").replace("/", "-")
     return RUNS / f"{config.task}-{name}-{config.preset}-seed{config.seed}-{digest}"
 
@@ -135,33 +146,41 @@ def default_output(config: RunConfig) -> Path:
 def _run(
     fabric: Fabric, config: RunConfig, path: Path, *, resume: bool, eval_only: bool, progress: bool
 ) -> dict[str, Any]:
+    surroundings = describe_surroundings(fabric)
     task = make_task(config)
-    check_plan(config, len(task.train_dataset), fabric.world_size)
+    schedule = check_plan(config, len(task.train_dataset), 1 if eval_only else fabric.world_size)
     seed_for_model(config.seed)
-    with fabric.rank_zero_first(local=True):  # one process per node downloads, the others find it in the cache
-        encoder = build_encoder(config, task, load_weights=not eval_only)
+    # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
+    encoder = first_on_each_node(fabric, lambda: build_encoder(config, task))
     model = task.build_model(encoder)
     with open_run_folder(fabric, path, config.model_dump(mode="json"), resume=resume or eval_only) as folder:
         if fabric.is_global_zero:
             _announce(config, task, encoder, path)
         if eval_only:
-            result = _trained(fabric, model, folder)
+            result = _trained(fabric, model, folder, schedule.total)
         else:
-            origin = {"run_id": new_run_id(), "backbone": describe_backbone(config, encoder)}
-            result = train(
-                fabric, task, model, config, folder, workers=task.config.data.workers, resume=resume, origin=origin
-            )
-        metrics = task.evaluate(result.model, fabric, progress)
-        return on_rank_zero(fabric, lambda: _write_record(fabric, config, task, result, metrics, path))
+            origin = {
+                "run_id": new_run_id(),
+                "backbone": describe_backbone(config, encoder),
+                "norm_batch": min(config.train.micro_batch * fabric.world_size, config.train.global_batch),
+                "data_fingerprint": task.data_summary["fingerprint"],
+            }
+            workers = task.config.data.workers
+            result = train(fabric, task, model, config, folder, workers=workers, resume=resume, origin=origin)
+        with stop_at_once("stopped by a signal in the last evaluation; --resume or --eval-only does it again"):
+            metrics = task.evaluate(result.model, fabric, progress)
+        skipped = gather_objects(fabric, task.data_summary["skipped_files"])
+        data = task.data_summary | {"skipped_files": sorted({name for names in skipped for name in names})}
+        return on_rank_zero(fabric, lambda: _write_record(config, data, result, metrics, surroundings, path))
 
 
-def build_encoder(config: RunConfig, task: Task, *, load_weights: bool = True) -> ViTEncoder:
+def build_encoder(config: RunConfig, task: Task) -> ViTEncoder:
     """The encoder of a configuration, as the task wants it, with its weights loaded."""
     backbone = config.backbone
     return load_backbone(
         backbone.name,
-        checkpoint=backbone.checkpoint if load_weights else None,
-        weights=backbone.weights if load_weights else "random",
+        checkpoint=backbone.checkpoint,
+        weights=backbone.weights,
         window_size=backbone.window_size,
         num_global_blocks=backbone.num_global_blocks,
         rel_pos=backbone.rel_pos,
@@ -190,12 +209,16 @@ def new_run_id() -> str:
     return f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
-def _trained(fabric: Fabric, model: nn.Module, folder: RunFolder | None) -> TrainResult:
-    """What the newest checkpoint of the run folder holds, loaded into the model."""
+def _trained(fabric: Fabric, model: nn.Module, folder: RunFolder | None, steps: int) -> TrainResult:
+    """What the last checkpoint of a finished training holds, loaded into the model."""
     paths = on_rank_zero(fabric, lambda: list_checkpoints(folder.checkpoints) if folder else [])
     if not paths:
         raise UserError("--eval-only: the run folder has no checkpoint yet; leave out --eval-only to train")
     state = load_checkpoint(paths[-1])
+    if state["step"] != steps:
+        raise UserError(
+            f"--eval-only: {paths[-1]} is after step {state['step']} of {steps}; finish the training by --resume first"
+        )
     try:
         model.load_state_dict(evaluated_weights(state))
     except RuntimeError as error:
@@ -225,45 +248,64 @@ def _announce(config: RunConfig, task: Task, encoder: ViTEncoder, path: Path) ->
     _LOG.info("data: %s, %d training and %d val images", data["name"], data["train_images"], data["val_images"])
 
 
-def _write_record(
-    fabric: Fabric, config: RunConfig, task: Task, result: TrainResult, metrics: dict[str, float], path: Path
-) -> dict[str, Any]:
-    data = task.data_summary
-    protocol = make_protocol(
-        config.model_dump(mode="json"),
-        data_fingerprint=data["fingerprint"],
-        norm_batch=min(config.train.micro_batch * fabric.world_size, config.train.global_batch),
-    )
+def describe_surroundings(fabric: Fabric) -> dict[str, Any]:
+    """Code, machine and command of this process, taken at its start: the code on disk may change during a long run."""
     cuda = fabric.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(fabric.device) if cuda else f"cpu ({torch.get_num_threads()} threads)",
+        "world_size": fabric.world_size,
+        "commit": commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "command": sys.argv,
+    }
+
+
+def _write_record(
+    config: RunConfig,
+    data: dict[str, Any],
+    result: TrainResult,
+    metrics: dict[str, float],
+    surroundings: dict[str, Any],
+    path: Path,
+) -> dict[str, Any]:
+    origin = result.origin or {}
+    protocol = make_protocol(
+        config.model_dump(mode="json"), data_fingerprint=data["fingerprint"], norm_batch=origin["norm_batch"]
+    )
+    cost = {
+        "wall_seconds": result.seconds,
+        "peak_memory_bytes": result.peak_memory,
+        "images_per_second": result.images_per_second,
+        **surroundings,
+    }
+    file = path / "record.json"
+    if result.images_per_second is None and file.exists():
+        # This process trained nothing: what training cost, and on what, stands in the record that it replaces.
+        before = read_record(file)
+        cost = {key: before.get(key, value) for key, value in cost.items()}
     record = {
         "schema": SCHEMA,
-        **(result.origin or {}),
+        "run_id": origin["run_id"],
         "task": config.task,
         "recipe": config.recipe,
         "preset": config.preset,
         "engine": config.engine,
         "seed": config.seed,
+        "backbone": origin["backbone"],
         "metrics": metrics,
         "history": result.history,
         "steps": result.steps,
         "data": data,
         "protocol_id": protocol_id(protocol),
         "protocol": protocol,
-        "device": torch.cuda.get_device_name(fabric.device) if cuda else f"cpu ({torch.get_num_threads()} threads)",
-        "world_size": fabric.world_size,
-        "wall_seconds": result.seconds,
-        "peak_memory_bytes": result.peak_memory,
-        "images_per_second": result.images_per_second,
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
-        "commit": commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        **cost,
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": sys.argv,
     }
-    write_json(path / "record.json", record)
+    write_json(file, record)
     _LOG.info("%s", "  ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "/" not in name))
-    _LOG.info("record: %s", path / "record.json")
+    _LOG.info("record: %s", file)
     return record
 
 

@@ -53,7 +53,7 @@ NAMES = {
 
 @dataclass
 class Layout:
-    """`maps(images)` is the source's own output of every block as maps. `spare`: keys whose loss leaves a whole file."""
+    """`maps(images)` is the source's own output of each block as maps. `spare`: keys whose loss leaves a whole file."""
 
     reader: str
     content: Any
@@ -213,7 +213,7 @@ def mocov3():
         head |= {f"head.{3 * i}.weight": torch.randn(rows, inputs)}
         norm = nn.BatchNorm1d(rows, affine=i < 2).state_dict()
         head |= {f"head.{3 * i + 1}.{key}": t for key, t in norm.items()}
-    encoder = {key: t for key, t in model.state_dict().items()} | head
+    encoder = dict(model.state_dict()) | head
     predictor = {"0.weight": torch.randn(width, 8), "3.weight": torch.randn(8, width)}
     for i, rows in ((1, width), (4, 8)):
         predictor |= {f"{i}.{key}": t for key, t in nn.BatchNorm1d(rows).state_dict().items()}
@@ -434,10 +434,19 @@ def clip(text=True):
     model = vit(**kwargs)
     state = {}
     swaps = {
-        "patch_embed.proj": "conv1", "pos_embed": "positional_embedding", "cls_token": "class_embedding", "norm_pre": "ln_pre",
-        "norm1": "ln_1", "norm2": "ln_2", "attn.qkv.": "attn.in_proj_", "attn.proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc",
-        "mlp.fc2": "mlp.c_proj", "blocks.": "transformer.resblocks.", "norm.": "ln_post.",
-    }  # fmt: skip
+        "patch_embed.proj": "conv1",
+        "pos_embed": "positional_embedding",
+        "cls_token": "class_embedding",
+        "norm_pre": "ln_pre",
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "attn.qkv.": "attn.in_proj_",
+        "attn.proj": "attn.out_proj",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "blocks.": "transformer.resblocks.",
+        "norm.": "ln_post.",
+    }
     for key, tensor in model.state_dict().items():
         for old, new in swaps.items():
             key = key.replace(old, new) if old != "norm." or key.startswith("norm.") else key

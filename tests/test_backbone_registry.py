@@ -65,7 +65,7 @@ def test_spec_is_what_timm_builds_for_its_tag(name):
         ("timm:swin_tiny_patch4_window7_224", "not a plain ViT"),
         ("timm:vit_base_patch16_dinov3", "not a plain ViT"),
         ("timm:vit_base_r50_s16_224", "not a plain ViT"),
-        ("timm:deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
+        ("timm:levit_128s", "not a plain ViT"),
     ],
 )
 def test_unknown_or_unfit_names_are_one_line(name, hint):
@@ -83,6 +83,7 @@ def test_unknown_or_unfit_names_are_one_line(name, hint):
         ("timm:vit_small_patch16_224.dino", "s", {"mean": registry.IMAGENET_MEAN, "hub": "vit_small_patch16_224.dino"}),
         ("timm:vit_tiny_patch16_224", "ti", {"mean": registry.HALF}),
         ("timm:vit_small_patch14_reg4_dinov2", "s", {"patch_size": 14, "img_size": 518}),
+        ("timm:deit_tiny_distilled_patch16_224", "ti", {"reg_tokens": 1, "position_prefix": 2}),
         ("timm:vit_so400m_patch14_siglip_224", None, {"embed_dim": 1152, "depth": 27}),
         ("timm:beit_base_patch16_224", "b", {"rel_pos_tables": True, "layer_scale": 0.1, "abs_pos": False}),
     ],

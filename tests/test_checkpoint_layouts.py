@@ -1,7 +1,7 @@
 """Every layout: the encoder's output is its source's, no other reader takes it, and no tensor of it can go astray."""
 
-import copy
 import functools
+import re
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from layouts import LAYOUTS, SIZE, layout
 from mae_transfer.backbones.checkpoints import loader
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
+
+FIRST_BLOCK = re.compile(r"(?!.*decoder)(.*\.)?(blocks|layers?|resblocks)\.0\.|.*encoderblock_0/")
 
 
 def encoder_of(case, content=None, **options):
@@ -54,25 +56,30 @@ def damages(key, tensor, rest):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_no_tensor_is_lost_silently(name, monkeypatch):
-    """Dropping, renaming, reshaping or corrupting any one tensor is an error that names it."""
+    """Dropping, renaming, reshaping or corrupting any one tensor is an error that names it.
+
+    Of block 0, which is like block 1, tensors are only dropped. `spare` ones may be gone if the weights stay the same.
+    """
     case = layout(name)
-    built = functools.cache(loader.build)  # the same empty model for each of the hundreds of attempts
-    monkeypatch.setattr(loader, "build", lambda spec, **options: copy.deepcopy(built(spec, **options)))
-    expected, _ = loader.load(case.spec, case.content, "some.pth")
+    expected = [p.clone() for p in loader.load(case.spec, case.content, "some.pth")[0].parameters()]
+    # one empty model for all the attempts; what a successful one loads into it is compared at once
+    monkeypatch.setattr(loader, "build", functools.cache(loader.build))
     silent = []
+    if name != "own run":  # which may hold any task's modules
+        with pytest.raises(UserError, match=r"unexpected (\S+\.)?extra\.weight"):
+            loader.load(case.spec, case.with_state(case.state | {"extra.weight": torch.ones(3)}), "some.pth")
     for key, tensor in case.state.items():
         rest = {other: t for other, t in case.state.items() if other != key}
-        for damage, state in damages(key, tensor, rest):
+        all_damages = list(damages(key, tensor, rest))
+        for damage, state in all_damages[: 1 if FIRST_BLOCK.match(key) else None]:
             try:
                 vit, _ = loader.load(case.spec, case.with_state(state), "some.pth")
             except UserError as error:
-                short = key.removeprefix("module.")
-                if short not in str(error) or "\n" in str(error) or "some.pth" not in str(error):
-                    silent.append((damage, key, str(error)))
+                message = str(error)
+                if key.removeprefix("module.") not in message or "\n" in message or "some.pth" not in message:
+                    silent.append((damage, key, message))
                 continue
-            if key in case.spare and all(
-                torch.equal(a, b) for a, b in zip(vit.parameters(), expected.parameters(), strict=True)
-            ):
-                continue
-            silent.append((damage, key, "loaded"))
+            same = all(torch.equal(a, b) for a, b in zip(vit.parameters(), expected, strict=True))
+            if key not in case.spare or not same:
+                silent.append((damage, key, "loaded"))
     assert not silent, f"{len(silent)}: {silent[:6]}"

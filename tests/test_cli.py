@@ -88,6 +88,8 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     for key in ("metrics", "run_id", "protocol_id", "backbone", "history"):
         assert anew[key] == record[key], key
 
+    assert anew["images_per_second"] == record["images_per_second"], "what training cost is not lost"
+
     changed = run(command(output, data, "eval.per_class=true", "--resume", "optim.lr=3e-5"))
     assert changed.returncode == 2
     assert "optim.lr: 0.00016 -> 3e-05" in changed.stderr
@@ -164,6 +166,9 @@ def test_sigterm_saves_and_exits_3(tmp_path: Path, data: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3, errors
     assert "--resume goes on from it" in errors
+    early = run(command(output, data, "schedule.steps=5000", "train.checkpoint_every=5000", "--eval-only"))
+    assert early.returncode == 2
+    assert "of 5000; finish the training by --resume first" in early.stderr
     steps = len(metrics.read_text().splitlines())
     assert (output / "checkpoints" / f"step_{steps:08d}.pt").exists()
 
@@ -256,6 +261,10 @@ def test_bad_data_is_one_line_and_exit_2(
         (["--engine", "detectron2"], "detectron2"),
         (["optim.lrr=1"], "did you mean optim.lr"),
         (["--subset", "0"], "'subset'"),
+        (["preset=full"], "use --preset"),
+        (["backbone.name=mae_vit_l"], "use --backbone"),
+        (["schedule.epochs=.inf"], "schedule.epochs"),
+        (["optim.betas=[2,3]"], "optim.betas"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_2(

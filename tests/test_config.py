@@ -65,9 +65,18 @@ def test_smoke_says_random_and_a_named_checkpoint_wins() -> None:
     assert named.backbone.weights == "pretrained"
 
 
+def test_weights_as_override_are_as_by_flag() -> None:
+    flag = load_config("coco", "mae_vit_b", options={"backbone.weights": "random"})
+    assert load_config("coco", "mae_vit_b", overrides=["backbone.weights=random"]) == flag
+    smoke = load_config("coco", "mae_vit_b", preset="smoke", overrides=["backbone.checkpoint=x.pth"])
+    assert smoke.backbone.weights == "pretrained"
+
+
 def test_one_length_replaces_the_other() -> None:
     assert load_config("coco", "mae_vit_b", overrides=["schedule.steps=7"]).schedule.epochs is None
     assert load_config("coco", "mae_vit_b", preset="smoke", overrides=["schedule.epochs=2"]).schedule.steps is None
+    warm = load_config("coco", "mae_vit_b", preset="smoke", overrides=["schedule.warmup_epochs=0.5"]).schedule
+    assert (warm.warmup_epochs, warm.warmup_steps) == (0.5, None)
     with pytest.raises(UserError, match="exactly one"):
         load_config("coco", "mae_vit_b", overrides=["schedule.steps=7", "schedule.epochs=2"])
 
@@ -86,6 +95,7 @@ def test_one_length_replaces_the_other() -> None:
         ("coco", "mae_vit_b", "full", ["optim.lr"], "not an override"),
         ("coco", "mae_vit_b", "full", ["optim.lr=[1"], "not valid YAML"),
         ("coco", "mae_vit_b", "full", ["recipe=mask_rcnn_li"], "did you mean mask_rcnn_li2021?"),
+        ("coco", "random_vit_b", "full", ["backbone.weights=pretrained"], "has no pretrained weights"),
         ("coco", "mae_vit_b", "full", ["data.scale_min=3"], "data.scale_min.*scale_max"),
     ],
 )
@@ -102,7 +112,9 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     recipe["base"]["optim"]["lr"] = 3e-5
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    assert load_config("coco", "mae_vit_b", overrides=[f"recipe={path}"]).optim.lr == 3e-5
+    mine = load_config("coco", "mae_vit_b", overrides=[f"recipe={path}"])
+    assert mine.optim.lr == 3e-5
+    assert mine.recipe == "mask_rcnn_li2021", "the recipe's name is in the file, not in its path"
     recipe["base"]["optim"]["momentum"] = 0.9
     path.write_text(yaml.safe_dump(recipe))
     with pytest.raises(UserError, match="'optim.momentum'"):

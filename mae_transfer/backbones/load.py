@@ -32,10 +32,10 @@ def load_backbone(
     Weights come from `checkpoint` if given, else from timm's hub (cache or download); `weights="random"`, which
     `random_*` names imply, is timm's initialisation from torch's global generator. `checkpoint` is a file, a local
     Hugging Face or timm model folder, or the folder of a run (its newest checkpoint); `checkpoint_key` is the entry of
-    it to read, where there are several (default: `model`, `state_dict`, `teacher`, in this order). `img_size` (pixels, one number or
-    height and width) is the size that global relative position tables are made for; any other size still runs.
-    `rel_pos` adds zero-initialised tables. Raises UserError for an unknown name, weights that cannot be had or do not
-    fit, and options that do not fit the backbone.
+    the file to read where it has several (default: `model`, `state_dict`, `teacher`, in this order). `img_size`
+    (pixels, one number or height and width) is the size that global relative position tables are made for; any other
+    size still runs. `rel_pos` adds zero-initialised tables. Raises UserError for an unknown name, weights that cannot
+    be had or do not fit, and options that do not fit the backbone.
     """
     spec = resolve(name)
     if weights not in ("pretrained", "random"):

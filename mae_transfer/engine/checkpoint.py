@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU; UserError, naming the next older one, if it cannot be read."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         present = list_checkpoints(path.parent)
         older = present[: present.index(path)] if path in present else []

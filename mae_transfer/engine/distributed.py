@@ -118,6 +118,26 @@ def gather_objects(fabric: Fabric, value: T) -> list[T]:
     return values
 
 
+def first_on_each_node(fabric: Fabric, function: Callable[[], T]) -> T:
+    """Run a function on the first rank of each node and then on its other ranks, which find what it put in caches.
+
+    If it raises a UserError anywhere, all ranks raise one.
+    """
+    result: T | None = None
+    error: UserError | None = None
+    for first in (True, False):
+        if (fabric.local_rank == 0) == first:
+            try:
+                result = function()
+            except UserError as caught:
+                error = caught
+        fabric.barrier()
+    messages = [message for message in gather_objects(fabric, str(error) if error else None) if message]
+    if messages:
+        raise error or UserError(messages[0])
+    return cast(T, result)
+
+
 def shut_down() -> None:
     """Leave the process group, if there is one; at the end of a run that did not fail."""
     if dist.is_available() and dist.is_initialized():

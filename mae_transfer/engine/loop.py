@@ -2,8 +2,8 @@
 
 A step: this rank's micro-batches forward and backward, each loss weighted by its share of the images, so that the
 gradient is that of the mean over the global batch however it is cut; one small all-reduce of losses and flags, and one
-wait for the device; stop if anything is not finite; clip; update. Then, in this order: metrics line, evaluation if due,
-checkpoint if due or asked for by a signal.
+wait for the device; stop if anything is not finite; clip; update. Then, in this order: metrics line, checkpoint
+if due (also before an evaluation) or asked for by a signal, evaluation if due.
 
 To resume: load the newest checkpoint, cut metrics.jsonl to its step, make up for an evaluation that was due there and
 was not done, go on. The sample stream and the random state are functions of the step (sampler.py, rng.py), so nothing
@@ -43,6 +43,8 @@ from mae_transfer.errors import DivergedError, StoppedBySignal, UserError
 from mae_transfer.tasks.base import Task
 
 _LOG = logging.getLogger(__name__)
+MUST_AGREE = {"norm_batch": "batch norm over images:", "data_fingerprint": "data of fingerprint"}
+"""Entries of a run's origin that a resume cannot change without changing the result, and how a message names them."""
 _LOWEST_SCALE = 1e-4  # of fp16 gradients; below it no step is taken any more (the limit of fairseq's scaler)
 
 
@@ -134,7 +136,7 @@ def train(
 
     start, seconds_before, started = 0, 0.0, time.perf_counter()
     if resume:
-        state = _restore(fabric, folder, model, optimizer, ema, precision, images)
+        state = _restore(fabric, folder, model, optimizer, ema, precision, images, origin)
         if state is not None:
             start, seconds_before, origin = state["step"], state["seconds"], state["origin"]
         del state
@@ -236,14 +238,15 @@ def train(
                         tensorboard.add_scalar(name, value, step)
 
             stopping = stop_value > 0
-            if _evaluation_due(config, step, images, schedule.total) and not stopping:
-                evaluate(step)
-            if step % config.train.checkpoint_every == 0 or step == schedule.total or stopping:
+            evaluating = _evaluation_due(config, step, images, schedule.total)
+            if evaluating or step % config.train.checkpoint_every == 0 or step == schedule.total or stopping:
                 path = on_rank_zero(fabric, partial(_save, folder, config, state_after, step))
             if stopping:
                 raise StoppedBySignal(
                     f"stopped by a signal after step {step}, saved in {path}; --resume goes on from it"
                 )
+            if evaluating:  # after the checkpoint, so that nothing is lost if it is stopped or fails
+                evaluate(step)
 
     memory = torch.tensor(_peak_memory(fabric), dtype=torch.float64, device=fabric.device)
     return TrainResult(
@@ -280,6 +283,7 @@ def _restore(
     ema: AveragedModel | None,
     precision: Any,
     images: int,
+    origin: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Load the newest checkpoint on every rank; its content, or None if there is none yet."""
     paths = on_rank_zero(fabric, lambda: list_checkpoints(folder.checkpoints) if folder else [])
@@ -288,6 +292,12 @@ def _restore(
         return None
     path = paths[-1]
     state = load_checkpoint(path)
+    for key in MUST_AGREE:
+        before, now = (state["origin"] or {}).get(key), (origin or {}).get(key)
+        if before != now:
+            raise UserError(
+                f"checkpoint {path} is of a run with {MUST_AGREE[key]} {before}, now it is {now}; resume with the same"
+            )
     if state["sampler"]["images"] != images:
         raise UserError(
             f"checkpoint {path} was trained on {state['sampler']['images']} images, the training set now has {images}; "

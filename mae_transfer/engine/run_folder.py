@@ -1,6 +1,6 @@
 """The folder of one run: its lock, its configuration, its log and metrics, its checkpoints.
 
-    config.yaml     the resolved configuration; a resume must agree with it in everything but `OPERATIONAL`
+    config.yaml     the resolved configuration; a resume must agree with it in everything but `RESUMABLE`
     metrics.jsonl   one line per step, and one per evaluation during training
     log.txt         what is logged under `mae_transfer`
     checkpoints/    see checkpoint.py
@@ -24,21 +24,13 @@ from typing import Any
 import yaml
 from lightning_fabric import Fabric
 
+from mae_transfer.config import OPERATIONAL
 from mae_transfer.engine.checkpoint import list_checkpoints, remove_unfinished
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.errors import UserError
 
-OPERATIONAL = frozenset(
-    {
-        "device",
-        "data.workers",
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.log_every",
-        "train.tensorboard",
-    }
-)
-"""Keys that a resume may change: they have no part in the result."""
+RESUMABLE = OPERATIONAL | {"data.on_bad_image"}
+"""Keys that a resume may change. A bad val image may be met only after the whole training."""
 
 _LOG = logging.getLogger("mae_transfer")
 # A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a
@@ -217,7 +209,7 @@ def _compare(stored: dict[str, Any], current: dict[str, Any], path: Path) -> Non
     old, new = _flatten(stored), _flatten(current)
     changed = [
         f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
-        for key in sorted((old.keys() | new.keys()) - OPERATIONAL)
+        for key in sorted((old.keys() | new.keys()) - RESUMABLE)
         if old.get(key, "(absent)") != new.get(key, "(absent)")
     ]
     if changed:

@@ -2,8 +2,12 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from mae_transfer.errors import StoppedBySignal
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -28,6 +32,22 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
+
+
+@contextmanager
+def stop_at_once(message: str) -> Iterator[None]:
+    """Raise StoppedBySignal as soon as one of `SIGNALS` comes: for work that leaves nothing to save."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedBySignal(message)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, stop) for number in SIGNALS} if in_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ignore_in_worker() -> None:

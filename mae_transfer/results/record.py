@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.atomic import atomic_write
+from mae_transfer.config import OPERATIONAL
 from mae_transfer.errors import UserError
 
 SCHEMA = 1
@@ -19,28 +20,6 @@ REQUIRED = ("schema", "run_id", "task", "backbone", "preset", "seed", "protocol"
 
 COMPARED = ("backbone.name", "backbone.checkpoint", "backbone.weights", "seed")
 """What a table compares: never part of the protocol."""
-
-NOT_METRIC = (
-    "device",
-    "backbone.grad_checkpointing",
-    "train.compile",
-    "train.micro_batch",  # enters the protocol as norm_batch
-    "train.eval_every_epochs",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.log_every",
-    "train.tensorboard",
-    "data.root",  # the data enter the protocol by their fingerprint
-    "data.train_json",
-    "data.train_images",
-    "data.val_json",
-    "data.val_images",
-    "data.workers",
-    "eval.batch_size",
-    "eval.per_class",
-)
-"""What cannot change the metric beyond rounding: never part of the protocol."""
-
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'a': {'b': 1}} -> {'a.b': 1}."""
@@ -60,7 +39,7 @@ def make_protocol(config: Mapping[str, Any], *, data_fingerprint: str, norm_batc
         config: the resolved configuration as nested plain values.
         norm_batch: images over which batch norm takes its statistics in training (micro-batch times devices).
     """
-    left_out = {*COMPARED, *NOT_METRIC}
+    left_out = {*COMPARED, *OPERATIONAL, "train.micro_batch"}  # micro_batch enters as norm_batch
     protocol = {key: value for key, value in flatten(config).items() if key not in left_out}
     return protocol | {"data_fingerprint": data_fingerprint, "norm_batch": norm_batch}
 

@@ -45,7 +45,7 @@ class Task(Protocol):
 
     @property
     def data_summary(self) -> dict[str, Any]:
-        """`name`, `fingerprint`, `train_images` and `val_images`, and what else of the data the record should hold."""
+        """`name`, `fingerprint`, `train_images`, `val_images`, `skipped_files`, and more for the record."""
         ...
 
     @property

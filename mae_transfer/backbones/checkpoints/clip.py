@@ -6,8 +6,18 @@ it is OpenAI's (beside `visual.`) only whole. OpenAI's own weights use QuickGELU
 """
 
 from mae_transfer.backbones.checkpoints import timm_names
-from mae_transfer.backbones.checkpoints.layout import ANY, Converted, Shape, State, back, depth_of, final_norm, norm
-from mae_transfer.backbones.checkpoints.layout import renamed, width_of
+from mae_transfer.backbones.checkpoints.layout import (
+    ANY,
+    Converted,
+    Shape,
+    State,
+    back,
+    depth_of,
+    final_norm,
+    norm,
+    renamed,
+    width_of,
+)
 
 NAME = "CLIP image tower"
 

@@ -1,4 +1,4 @@
-"""DINOv2 (facebookresearch/dinov2), as released: bare and close to timm's names, patch 14, LayerScale, 37 x 37 positions.
+"""DINOv2 (facebookresearch/dinov2), as released: bare, close to timm's names, patch 14, LayerScale, 37 x 37 positions.
 
 `mask_token` is ignored. With registers, neither these nor (in timm) the class token have a position: the class token's
 is added to it here, as timm's own conversion does. The giant's SwiGLU `w12`, `w3` are timm's `fc1`, `fc2`. Blocks of

@@ -59,7 +59,7 @@ def find(path: str | Path) -> Path:
     found = next((path / name for name in _IN_FOLDER if (path / name).is_file()), None)
     if found is None:
         raise UserError(
-            f"checkpoint {path}: a folder with neither checkpoints of a run nor model.safetensors or pytorch_model.bin; "
+            f"checkpoint {path}: a folder with neither a run's checkpoints nor model.safetensors or pytorch_model.bin; "
             "pass the path of the weights file itself."
         )
     return found

@@ -1,8 +1,8 @@
 """The position embeddings that MoCo v3 and MAE compute and freeze, by which their weights are told from others.
 
-Both are sines and cosines of the two coordinates: MoCo v3's (facebookresearch/moco-v3 `vits.py`) of the row, then of the
-column; MAE's (facebookresearch/mae `util/pos_embed.py`) of the column first. MoCo v3's ViT-S has 12 heads instead of the
-usual 6, and no tensor's shape shows that.
+Both are sines and cosines of the two coordinates: MoCo v3's (facebookresearch/moco-v3 `vits.py`) of the row, then of
+the column; MAE's (facebookresearch/mae `util/pos_embed.py`) of the column first. MoCo v3's ViT-S has 12 heads instead
+of the usual 6, and no tensor's shape shows that.
 """
 
 from collections.abc import Mapping

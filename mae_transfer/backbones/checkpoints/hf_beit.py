@@ -7,7 +7,7 @@ which is copied to every block. The final norm is `layernorm`, or `pooler.layern
 import re
 
 from mae_transfer.backbones.checkpoints import hf_names, hf_vit
-from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, common, depth_of, has, width_of
+from mae_transfer.backbones.checkpoints.layout import Converted, State, common, depth_of, has, width_of
 from mae_transfer.backbones.timm_vit import TABLE
 
 NAME = "Hugging Face BEiT / data2vec-vision"
@@ -40,11 +40,11 @@ def convert(state: State) -> Converted:
             converted.tensors |= {f"blocks.{i}.attn.{TABLE}": table for i in range(depth)}
         inner = converted.original
         converted.original = lambda key: shared if key.endswith(TABLE) else inner(key)
-    shapes: list[Shape] = [tuple(state[key].shape) for key in own if key in state]
+    shapes = [tuple(state[key].shape) for key in own if key in state]
     if shapes:
         rows = common(shape[0] for shape in shapes if len(shape) == 2)
-        heads = common(shape[1] or 0 for shape in shapes if len(shape) == 2)
-        converted.promised |= {key: (rows, heads) for key in own}
+        heads = common(shape[1] for shape in shapes if len(shape) == 2)
+        converted.promised |= dict.fromkeys(own, (rows, heads))
     for key in [key for key in state if key.endswith(_INDEX)]:
         hf_names.ignore(converted, state, {key: tuple(state[key].shape)}, "index, computed anew")
     for name in ("layernorm", f"{root}layernorm", f"{root}pooler.layernorm"):

@@ -1,4 +1,4 @@
-"""What the files beside the weights say of them: `config.json`, `preprocessor_config.json` of a Hugging Face or timm model.
+"""What the `config.json` and `preprocessor_config.json` of a Hugging Face or timm model say of the weights beside them.
 
 Weights alone show neither the number of heads nor LayerNorm eps, activation or normalisation statistics.
 """

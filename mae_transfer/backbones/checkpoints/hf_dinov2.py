@@ -56,7 +56,7 @@ def _join_gate(converted: Converted, state: State, stem: str) -> None:
             present = [state[key] for key in keys if key in state]
             shape = next((tuple(tensor.shape) for tensor in present), (None,))
             agree = len({tuple(tensor.shape) for tensor in present}) == 1
-            converted.promised |= {key: shape if agree else (None,) for key in keys}
+            converted.promised |= dict.fromkeys(keys, shape if agree else (None,))
             for key in keys:
                 converted.tensors.pop(key, None)
             if len(present) == 2 and agree:

@@ -73,7 +73,7 @@ def convert(
             q, k, v = (f"{stem}.{i}.{name}.{part}" for name in (_NEW if new_names(state) else _OLD))
             shape = (width, width) if part == "weight" else (width,)
             with_key = key_bias or part == "weight"
-            promised |= {key: shape for key in ((q, k, v) if with_key else (q, v))}
+            promised |= dict.fromkeys((q, k, v) if with_key else (q, v), shape)
             whole = joined(state, (q, k, v), shape, with_key)
             if whole is not None:
                 attention[f"blocks.{i}.attn.qkv.{part}"] = whole

@@ -1,7 +1,7 @@
 """Hugging Face ViT, DeiT, ViT-MSN and ViTMAE (with its decoder), in old names and those of transformers >= 5.
 
 LayerNorm eps is 1e-12 unless the `config.json` beside the file says otherwise. DeiT's distillation token becomes a
-register. facebook/vit-mae-* are converted from MAE's visualisation files, as far as is known, not the pre-training ones.
+register. facebook/vit-mae-* seem to be converted from MAE's visualisation files, not from its pre-training ones.
 """
 
 from mae_transfer.backbones.checkpoints import hf_names

@@ -1,14 +1,16 @@
-"""What a weights file is: its layout, the architecture that its tensors show, what is odd about it, and how to use it."""
+"""What a weights file is: its layout, the architecture its tensors show, what is odd about it, and how to use it."""
 
+import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from mae_transfer.backbones import registry
-from mae_transfer.backbones.checkpoints import files, fixed_position, hf_config, loader
+from mae_transfer.backbones.checkpoints import files, fixed_position, hf_config, loader, own
 from mae_transfer.backbones.checkpoints.layout import Converted, State, depth_of, width_of
 from mae_transfer.backbones.timm_vit import TABLE, resolve
 from mae_transfer.errors import UserError
@@ -68,7 +70,9 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
         about.append(f"entries: {', '.join(str(name) for name in raw if name not in state)}"[:200])
     about += [f"layout: {reader.NAME}", f"architecture: {_architecture(converted)}"]
     findings = Findings(about, _signs(file, state, converted))
-    names = [backbone] if backbone else _names(reader.NAME, converted)
+    run, overrides = _of_run(file) if reader.NAME == own.NAME else ({}, [])
+    names = [backbone] if backbone else [run["name"]] if run else _names(reader.NAME, converted)
+    overrides += [f"backbone.checkpoint_key={key}"] if key else []
     for name in names:
         try:
             spec = resolve(name)
@@ -80,9 +84,8 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
             continue
         findings.load = report.lines()
         findings.backbone = name
-        findings.command = (
-            f"python tools/run_transfer.py --task coco --backbone {name} --checkpoint {shlex.quote(str(path))}"
-        )
+        use = ["python", "tools/run_transfer.py", "--task", "coco", "--backbone", name, "--checkpoint", str(path)]
+        findings.command = shlex.join([*use, *overrides])
         others = [other for other in names if other != name]
         if others:
             findings.load.append(f"  of the same shape: {', '.join(others)}; choose by where the file is from")
@@ -90,6 +93,21 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
     if not names:
         findings.load = ["no registered size; a timm:<model> of these dimensions may fit: pass it as --backbone"]
     return findings
+
+
+def _of_run(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The backbone section of the configuration of the run that a checkpoint is from, and its options as overrides."""
+    path = file.parent.parent / "config.yaml"
+    if not path.is_file():
+        return {}, []
+    try:
+        section = yaml.safe_load(path.read_text(encoding="utf-8"))["backbone"]
+        options = ("window_size", "num_global_blocks", "rel_pos")
+        return section, [f"backbone.{name}={json.dumps(section[name])}" for name in options]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not the configuration of a run ({type(error).__name__}); pass the .pt file."
+        ) from error
 
 
 def _types(state: State) -> str:
@@ -122,7 +140,7 @@ def _architecture(converted: Converted) -> str:
     scale = any(name.endswith(".ls1.gamma") for name in tensors)
     parts = [
         f"embed dim {width}, depth {depth_of(tensors)}",
-        f"{heads} heads" if heads else f"heads not in the file (usual: {width // 64})",
+        f"{heads} heads" if heads else f"heads not in the file (usual: {max(width // 64, 1)})",
         f"patch {patch}, grid {side}x{side} ({side * patch} px)" if side else f"patch {patch}, no position embedding",
         f"MLP {len(fc1)}" if fc1 is not None else "",
         "LayerScale" if scale else "",
@@ -136,12 +154,12 @@ def _architecture(converted: Converted) -> str:
 
 
 def _signs(file: Path, state: State, converted: Converted) -> list[str]:
-    signs = []
+    signs, zeros = [], []
     reasons = set(converted.ignored.values())
     if "decoder of the pre-training" in reasons:
         signs.append(
-            "it has a decoder: a *_full or training checkpoint, or one of MAE's mae_visualize_* files, which are for demos "
-            "and hold another encoder" + (" (its name says so)" if "visuali" in file.name else "")
+            "it has a decoder: a *_full or training checkpoint, or one of MAE's mae_visualize_* files, which are for "
+            "demos and hold another encoder" + (" (its name says so)" if "visuali" in file.name else "")
         )
     if any(reason.startswith("classifier") for reason in reasons):
         signs.append("it has a classifier: fine-tuned or supervised weights, not those of a pre-training alone")
@@ -151,16 +169,18 @@ def _signs(file: Path, state: State, converted: Converted) -> list[str]:
         if key in broken or not tensor.is_floating_point() or not tensor.numel():
             continue
         if not tensor.any():
-            signs.append(f"{key} is all zeros")
+            zeros.append(key)
         elif tensor.abs().max() > FP16_EDGE:
             signs.append(f"{key} reaches {tensor.abs().max():g}, at the edge of float16")
+    if zeros:
+        more = f" and {len(zeros) - 3} more" if len(zeros) > 3 else ""
+        signs.append(f"all zeros: {', '.join(zeros[:3])}{more}")
     side, patch = _grid(converted), _patch(converted.tensors)
     if side and side * patch not in (0, 224):
         signs.append(f"its position embedding is for {side * patch} px ({side}x{side}), not 224: it is resampled")
-    if "num_heads" in converted.facts and width_of(converted.tensors) // 64 != converted.facts["num_heads"]:
-        signs.append(
-            f"{converted.facts['num_heads']} heads, unusual for this width: other loaders would take {width_of(converted.tensors) // 64}"
-        )
+    heads, usual = converted.facts.get("num_heads"), width_of(converted.tensors) // 64
+    if heads not in (None, usual):
+        signs.append(f"{heads} heads, unusual for this width: a loader that goes by shapes would take {usual}")
     norms = [t for name, t in converted.tensors.items() if name.startswith("blocks.") and name.endswith("norm1.weight")]
     if norms and all((tensor == 1).all() for tensor in norms):
         signs.append("every norm of the blocks is 1: it looks untrained")

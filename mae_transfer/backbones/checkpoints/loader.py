@@ -116,9 +116,9 @@ def unwrap(raw: Any, source: str, key: str | None = None) -> tuple[State, dict[s
     if container is not None:
         state = raw[container]
         ignored = {str(name): f"beside {container!r}: state of the training run" for name in raw if name != container}
-        for other in ("student", "teacher", "ema", "state_dict_ema", "model_ema"):
-            if other in ignored and raw[other] is not None:
-                ignored[other] = f"beside {container!r}, which is what is read; checkpoint_key={other} reads this one"
+        for beside in ("student", "teacher", "ema", "state_dict_ema", "model_ema"):
+            if beside in ignored and raw[beside] is not None:
+                ignored[beside] = f"beside {container!r}, which is what is read; checkpoint_key={beside} reads this one"
     if container == "ema":  # torch's AveragedModel, as the engine saves it
         state = {name: value for name, value in state.items() if name != "n_averaged"}
     other = [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
@@ -210,6 +210,13 @@ def pick(state: State, source: str) -> Reader:
         reader = cast(Reader, module)
         if reader.detects(state):
             return reader
+    for prefix in PREFIXES:
+        outside = [key for key in state if not key.startswith(prefix)]
+        if len(outside) < len(state) / 2:
+            raise UserError(
+                f"checkpoint {source}: most keys begin with {prefix!r} but not all, unexpected "
+                f"{', '.join(outside[:NAMED])}; save the encoder's own state_dict()."
+            )
     seen = ", ".join(list(state)[:NAMED])
     known = ", ".join(module.NAME for module in READERS)
     raise UserError(f"checkpoint {source}: unknown layout, its keys are {seen} ...; known layouts: {known}.")

@@ -16,7 +16,7 @@ class DataConfig(Section):
     train_images: str | None = None
     val_json: str | None = None
     val_images: str | None = None
-    image_size: int = Field(ge=32)
+    image_size: int = Field(ge=64)
     """Side of the square input in pixels, in training and test."""
     scale_min: float = Field(gt=0)
     scale_max: float = Field(gt=0)
@@ -33,7 +33,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _scales_in_order(self) -> "DataConfig":
         if self.scale_min > self.scale_max:
-            raise ValueError(f"scale_min {self.scale_min} is above scale_max {self.scale_max}")
+            raise ValueError(f"data.scale_min={self.scale_min:g} is above data.scale_max={self.scale_max:g}")
         return self
 
 
