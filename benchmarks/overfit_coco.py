@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Does it learn? A small ViT from random weights, trained on 8 real images until it detects those same 8.
 
-    python benchmarks/overfit_coco.py --data /data/coco       # about @@ minutes on 2 CPU cores
+    python benchmarks/overfit_coco.py --data /data/coco       # 12 minutes on one CPU core
 
 Takes the first images of the training annotations (in order of id) that have objects, no crowd and nothing under 1 % of
 the image, writes them as a data set of its own whose training and val split are the same, runs the real command on it,
@@ -19,7 +19,7 @@ BOX_AP, MASK_AP = 80.0, 60.0
 SMALLEST = 0.01
 """Least area of an object as a share of its image."""
 OVERRIDES = [
-    "data.image_size=320",
+    "data.image_size=224",
     "data.scale_min=1.0",
     "data.scale_max=1.0",
     "data.pad_value=null",
@@ -30,11 +30,11 @@ OVERRIDES = [
     "backbone.rel_pos=false",
     "model.fpn_channels=64",
     "model.head_channels=64",
-    "model.roi_batch_per_image=128",
-    "optim.lr=5e-4",
+    "model.roi_batch_per_image=64",
+    "optim.lr=1e-3",
     "optim.weight_decay=0.05",
-    "train.global_batch=4",
-    "train.micro_batch=4",
+    "train.global_batch=2",
+    "train.micro_batch=2",
     "train.precision=fp32",
     "train.checkpoint_every=10000",
 ]
@@ -65,7 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="COCO 2017 folder, or a part of it")
     parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--backbone", default="random_vit_ti")
     parser.add_argument("--output", type=Path, help="run folder; default: a temporary one")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -93,7 +93,7 @@ def main() -> int:
         minutes, cpu_minutes = (time.perf_counter() - started) / 60, (time.process_time() - cpu_started) / 60
     box, mask = record["metrics"]["box_AP"], record["metrics"]["mask_AP"]
     print(
-        f"{args.backbone}, {args.images} images, {args.steps} steps of 4: box AP {box:.1f}, mask AP {mask:.1f} "
+        f"{args.backbone}, {args.images} images, {args.steps} steps of 2: box AP {box:.1f}, mask AP {mask:.1f} "
         f"on the same images; {minutes:.1f} minutes, {cpu_minutes:.1f} CPU minutes"
     )
     return 0 if box >= BOX_AP and mask >= MASK_AP else 1

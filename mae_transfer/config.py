@@ -46,6 +46,8 @@ class BackboneConfig(Section):
     """A registered name such as `mae_vit_b`, or `timm:<model>`."""
     checkpoint: str | None = None
     """Path of a weights file; None takes the name's published weights from the hub cache or download."""
+    checkpoint_key: str | None = None
+    """Which of several models in the file to take, such as `student`; None takes the layout's documented one."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """`random` builds the encoder without weights, on request only."""
     window_size: int = Field(0, ge=0)

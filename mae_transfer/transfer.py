@@ -13,6 +13,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from mae_transfer.engine.distributed import (
     shut_down,
 )
 from mae_transfer.engine.loop import TrainResult, check_plan, train
-from mae_transfer.engine.progress import attach_console
+from mae_transfer.engine.progress import console
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.run_folder import RESUMABLE, RunFolder, epoch_history, open_run_folder, read_metrics
 from mae_transfer.engine.signals import stop_at_once
@@ -97,10 +98,9 @@ def run_transfer(
     if config.engine == "detectron2":
         raise UserError("engine detectron2 is not supported by this version; use --engine torchvision")
     path = Path(output) if output is not None else default_output(config)
-    if progress:
-        attach_console()
     fabric = make_fabric(config.device, config.train.precision)
-    record = _run(fabric, config, path, resume=resume, eval_only=eval_only, progress=progress)
+    with console() if progress else nullcontext():
+        record = _run(fabric, config, path, resume=resume, eval_only=eval_only, progress=progress)
     shut_down()
     return record
 
@@ -180,6 +180,7 @@ def build_encoder(config: RunConfig, task: Task) -> ViTEncoder:
     return load_backbone(
         backbone.name,
         checkpoint=backbone.checkpoint,
+        checkpoint_key=backbone.checkpoint_key,
         weights=backbone.weights,
         window_size=backbone.window_size,
         num_global_blocks=backbone.num_global_blocks,

@@ -1,11 +1,13 @@
 """What a run says while it trains: a bar on a terminal, plain lines elsewhere and in log.txt.
 
-Lines go through `logging` under `mae_transfer`. `attach_console` sends them to standard error as well; on a terminal
+Lines go through `logging` under `mae_transfer`. `console` sends them to standard error as well; on a terminal
 the bar stands for the lines of single steps, and other lines are written above it.
 """
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -20,13 +22,20 @@ class _Console(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
-def attach_console() -> None:
-    """Show what is logged under `mae_transfer` on standard error; once, however often it is called."""
-    logger = logging.getLogger("mae_transfer")
-    if not any(isinstance(handler, _Console) for handler in logger.handlers):
-        logger.addHandler(_Console())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+@contextmanager
+def console() -> Iterator[None]:
+    """Show what is logged under `mae_transfer` on standard error while in the context."""
+    logger, handler = logging.getLogger("mae_transfer"), _Console()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 class Progress:
