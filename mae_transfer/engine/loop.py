@@ -3,7 +3,7 @@
 A step: this rank's micro-batches forward and backward, each loss weighted by its share of the images, so that the
 gradient is that of the mean over the global batch however it is cut; one small all-reduce of losses and flags, and one
 wait for the device; stop if anything is not finite; clip; update. Then, in this order: metrics line, checkpoint
-if due (also before an evaluation) or asked for by a signal, evaluation if due.
+if due or asked for by a signal, evaluation if due.
 
 To resume: load the newest checkpoint, cut metrics.jsonl to its step, make up for an evaluation that was due there and
 was not done, go on. The sample stream and the random state are functions of the step (sampler.py, rng.py), so nothing
@@ -238,14 +238,13 @@ def train(
                         tensorboard.add_scalar(name, value, step)
 
             stopping = stop_value > 0
-            evaluating = _evaluation_due(config, step, images, schedule.total)
-            if evaluating or step % config.train.checkpoint_every == 0 or step == schedule.total or stopping:
+            if step % config.train.checkpoint_every == 0 or step == schedule.total or stopping:
                 path = on_rank_zero(fabric, partial(_save, folder, config, state_after, step))
             if stopping:
                 raise StoppedBySignal(
                     f"stopped by a signal after step {step}, saved in {path}; --resume goes on from it"
                 )
-            if evaluating:  # after the checkpoint, so that nothing is lost if it is stopped or fails
+            if _evaluation_due(config, step, images, schedule.total):  # after the checkpoint: it may fail or be stopped
                 evaluate(step)
 
     memory = torch.tensor(_peak_memory(fabric), dtype=torch.float64, device=fabric.device)

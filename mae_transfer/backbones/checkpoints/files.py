@@ -136,15 +136,15 @@ def _check_archive(path: Path) -> bool:
     """Whether a zip archive is numpy's; raises UserError if it is TorchScript, or a zip bomb."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+    if any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", member.filename) for member in members):
+        raise UserError(
+            f"checkpoint {path}: a TorchScript archive, which is code; load it with torch.jit.load where you trust it "
+            "and save its state_dict()."
+        )
     numpy = bool(members) and all(member.filename.endswith(".npy") for member in members)
     unpacked, size = sum(member.file_size for member in members), path.stat().st_size
     if unpacked > (_MOST_RATIO if numpy else 1) * size:
         raise UserError(
             f"checkpoint {path}: refused, {size} bytes that would unpack to {unpacked}; fetch it again from its source."
-        )
-    if any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", member.filename) for member in members):
-        raise UserError(
-            f"checkpoint {path}: a TorchScript archive, which is code; load it with torch.jit.load where you trust it "
-            "and save its state_dict()."
         )
     return numpy

@@ -16,7 +16,7 @@ class DataConfig(Section):
     train_images: str | None = None
     val_json: str | None = None
     val_images: str | None = None
-    image_size: int = Field(ge=64)
+    image_size: int = Field(gt=32)
     """Side of the square input in pixels, in training and test."""
     scale_min: float = Field(gt=0)
     scale_max: float = Field(gt=0)
