@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mae_transfer.backbones import registry
 from mae_transfer.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -39,11 +40,18 @@ examples:
 """
 
 
+def backbone_names() -> str:
+    """The registered names, a line for each initialisation."""
+    found = registry.names()
+    lines = [" ".join(name for name in found if name.startswith(f"{init}_")) for init in registry.INITS]
+    return "".join(f"  {line}\n" for line in lines) + "  timm:<model[.tag]>, any plain ViT of timm"
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run_transfer.py",
         description="Transfer a ViT encoder to a task under one written recipe and record how well it does.",
-        epilog=EXAMPLES,
+        epilog=f"{EXAMPLES}\nbackbones:\n{backbone_names()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--task", required=True, help="coco")
@@ -51,7 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--backbone", required=True, help="a registered name (mae_vit_b, sup_vit_l, random_vit_ti, ...) or timm:<model>"
     )
     parser.add_argument(
-        "--checkpoint", help="weights file to load; without it the backbone's published weights are used"
+        "--checkpoint",
+        help="weights file to load; without it the published weights are used (preset smoke: random ones)",
     )
     parser.add_argument("--weights", choices=["pretrained", "random"], help="random: no weights, on purpose")
     parser.add_argument("--data", help="root folder of the data set, or 'synthetic' for generated images")
@@ -65,7 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="evaluate again the newest checkpoint of the output folder; the other options as in its training",
     )
-    parser.add_argument("--engine", choices=["torchvision", "detectron2"], help="detector code; default: torchvision")
+    parser.add_argument(
+        "--engine",
+        choices=["torchvision", "detectron2"],
+        help="detector code; default: torchvision (detectron2: not in this version)",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument(
@@ -84,10 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}" if rank == "0" else f"[rank {rank}] error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except StoppedBySignal as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
+        print(stop, file=sys.stderr)
         return EXIT_STOPPED
     except DivergedError as error:
         print(f"diverged: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the newest checkpoint, if there is one", file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -54,7 +54,9 @@ class RunFolder:
         self._metrics: int | None = None
         self._log: logging.Handler | None = None
         if resume and not (self.path / "config.yaml").exists():
-            raise UserError(f"nothing to resume in {self.path}: it has no config.yaml; leave out --resume")
+            raise UserError(
+                f"nothing to resume or evaluate in {self.path}: it has no config.yaml; train first, without that option"
+            )
         with _writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
@@ -214,7 +216,7 @@ def _compare(stored: dict[str, Any], current: dict[str, Any], path: Path) -> Non
     ]
     if changed:
         raise UserError(
-            f"--resume with another recipe than {path}: {'; '.join(changed)}; undo these or give another --output"
+            f"another recipe than that of the run, {path}: {'; '.join(changed)}; undo these or give another --output"
         )
 
 

@@ -57,7 +57,9 @@ def make_schedule(config: ScheduleConfig, num_images: int, global_batch: int) ->
             )
     warmup = float(config.warmup_steps) if config.warmup_steps is not None else config.warmup_epochs * per_epoch
     if warmup >= total:
-        raise UserError(f"schedule: the warm-up of {warmup:g} steps does not fit in {total} steps; shorten it")
+        raise UserError(
+            f"schedule: the warm-up of {warmup:g} steps does not fit in {total} steps; set schedule.warmup_steps"
+        )
     shares = config.milestones
     if config.kind == "step" and (
         not shares or any(not 0 < share < 1 for share in shares) or list(shares) != sorted(set(shares))

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 as a request to stop after the current step (schedulers send them before they kill)."""
+"""SIGTERM, SIGUSR1 (which schedulers send before they kill) and Ctrl-C as a request to stop after the current step."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 from mae_transfer.errors import StoppedBySignal
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
@@ -31,6 +31,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
         self.received = self.received or signal.Signals(number).name
 
 

@@ -103,7 +103,9 @@ def detect(
     )
     was_training = model.training
     model.eval()
-    bar = tqdm(total=len(dataset), unit="img", desc="evaluate", disable=not (progress and fabric.global_rank == 0))
+    bar = tqdm(
+        total=len(dataset), unit="img", desc="evaluate", disable=None if progress and fabric.global_rank == 0 else True
+    )
     with bar, torch.no_grad():
         for batch in loader:
             dataset.report_skipped(batch)

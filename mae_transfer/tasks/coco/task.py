@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mae_transfer.errors import UserError
 from mae_transfer.synthetic import cached_coco
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
 from mae_transfer.tasks.coco.config import CocoConfig
@@ -45,6 +46,8 @@ class CocoTask:
         self.warnings = train.warnings + val.warnings
         self.train_dataset = CocoTrain(train, paths.train_images, data, seed=config.seed, subset=config.subset)
         self.eval_dataset = CocoEval(val, paths.val_images, data, subset=config.subset)
+        if not val.num_objects[self.eval_dataset.indices].any():
+            raise UserError(f"{paths.val_json}: no val image has an object that is no crowd; nothing to evaluate")
         self._summary = self._summarise(paths.train_json, paths.val_json, (len(train), len(val)))
 
     def _summarise(self, train_json: Path, val_json: Path, sizes: tuple[int, int]) -> dict[str, Any]:
