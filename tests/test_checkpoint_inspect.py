@@ -132,7 +132,7 @@ def test_every_layout_is_recognised(name, tmp_path, monkeypatch):
     [
         ("vit_small_patch14_reg4_dinov2.lvd142m", "timm:vit_small_patch14_reg4_dinov2.lvd142m"),
         ("vit_small_patch14_dinov2.lvd142m", "timm:vit_small_patch14_dinov2.lvd142m"),
-        ("deit_tiny_patch16_224.fb_in1k", "mae_vit_ti"),
+        ("deit_tiny_patch16_224.fb_in1k", "sup_vit_ti"),
     ],
 )
 def test_real_sizes_get_a_name(tag, expected, tmp_path):

@@ -127,7 +127,7 @@ def test_folders_that_cannot_be_had(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*file.*Not a directory"):
         RunFolder(tmp_path / "file" / "run", CONFIG)
-    with pytest.raises(UserError, match="nothing to resume in .*none"):
+    with pytest.raises(UserError, match="nothing to resume or evaluate in .*none"):
         RunFolder(tmp_path / "none", CONFIG, resume=True)
     RunFolder(tmp_path / "early", CONFIG).close()  # ended before its first step: no run to protect
     RunFolder(tmp_path / "early", CONFIG | {"seed": 9}).close()

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    return EXIT_DONE
+    return EXIT_BAD_INPUT if findings.refused else EXIT_DONE
 
 
 if __name__ == "__main__":

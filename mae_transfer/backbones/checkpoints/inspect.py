@@ -48,6 +48,8 @@ class Findings:
     load: list[str] = field(default_factory=list)
     command: str | None = None
     backbone: str | None = None
+    refused: bool = False
+    """Whether every name that was tried refused the file."""
 
     def lines(self) -> list[str]:
         signs = [f"  ! {sign}" for sign in self.signs] or ["  nothing suspicious"]
@@ -71,7 +73,9 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
     about += [f"layout: {reader.NAME}", f"architecture: {_architecture(converted)}"]
     findings = Findings(about, _signs(file, state, converted))
     run, overrides = _of_run(file) if reader.NAME == own.NAME else ({}, [])
-    names = [backbone] if backbone else [run["name"]] if run else _names(reader.NAME, converted)
+    # A run from random weights has weights now, and `random_*` names take none.
+    of_run = [run["name"].replace("random_", "mae_", 1)] if run else []
+    names = [backbone] if backbone else of_run or _names(reader.NAME, converted)
     overrides += [f"backbone.checkpoint_key={key}"] if key else []
     for name in names:
         try:
@@ -80,10 +84,11 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
         except UserError as error:
             if backbone:
                 raise
-            findings.load = [f"{name}: {error}"]
+            findings.load = [f"does not load as {name}: {error}"]
+            findings.refused = True
             continue
         findings.load = report.lines()
-        findings.backbone = name
+        findings.backbone, findings.refused = name, False
         use = ["python", "tools/run_transfer.py", "--task", "coco", "--backbone", name, "--checkpoint", str(path)]
         findings.command = shlex.join([*use, *overrides])
         others = [other for other in names if other != name]
@@ -196,7 +201,8 @@ def _names(layout: str, converted: Converted) -> list[str]:
     tensors = converted.tensors
     origin = fixed_position.origin(tensors.get("pos_embed"))
     inits: tuple[str, ...] = (origin,) if origin else ()
-    inits += _INITS.get(layout, ("mae", "sup", "dino", "mocov3"))
+    labelled = any(key.startswith(("head.", "fc_norm.")) for key in converted.ignored)
+    inits += _INITS.get(layout, ("sup", "mae", "dino", "mocov3") if labelled else ("mae", "sup", "dino", "mocov3"))
     dims: Any = (width_of(tensors), depth_of(tensors), _patch(tensors))
     size = "g" if dims[:2] == (1536, 40) else registry.size_of(*dims[:2])
     names = []
