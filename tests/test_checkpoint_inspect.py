@@ -147,7 +147,7 @@ def test_real_sizes_get_a_name(tag, expected, tmp_path):
     findings = inspect_module.inspect(tmp_path / "file.pth")
     assert findings.backbone == expected
     if "deit" in tag:
-        assert "of the same shape: sup_vit_ti" in "\n".join(findings.load)
+        assert "of the same shape: mae_vit_ti" in "\n".join(findings.load)
 
 
 def test_a_run_folder_gives_its_own_options(tmp_path):
