@@ -8,6 +8,7 @@ The size class (small, medium, large) of a detection goes by its box area in box
 import contextlib
 import gc
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -104,7 +105,11 @@ def detect(
     was_training = model.training
     model.eval()
     bar = tqdm(
-        total=len(dataset), unit="img", desc="evaluate", disable=None if progress and fabric.global_rank == 0 else True
+        total=len(dataset),
+        unit="img",
+        desc="evaluate",
+        disable=not (progress and fabric.global_rank == 0),
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # in a log file a line now and then
     )
     with bar, torch.no_grad():
         for batch in loader:
