@@ -17,7 +17,10 @@ from mae_transfer.backbones import registry
 from mae_transfer.config import RunConfig
 from mae_transfer.errors import UserError
 
-TASKS = {"coco": ("mae_transfer.tasks.coco.config:CocoConfig", "mask_rcnn_li2021")}
+TASKS = {
+    "ade20k": ("mae_transfer.tasks.ade20k.config:Ade20kConfig", "upernet_mae"),
+    "coco": ("mae_transfer.tasks.coco.config:CocoConfig", "mask_rcnn_li2021"),
+}
 """Task name -> (its configuration class, its default recipe)."""
 
 INSTEAD_OF = (

@@ -16,15 +16,8 @@ from mae_transfer.errors import UserError
 from mae_transfer.synthetic import make_coco
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.config import DataConfig
-from mae_transfer.tasks.coco.data import (
-    CocoEval,
-    CocoTrain,
-    ImageError,
-    UndecodableImageError,
-    choose_subset,
-    read_image,
-    resolve_paths,
-)
+from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths
+from mae_transfer.tasks.images import ImageError, UndecodableImageError, choose_subset, read_image
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ def load_backbone(
     img_size: int | Grid | None = None,
     window_size: int = 0,
     num_global_blocks: int = 4,
-    rel_pos: bool = False,
+    rel_pos: bool | str = False,
+    pos_embed: str = "native",
+    layer_scale: float | None = None,
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
     taps: tuple[int, ...] | None = None,
@@ -61,6 +63,8 @@ def load_backbone(
         window_size=window_size,
         num_global_blocks=num_global_blocks,
         rel_pos=rel_pos,
+        pos_embed=pos_embed,
+        layer_scale=layer_scale,
         grad_checkpointing=grad_checkpointing,
         taps=taps,
     )
@@ -92,15 +96,20 @@ def _with_edits(report: LoadReport, encoder: ViTEncoder, spec: Spec) -> LoadRepo
                 report.ignored[key] = "prefix token and its position, dropped with windowed attention"
     native, target = encoder.native_grid, encoder.global_grid
     if native != target and encoder.vit.pos_embed is not None:
-        report.resized["pos_embed"] = f"{_text(native)} -> {_text(target)}, bicubic at every forward"
+        when = "once" if encoder.pos_grid == target else "at every forward"
+        report.resized["pos_embed"] = f"{_text(native)} -> {_text(target)}, bicubic {when}"
     if encoder.rel_pos == "per block":
         for i in range(spec.depth):
             grid = target if i in encoder.global_blocks else (encoder.window_size, encoder.window_size)
-            if grid != native and spec.class_token:
+            if encoder.new_tables:
+                report.new[f"blocks.{i}.attn.{TABLE}"] = "zeros"
+            elif grid != native and spec.class_token:
                 report.resized[f"blocks.{i}.attn.{TABLE}"] = f"{_text(native)} -> {_text(grid)}, geometric"
     for key in ("rel_pos_window", "rel_pos_global"):
         if getattr(encoder, key, None) is not None and key not in report.shared_tables:
             report.new[key] = f"{tuple(getattr(encoder, key).shape)}, zeros"
+    if encoder.new_layer_scale is not None:
+        report.new["blocks.*.ls1.gamma, blocks.*.ls2.gamma"] = f"{encoder.new_layer_scale:g}"
     return report
 
 

@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resize_rel_pos_bias_table
+from timm.layers import LayerScale, resize_rel_pos_bias_table
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.backbones import rel_pos as rel
+from mae_transfer.backbones.bias_attention import attention
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import TABLE, is_standard
@@ -56,7 +57,9 @@ class ViTEncoder(nn.Module):
         img_size: int | Grid | None = None,
         window_size: int = 0,
         num_global_blocks: int = 4,
-        rel_pos: bool = False,
+        rel_pos: bool | str = False,
+        pos_embed: str = "native",
+        layer_scale: float | None = None,
         grad_checkpointing: bool = False,
         taps: tuple[int, ...] | None = None,
     ) -> None:
@@ -71,8 +74,13 @@ class ViTEncoder(nn.Module):
         self.grad_checkpointing = grad_checkpointing
         self.native_grid: Grid = tuple(vit.patch_embed.grid_size)
         self.global_grid = self.native_grid if img_size is None else self.grid_of(*_pair(img_size))
-        self.rel_pos = "per block" if spec.rel_pos_tables else "shared" if rel_pos else "none"
-        if (window_size or self.rel_pos != "none") and not all(is_standard(block) for block in vit.blocks):
+        self.pos_grid = self.native_grid
+        self.new_tables = rel_pos == "per_block" and not spec.rel_pos_tables
+        self.new_layer_scale = layer_scale if spec.layer_scale is None else None
+        self.rel_pos = "per block" if spec.rel_pos_tables or self.new_tables else "shared" if rel_pos else "none"
+        if (window_size or self.rel_pos != "none" or self.new_layer_scale is not None) and not all(
+            is_standard(block) for block in vit.blocks
+        ):
             block = type(vit.blocks[0]).__name__
             raise UserError(
                 f"backbone {spec.name!r}: windows and relative positions need timm's standard blocks, not {block}; "
@@ -82,7 +90,15 @@ class ViTEncoder(nn.Module):
         self.vit = vit
         if window_size:
             self._drop_prefix()
-        if self.rel_pos == "per block":
+        if pos_embed == "resized":
+            self._resize_position()
+        if self.new_layer_scale is not None:
+            for layer in self.vit.blocks:
+                layer.ls1 = LayerScale(self.embed_dim, self.new_layer_scale)
+                layer.ls2 = LayerScale(self.embed_dim, self.new_layer_scale)
+        if self.new_tables:
+            self._new_block_tables()
+        elif self.rel_pos == "per block":
             self._resize_tables()
         elif self.rel_pos == "shared":
             self._new_tables()
@@ -141,10 +157,10 @@ class ViTEncoder(nn.Module):
 
     def _position(self, grid: Grid) -> Tensor | None:
         position = self.vit.pos_embed
-        if position is None or grid == self.native_grid:
+        if position is None or grid == self.pos_grid:
             return position
         rows = 0 if self.vit.no_embed_class else self.prefix
-        native = position[:, rows:].unflatten(1, self.native_grid).permute(0, 3, 1, 2)
+        native = position[:, rows:].unflatten(1, self.pos_grid).permute(0, 3, 1, 2)
         resampled = F.interpolate(native, size=grid, mode="bicubic", align_corners=False)
         return torch.cat([position[:, :rows], resampled.flatten(2).transpose(1, 2)], dim=1)
 
@@ -157,13 +173,21 @@ class ViTEncoder(nn.Module):
         dtype: torch.dtype,
         shared: tuple[Tensor | None, Tensor | None],
     ) -> Tensor:
-        bias = shared[0] if windowed else shared[1]
-        if self.rel_pos == "per block":
-            # gathered here and not before the loop, so that checkpointing frees it with the block
-            bias = self._bias(getattr(block.attn, TABLE), windowed, grid, dtype)
         if not is_standard(block):
             return block(x)
-        x = x + block.drop_path1(block.ls1(self._attend(block.attn, block.norm1(x), windowed, grid, bias)))
+        normed = block.norm1(x)
+        if self.rel_pos == "per block" and not windowed:
+            table = getattr(block.attn, TABLE)
+            if grid != self.global_grid:
+                table = rel.resample(table, self.global_grid, grid, self.prefix)
+            attended = attention(block.attn, normed, table, grid, self.prefix)
+        else:
+            bias = shared[0] if windowed else shared[1]
+            if self.rel_pos == "per block":
+                # gathered here and not before the loop, so that checkpointing frees it with the block
+                bias = self._bias(getattr(block.attn, TABLE), windowed, grid, dtype)
+            attended = self._attend(block.attn, normed, windowed, grid, bias)
+        x = x + block.drop_path1(block.ls1(attended))
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
     def _attend(self, attn: Any, x: Tensor, windowed: bool, grid: Grid, bias: Tensor | None) -> Tensor:
@@ -193,6 +217,20 @@ class ViTEncoder(nn.Module):
         if vit.pos_embed is not None and not vit.no_embed_class:
             vit.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, vit.num_prefix_tokens :].clone())
         vit.cls_token, vit.reg_token, vit.num_prefix_tokens = None, None, 0
+
+    def _resize_position(self) -> None:
+        """Resample the position embedding to `global_grid` for good."""
+        position = self._position(self.global_grid)
+        if position is not None:
+            self.vit.pos_embed = nn.Parameter(position.detach().clone())
+        self.pos_grid = self.global_grid
+
+    def _new_block_tables(self) -> None:
+        """Zero tables of every block's own, as in MAE's and BEiT's segmentation."""
+        for i, block in enumerate(self.vit.blocks):
+            grid = self.global_grid if i in self.global_blocks else (self.window_size, self.window_size)
+            rows = rel.table_rows(grid, self.prefix)
+            block.attn.register_parameter(TABLE, nn.Parameter(torch.zeros(rows, self.num_heads)))
 
     def _new_tables(self) -> None:
         run = self.taps[-1] + 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-METRICS = {"coco": {"box_AP": "AP box", "mask_AP": "AP mask"}}
+METRICS = {"ade20k": {"mIoU": "mIoU"}, "coco": {"box_AP": "AP box", "mask_AP": "AP mask"}}
 """Task -> metric -> column title."""
 
 INIT_TITLES = {
@@ -26,7 +26,7 @@ INIT_TITLES = {
 
 INIT_ORDER = list(INIT_TITLES)
 SIZE_ORDER = ["nano", "ti", "s", "b", "l", "h"]
-BENCHMARK_DATA = {"coco": "COCO val2017"}
+BENCHMARK_DATA = {"ade20k": "ADE20K val", "coco": "COCO val2017"}
 """Task -> name of the data set that the published numbers are of."""
 PRESET_NOTES = {
     "full": "The full recipe on another data set than the published numbers.",

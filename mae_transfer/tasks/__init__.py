@@ -8,7 +8,10 @@ from mae_transfer.config import RunConfig
 if TYPE_CHECKING:
     from mae_transfer.tasks.base import Task
 
-TASK_CLASSES = {"coco": "mae_transfer.tasks.coco.task:CocoTask"}
+TASK_CLASSES = {
+    "ade20k": "mae_transfer.tasks.ade20k.task:Ade20kTask",
+    "coco": "mae_transfer.tasks.coco.task:CocoTask",
+}
 
 
 def make_task(config: RunConfig) -> "Task":

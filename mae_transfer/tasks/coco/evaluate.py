@@ -8,7 +8,6 @@ The size class (small, medium, large) of a detection goes by its box area in box
 import contextlib
 import gc
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,14 +20,12 @@ from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from mae_transfer.atomic import atomic_write
-from mae_transfer.engine.signals import ignore_in_worker
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval
+from mae_transfer.tasks.evaluation import evaluating, evaluation_batches
 
 # The names of COCOeval's statistics, in its order.
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -93,39 +90,22 @@ def detect(
 ) -> list[ImageDetections]:
     """The detections of this rank's images; an image that was skipped has none."""
     detections: list[ImageDetections] = []
-    loader = DataLoader(
+    batches = evaluation_batches(
         dataset,
         batch_size=config.eval.batch_size,
-        sampler=range(fabric.global_rank, len(dataset), fabric.world_size),
-        num_workers=config.data.workers,
-        collate_fn=dataset.collate,
-        worker_init_fn=_init_worker,
-        generator=torch.Generator(),  # else workers' seeds are drawn from the generator that training uses
+        workers=config.data.workers,
+        fabric=fabric,
+        progress=progress,
     )
-    was_training = model.training
-    model.eval()
-    bar = tqdm(
-        total=len(dataset),
-        unit="img",
-        desc="evaluate",
-        disable=not (progress and fabric.global_rank == 0),
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # in a log file a line now and then
-    )
-    with bar, torch.no_grad():
-        for batch in loader:
+    with evaluating(model):
+        for batch in batches:
             dataset.report_skipped(batch)
             detections += [_nothing(image_id) for image_id in batch["skipped_ids"]]
             if batch["images"]:
                 with fabric.autocast():
                     outputs = model(fabric.to_device(batch))
                 detections += [encode(i, output) for i, output in zip(batch["image_ids"], outputs, strict=True)]
-            bar.update(min(len(detections) * fabric.world_size, len(dataset)) - bar.n)
-    model.train(was_training)
     return detections
-
-
-def _init_worker(_: int) -> None:
-    ignore_in_worker()
 
 
 def encode(image_id: int, output: dict[str, Tensor]) -> ImageDetections:

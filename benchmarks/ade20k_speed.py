@@ -1,0 +1,160 @@
+"""Speed and memory of ADE20K's encoder and evaluation against mmsegmentation, as ratios in one run.
+
+    python benchmarks/ade20k_speed.py                    # ViT-B, 512 x 512, batch 2, forward + backward; about 10
+    minutes python benchmarks/ade20k_speed.py --dtype bf16
+    python benchmarks/ade20k_speed.py --what evaluation  # windows in batches against one by one
+
+Encoders (random weights, relative position bias on, absolute positions, layer scale):
+    mmseg     mmsegmentation's `MAE` backbone
+    ours      the recipe's encoder
+    no bias   ours without the bias: what the bias costs
+Variants run in turn, `--rounds` times; the best time counts. Wall and CPU seconds are both given, for machines that are
+shared. Peak memory is the resident set of a process of its own for each variant, less what it has before the first
+step.
+"""
+
+import argparse
+import io
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+
+import torch
+from torch import nn
+
+from mae_transfer.backbones.load import load_backbone
+from mae_transfer.tasks.ade20k.config import EvalConfig
+from mae_transfer.tasks.ade20k.inference import Predictor
+from mae_transfer.tasks.ade20k.model import import_heads
+
+SIDE, BATCH = 512, 2
+SIZES = {"nano": (64, 8, 4), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
+VARIANTS = ("mmseg", "ours", "no bias")
+
+
+def build(variant: str, size: str) -> nn.Module:
+    width, depth, heads = SIZES[size]
+    taps = tuple(round(depth * share) - 1 for share in (1 / 3, 1 / 2, 2 / 3, 1))
+    if variant != "mmseg":
+        options = {"rel_pos": "per_block"} if variant == "ours" else {}
+        return load_backbone(
+            f"random_vit_{size}", img_size=SIDE, taps=taps, pos_embed="resized", layer_scale=1.0, **options
+        )
+    import_heads()
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        from mmseg.models.backbones import MAE
+
+        return MAE(
+            img_size=(SIDE, SIDE),
+            patch_size=16,
+            embed_dims=width,
+            num_layers=depth,
+            num_heads=heads,
+            init_values=1.0,
+            norm_cfg={"type": "LN", "eps": 1e-6},
+            out_indices=list(taps),
+        )
+
+
+def make_step(variant: str, size: str, dtype: str) -> Callable[[], None]:
+    model = build(variant, size)
+    model.train()  # mmsegmentation's gives None back
+    images = torch.randn(BATCH, 3, SIDE, SIDE)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            maps = model(images)
+        sum(m.float().square().mean() for m in maps).backward()
+
+    return step
+
+
+def measure(step: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    step()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def peak_of(variant: str, size: str, dtype: str) -> float:
+    """GB that a step adds to a process which holds the model."""
+    command = [sys.executable, __file__, "--size", size, "--dtype", dtype, "--peak", variant]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(variant: str, size: str, dtype: str) -> None:
+    step = make_step(variant, size, dtype)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9)
+
+
+def compare(names: tuple[str, ...], steps: list[Callable[[], object]], rounds: int) -> None:
+    best = [(float("inf"), float("inf"))] * len(steps)
+    for _ in range(rounds):
+        for i, step in enumerate(steps):
+            wall, cpu = measure(step)
+            best[i] = min(best[i][0], wall), min(best[i][1], cpu)
+    for name, (wall, cpu) in zip(names, best, strict=True):
+        print(
+            f"{name:12s} {wall:7.2f} s wall ({best[0][0] / wall:.2f}x)  {cpu:7.2f} s CPU ({best[0][1] / cpu:.2f}x)",
+            flush=True,
+        )
+
+
+def encoders(size: str, dtype: str, rounds: int) -> None:
+    print(f"ViT-{size} {dtype}, {BATCH} x {SIDE} x {SIDE}, forward + backward, {torch.get_num_threads()} threads, "
+          f"{torch.backends.cpu.get_cpu_capability()}; ratios to mmseg")  # fmt: skip
+    compare(VARIANTS, [make_step(variant, size, dtype) for variant in VARIANTS], rounds)
+    peaks = {variant: peak_of(variant, size, dtype) for variant in VARIANTS}
+    for variant, peak in peaks.items():
+        print(f"{variant:12s} {peak:7.2f} GB for a step ({peak / peaks['mmseg']:.2f}x)")
+
+
+def evaluation(size: str, dtype: str, rounds: int) -> None:
+    """Encoder and a light head over images of ADE20K's typical sizes, windows in batches against one by one."""
+    encoder = build("ours", size).eval()
+    head = nn.Conv2d(encoder.embed_dim, 150, 1)
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            logits = head(encoder(images)[-1])
+        return nn.functional.interpolate(logits.float(), scale_factor=16, mode="bilinear")
+
+    sizes = [(512, 683), (683, 512), (512, 768), (512, 512)]
+    views = [[torch.randn(3, *s)] for s in sizes]
+
+    def predict(batch_size: int) -> Callable[[], object]:
+        predictor = Predictor(150, SIDE, 16, EvalConfig(stride=341, batch_size=batch_size))
+        return lambda: predictor(network, views, sizes)
+
+    print(f"ViT-{size} {dtype}, evaluation of {len(sizes)} images; ratios to one window at a time")
+    with torch.inference_mode():
+        compare(("1 window", "2", "4", "8"), [predict(n) for n in (1, 2, 4, 8)], rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="b", choices=SIZES)
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--what", default="encoder", choices=["encoder", "evaluation"])
+    parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    if args.peak:
+        print_peak(args.peak, args.size, args.dtype)
+    elif args.what == "encoder":
+        encoders(args.size, args.dtype, args.rounds)
+    else:
+        evaluation(args.size, args.dtype, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

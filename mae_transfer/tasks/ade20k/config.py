@@ -1,0 +1,105 @@
+"""The sections that ADE20K, or any other set of images and label masks, adds to the shared configuration."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mae_transfer.config import RunConfig, Section
+
+
+class DataConfig(Section):
+    """ADE20K's layout under `root`, or any folders of images and masks by their own paths."""
+
+    root: str | None = None
+    """Folder with images/{training,validation} and annotations/{training,validation}; `synthetic` makes a tiny set."""
+    train_images: str | None = None
+    train_masks: str | None = None
+    val_images: str | None = None
+    val_masks: str | None = None
+    image_suffix: str = ".jpg"
+    """How image files end; what stands before it (with subfolders) names the pair."""
+    mask_suffix: str = ".png"
+    """How mask files end. A mask has one channel of 1, 8 or 16 bit, or a palette whose indices are the labels."""
+    num_classes: int = Field(150, ge=2, le=32767)
+    class_names: str | None = None
+    """Text file with one name per class and line; None is ADE20K's 150 names, or numbers for another `num_classes`."""
+    reduce_zero_label: bool = True
+    """Mask value 0 is ignored and 1 .. num_classes are the classes, as in ADE20K; else 0 .. num_classes - 1 are."""
+    ignore_value: int | None = Field(255, ge=0, le=65535)
+    """Mask value that counts neither in the loss nor in the metric, besides 0 with `reduce_zero_label`."""
+    image_size: int = Field(ge=32)
+    """Side in pixels of the training crop and of the evaluation window."""
+    short_side: int = Field(ge=32)
+    """Pixels of the shorter side at ratio 1; the longer is at most `long_side`. Also the size in evaluation."""
+    long_side: int = Field(ge=32)
+    ratio_min: float = Field(gt=0)
+    ratio_max: float = Field(gt=0)
+    """Training: both sides above times U(ratio_min, ratio_max)."""
+    cat_max_ratio: float = Field(0.75, gt=0, le=1)
+    """A crop with a larger share of one class is drawn again, up to 10 times; 1 takes the first."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    photometric: bool = True
+    """Training: random brightness, contrast, saturation and hue."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with an image that cannot be decoded; `skip` counts and reports them."""
+    workers: int = Field(2, ge=0)
+    """Loader processes per device."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.ratio_min > self.ratio_max:
+            raise ValueError(f"ratio_min {self.ratio_min} is above ratio_max {self.ratio_max}")
+        if self.short_side > self.long_side:
+            raise ValueError(f"short_side {self.short_side} is above long_side {self.long_side}")
+        return self
+
+
+class ModelConfig(Section):
+    """UperNet on the pyramid of the encoder, and what it asks of the encoder."""
+
+    taps: tuple[int, int, int, int] | None = None
+    """0-based blocks whose outputs make the pyramid; None is the block that ends each quarter."""
+    pos_embed: Literal["native", "resized"] = "resized"
+    """The absolute position embedding: trained at the weights' own grid and resampled at every forward, or resampled
+    once to `data.image_size` and trained there."""
+    layer_scale: float | None = None
+    """Initial value of a trainable LayerScale where the backbone has none; None adds none."""
+    norm: Literal["BN"] = "BN"
+    """Norm in pyramid and heads; synchronised over devices when there are several."""
+    head_channels: int | None = Field(None, ge=1)
+    """Channels of UPerHead; None is the encoder's embed dim."""
+    aux_channels: int = Field(256, ge=1)
+    aux_weight: float = Field(0.4, ge=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout2d before the classifier of either head."""
+
+
+class EvalConfig(Section):
+    mode: Literal["slide", "whole"] = "slide"
+    """`slide`: windows of `data.image_size`, logits averaged where they overlap; `whole`: the image in one piece."""
+    stride: int = Field(ge=1)
+    """Pixels between windows."""
+    ratios: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Sizes of the image relative to `short_side`; several are averaged (multi-scale)."""
+    flip: bool = False
+    """Average with the mirrored image."""
+    batch_size: int = Field(8, ge=1)
+    """Windows per device in one forward pass, of one or more images; whole images go one by one."""
+    per_class: bool = False
+    """Also record IoU per class."""
+
+
+class Ade20kConfig(RunConfig):
+    task: Literal["ade20k"] = "ade20k"
+    data: DataConfig
+    model: ModelConfig
+    eval: EvalConfig
+
+    @model_validator(mode="after")
+    def _windows_cover(self) -> "Ade20kConfig":
+        if self.eval.stride > self.data.image_size:
+            raise ValueError(
+                f"eval.stride {self.eval.stride} is above data.image_size {self.data.image_size}: windows leave gaps"
+            )
+        return self

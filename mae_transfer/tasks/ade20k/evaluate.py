@@ -1,0 +1,74 @@
+"""mIoU, mAcc, aAcc and IoU per class at the original size, each image counted exactly once by any number of processes.
+
+Semantics of mmsegmentation's `IoUMetric`: areas are summed over the set before they are divided; a class that neither
+the ground truth nor a prediction has is left out of the means, one that is only predicted has IoU 0. Counts are int64
+in one confusion matrix on the device, where that sums float32 histograms in float32; numbers are not rounded.
+"""
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from mae_transfer.tasks.ade20k.config import Ade20kConfig
+from mae_transfer.tasks.ade20k.data import Ade20kEval
+from mae_transfer.tasks.ade20k.transforms import IGNORE
+from mae_transfer.tasks.evaluation import evaluating, evaluation_batches
+
+
+def evaluate(
+    model: nn.Module, dataset: Ade20kEval, names: list[str], config: Ade20kConfig, fabric: Fabric, progress: bool
+) -> dict[str, float]:
+    """Metrics in percent, NaN for classes that do not occur; the same dict on every rank.
+
+    With `eval.per_class` also `IoU/<class>`. The model runs under fabric.autocast(), so in the precision of the run,
+    and is left in the mode it came in. Rank r takes images r, r + world, ... Collective: call it on every rank.
+    """
+    matrix = confusion(model, dataset, len(names), config, fabric, progress)
+    if fabric.world_size > 1:
+        matrix = fabric.all_reduce(matrix, reduce_op="sum")  # type: ignore[assignment]
+    return score(matrix.cpu(), names, per_class=config.eval.per_class)
+
+
+def confusion(
+    model: nn.Module, dataset: Ade20kEval, num_classes: int, config: Ade20kConfig, fabric: Fabric, progress: bool
+) -> Tensor:
+    """int64 (K, K) pixels of this rank's images by true (row) and predicted (column) class."""
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=fabric.device)
+    batches = evaluation_batches(
+        dataset,
+        batch_size=config.eval.batch_size,
+        workers=config.data.workers,
+        fabric=fabric,
+        progress=progress,
+    )
+    with evaluating(model):
+        for batch in batches:
+            dataset.report_skipped(batch)
+            if batch["views"]:
+                batch = fabric.to_device(batch)
+                with fabric.autocast():
+                    predictions = model(batch)
+                for label, prediction in zip(batch["labels"], predictions, strict=True):
+                    matrix += count(label, prediction, num_classes)
+    return matrix
+
+
+def count(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
+    """int64 (K, K) confusion of integer maps of one shape with classes 0 .. K-1, of the pixels not IGNORE."""
+    counted = label != IGNORE
+    pairs = label[counted].long() * num_classes + prediction[counted].long()
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def score(matrix: Tensor, names: list[str], *, per_class: bool) -> dict[str, float]:
+    """The metrics of `evaluate` of an int64 (K, K) confusion matrix on the CPU."""
+    hits, truth, predicted = matrix.diagonal().double(), matrix.sum(1).double(), matrix.sum(0).double()
+    iou = hits / (truth + predicted - hits)  # 0 / 0 is NaN: a class that does not occur
+    metrics = {
+        "mIoU": 100 * iou.nanmean().item(),
+        "mAcc": 100 * (hits / truth).nanmean().item(),
+        "aAcc": 100 * (hits.sum() / truth.sum()).item(),
+    }
+    if per_class:
+        metrics |= {f"IoU/{name}": 100 * value for name, value in zip(names, iou.tolist(), strict=True)}
+    return metrics

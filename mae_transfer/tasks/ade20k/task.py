@@ -1,0 +1,83 @@
+"""The ADE20K task: what the engine and the run record need of it (the contract of `tasks/base.py`)."""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mae_transfer.synthetic_ade20k import cached_ade20k
+from mae_transfer.tasks.ade20k.config import Ade20kConfig
+from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain, Pairs, class_names, find_pairs
+from mae_transfer.tasks.ade20k.evaluate import evaluate
+from mae_transfer.tasks.ade20k.model import build_upernet, check_batches, check_side
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from mae_transfer.backbones.vit import ViTEncoder
+
+SYNTHETIC = "synthetic"
+ADE20K_SIZES = (20210, 2000)
+"""Pairs in training and validation: what makes a data set "ADE20K val" in a table."""
+
+
+class Ade20kTask:
+    """Data, model and metric of semantic segmentation; finds and checks all pairs of both splits.
+
+    Raises:
+        UserError: anything wrong with the data set or the batch, before a run makes its first file.
+    """
+
+    def __init__(self, config: Ade20kConfig) -> None:
+        self.config = config
+        data = config.data
+        self.is_synthetic = data.root == SYNTHETIC
+        if self.is_synthetic:
+            data = data.model_copy(update={"root": str(cached_ade20k())})
+        check_batches(config.train.global_batch, config.train.micro_batch)
+        self.class_names = class_names(data)
+        train, val = find_pairs(data, "train"), find_pairs(data, "val")
+        self.warnings: list[str] = []
+        self.train_dataset = Ade20kTrain(train, data, seed=config.seed, subset=config.subset)
+        self.eval_dataset = Ade20kEval(val, config.model_copy(update={"data": data}), subset=config.subset)
+        self._summary = self._summarise(train, val)
+
+    @property
+    def data_summary(self) -> dict[str, Any]:
+        """What the run record holds of the data; complete once training and evaluation are done."""
+        skipped = self.train_dataset.skipped + self.eval_dataset.skipped
+        return self._summary | {"skipped_files": sorted(skipped)}
+
+    def _summarise(self, train: Pairs, val: Pairs) -> dict[str, Any]:
+        """Name, fingerprint (names and sizes of all files, classes and the subset) and counts, for the run record."""
+        about = f"{train.fingerprint}\n{val.fingerprint}\n{self.class_names}\n{self.config.subset}"
+        train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
+        if self.is_synthetic:
+            name = "generated images"
+        elif (len(train), len(val)) == ADE20K_SIZES and len(self.class_names) == 150 and self.config.subset is None:
+            name = "ADE20K val"
+        else:
+            name = f"{len(self.class_names)} classes ({train_images} train, {val_images} val images)"
+        return {
+            "name": name,
+            "fingerprint": hashlib.sha256(about.encode()).hexdigest()[:16],
+            "train_images": train_images,
+            "val_images": val_images,
+            "subset": self.config.subset,
+        }
+
+    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+        side, model = self.config.data.image_size, self.config.model
+        check_side(side, patch_size)
+        return {"img_size": side, "taps": model.taps, "pos_embed": model.pos_embed, "layer_scale": model.layer_scale}
+
+    def build_model(self, encoder: "ViTEncoder") -> nn.Module:
+        return build_upernet(encoder, len(self.class_names), self.config)
+
+    def sample_names(self, batch: dict[str, Any]) -> list[str]:
+        self.train_dataset.report_skipped(batch)
+        names: list[str] = batch["file_names"]
+        return names
+
+    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
+        return evaluate(model, self.eval_dataset, self.class_names, self.config, fabric, progress)

@@ -1,0 +1,69 @@
+"""What the evaluations of all tasks share: each image once over any number of processes, and a progress bar."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mae_transfer.engine.signals import ignore_in_worker
+
+
+class EvalDataset(Protocol):
+    """A map-style data set keyed by 0 .. len - 1."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def collate(self, samples: list[Any], /) -> Any: ...
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; the model is left in the mode it came in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evaluation_batches(
+    dataset: EvalDataset, *, batch_size: int, workers: int, fabric: Fabric, progress: bool, title: str = "evaluate"
+) -> Iterator[Any]:
+    """This rank's collated batches, on the CPU: rank r has images r, r + world, ..., so none is padded or doubled."""
+    mine = range(fabric.global_rank, len(dataset), fabric.world_size)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=mine,
+        num_workers=workers,
+        collate_fn=dataset.collate,
+        pin_memory=fabric.device.type == "cuda",
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # else workers' seeds are drawn from the generator that training uses
+    )
+    bar = tqdm(
+        total=len(dataset),
+        unit="img",
+        desc=title,
+        disable=not (progress and fabric.is_global_zero),
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # in a log file a line now and then
+    )
+    with bar:
+        for number, batch in enumerate(loader, start=1):
+            yield batch
+            done = min(number * batch_size, len(mine)) * fabric.world_size
+            bar.update(min(done, len(dataset)) - bar.n)
+
+
+def _init_worker(_: int) -> None:
+    ignore_in_worker()

@@ -1,0 +1,185 @@
+"""UperNet against mmsegmentation's own segmentor: same weights, same logits, same loss, same learning rates."""
+
+import io
+import subprocess
+import sys
+import warnings
+from contextlib import redirect_stdout
+
+import pytest
+import torch
+from ade20k_reference import CLASSES, make_encoder, make_mmseg, make_model, our_name, same_weights
+from torch import nn
+
+from mae_transfer.config_loading import load_config
+from mae_transfer.engine.optim import param_groups
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.ade20k.model import build_upernet, check_batches, pixel_loss
+from mae_transfer.tasks.ade20k.transforms import IGNORE
+
+
+@pytest.mark.parametrize(
+    ("name", "taps"),
+    [("random_vit_nano", (2, 3, 4, 7)), pytest.param("random_vit_b", (3, 5, 7, 11), marks=pytest.mark.slow)],
+)
+def test_logits_equal_mmsegmentation_at_512(name, taps):
+    ours, theirs = same_weights(512, name, taps)
+    ours.eval()
+    theirs.eval()
+    images = torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = theirs.encode_decode(images, [{"img_shape": images.shape[2:]}])
+        actual = ours.logits(images)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+def test_losses_and_gradients_equal_mmsegmentation():
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    ours, theirs = same_weights(64)
+    for model in (ours, theirs):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout2d):
+                module.p = 0.0
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(IGNORE, CLASSES, (2, 64, 64), generator=generator, dtype=torch.int16)
+    # what the pipeline gives: a crop short of the square, padded by either side in its own way
+    batch = {
+        "images": [images[0], images[1, :, :50, :40]],
+        "labels": [labels[0], labels[1, :50, :40]],
+        "file_names": ["a", "b"],
+    }
+    losses = ours(batch)
+    sum(losses.values()).backward()
+
+    padded = torch.stack([ours.normalise(images[0]), torch.zeros(3, 64, 64)])
+    padded[1, :, :50, :40] = ours.normalise(images[1, :, :50, :40])
+    targets = labels.long().masked_fill(labels == IGNORE, 255)
+    targets[1, 50:], targets[1, :, 40:] = 255, 255
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=target[None])) for target in targets]
+    expected = theirs.loss(padded, samples)
+    (expected["decode.loss_ce"] + expected["aux.loss_ce"]).backward()
+    torch.testing.assert_close(losses["loss_seg"], expected["decode.loss_ce"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(losses["loss_aux"], expected["aux.loss_ce"], atol=1e-6, rtol=1e-5)
+    gradients = {our_name(n): p.grad for n, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], atol=2e-6, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_parameter_groups_equal_mmsegmentations_constructor():
+    from mmengine.optim import build_optim_wrapper
+
+    ours, theirs = same_weights(64)
+    config = load_config("ade20k", "random_vit_nano")
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mmseg.engine  # noqa: F401  registers the constructor
+
+        wrapper = build_optim_wrapper(
+            theirs,
+            {
+                "type": "OptimWrapper",
+                "optimizer": {"type": "AdamW", "lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0.05},
+                "paramwise_cfg": {"num_layers": ours.encoder.depth, "layer_decay_rate": 0.65},
+                "constructor": "mmseg.LayerDecayOptimizerConstructor",
+            },
+        )
+    names = {id(p): our_name(n) for n, p in theirs.named_parameters()}
+    expected = {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in wrapper.optimizer.param_groups
+        for p in group["params"]
+    }
+    actual = {
+        name: (group["lr"], group["weight_decay"])
+        for group in param_groups(ours, config.optim)
+        for name in group["names"]
+    }
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        assert value == pytest.approx(expected[name], rel=1e-12), name
+    assert len({lr for lr, _ in actual.values()}) == ours.encoder.depth + 2
+
+
+def test_initialised_as_mmsegmentation_initialises():
+    ours = make_model()
+    theirs = make_mmseg(ours.encoder, 64)
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_instance("silent", log_level="ERROR")
+    theirs.init_weights()
+    mine = dict(ours.named_parameters())
+    compared = 0
+    for name, value in theirs.named_parameters():
+        if name.startswith("backbone.") and "relative_position_bias_table" not in name and "gamma" not in name:
+            continue  # weights that are loaded in a transfer
+        own = mine[our_name(name)]
+        if value.numel() > 3000:  # random: equal in distribution
+            assert own.std().item() == pytest.approx(value.std().item(), rel=0.1), name
+            assert own.abs().max().item() == pytest.approx(value.abs().max().item(), rel=0.35), name
+        elif "bias" in name and "stages" in our_name(name):
+            pass  # a few uniform numbers
+        elif value.ndim == 1 or value.std() == 0:
+            torch.testing.assert_close(own, value, msg=name)
+        else:
+            assert own.std().item() == pytest.approx(value.std().item(), rel=0.2), name
+        compared += 1
+    assert compared > 40
+    assert mine["decode_head.conv_seg.weight"].std().item() == pytest.approx(0.01, rel=0.15)
+
+
+def test_loss_is_a_mean_over_all_pixels_and_splits():
+    logits = torch.randn(4, CLASSES, 8, 8, requires_grad=True)
+    labels = torch.randint(IGNORE, CLASSES, (4, 32, 32))
+    labels[3] = IGNORE
+    whole = pixel_loss(logits, labels)
+    parts = sum(pixel_loss(logits[i : i + 2], labels[i : i + 2]) / 2 for i in (0, 2))
+    torch.testing.assert_close(whole, parts)
+    assert pixel_loss(logits[3:], labels[3:]).item() == 0.0
+
+
+def test_one_image_in_training_is_one_line():
+    model = make_model().train()
+    sample = {
+        "images": [torch.zeros(3, 64, 64, dtype=torch.uint8)],
+        "labels": [torch.zeros(64, 64, dtype=torch.int16)],
+        "file_names": ["a"],
+    }
+    with pytest.raises(UserError, match=r"train\.micro_batch to 2"):
+        model(sample)
+    with pytest.raises(UserError, match=r"train\.micro_batch to 2"):
+        check_batches(global_batch=16, micro_batch=3)  # 16 = 5 * 3 + 1
+    check_batches(global_batch=16, micro_batch=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "taps", "message"),
+    [(72, (2, 3, 4, 7), "multiple of the backbone's patch of 16"), (64, (3, 5, 7), "needs 4")],
+)
+def test_sizes_that_do_not_fit_are_one_line(size, taps, message):
+    config = load_config("ade20k", "random_vit_nano", overrides=[f"data.image_size={size}", "eval.stride=32"])
+    with pytest.raises(UserError, match=message):
+        build_upernet(make_encoder(taps=taps), CLASSES, config)
+
+
+def test_importing_and_building_prints_nothing():
+    code = (
+        "import torch\n"
+        "from mae_transfer.backbones.load import load_backbone\n"
+        "from mae_transfer.config_loading import load_config\n"
+        "from mae_transfer.tasks.ade20k.model import build_upernet\n"
+        "encoder = load_backbone('random_vit_nano', img_size=64, taps=(2, 3, 4, 7))\n"
+        "config = load_config('ade20k', 'random_vit_nano', overrides=['data.image_size=64', 'eval.stride=32'])\n"
+        "model = build_upernet(encoder, 2, config).train()\n"
+        "batch = {'images': [torch.zeros(3, 64, 64, dtype=torch.uint8)] * 2,\n"
+        "         'labels': [torch.zeros(64, 64, dtype=torch.int16)] * 2, 'file_names': ['a', 'b']}\n"
+        "sum(model(batch).values()).backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
