@@ -11,7 +11,7 @@ from PIL import Image
 
 from mae_transfer.config_loading import load_config
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic_ade20k import make_ade20k
+from mae_transfer.synthetic.ade20k import make_ade20k
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain, class_names, find_pairs
 from mae_transfer.tasks.ade20k.transforms import (
     IGNORE,
@@ -165,8 +165,8 @@ def test_what_is_wrong_with_the_folders_is_found_at_the_start(tmp_path):
         return str(caught.value)
 
     grey = np.ones((20, 30), np.uint8)
-    assert "neither data.root nor data.train_images" in message()
-    assert "is no folder; expected is ADE20K's layout" in message(f"data.root={tmp_path / 'none'}")
+    assert "neither data.root (--data) nor data.train_images" in message()
+    assert "is not there; expected is ADE20K's layout" in message(f"data.root={tmp_path / 'none'}")
     good = pair_folders(tmp_path / "good", grey, grey)
     assert "no file ends in '.webp' (it holds .jpg)" in message(*good, "data.image_suffix=.webp")
     (tmp_path / "good/masks/1.png").unlink()

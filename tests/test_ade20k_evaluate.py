@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mae_transfer.config_loading import load_config
 from mae_transfer.engine.distributed import make_fabric
-from mae_transfer.synthetic_ade20k import make_ade20k
+from mae_transfer.synthetic.ade20k import make_ade20k
 from mae_transfer.tasks.ade20k import inference
 from mae_transfer.tasks.ade20k.config import EvalConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval, find_pairs

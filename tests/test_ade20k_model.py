@@ -56,8 +56,8 @@ def test_losses_and_gradients_equal_mmsegmentation():
     losses = ours(batch)
     sum(losses.values()).backward()
 
-    padded = torch.stack([ours.normalise(images[0]), torch.zeros(3, 64, 64)])
-    padded[1, :, :50, :40] = ours.normalise(images[1, :, :50, :40])
+    padded = torch.stack([ours.input.normalise(images[0]), torch.zeros(3, 64, 64)])
+    padded[1, :, :50, :40] = ours.input.normalise(images[1, :, :50, :40])
     targets = labels.long().masked_fill(labels == IGNORE, 255)
     targets[1, 50:], targets[1, :, 40:] = 255, 255
     samples = [SegDataSample(gt_sem_seg=PixelData(data=target[None])) for target in targets]

@@ -15,7 +15,7 @@ import yaml
 
 from mae_transfer.cli import main
 from mae_transfer.results.record import REQUIRED, read_record
-from mae_transfer.synthetic import make_coco
+from mae_transfer.synthetic.coco import make_coco
 from mae_transfer.tasks.coco.evaluate import STATISTICS
 
 TOOL = Path(__file__).parents[1] / "tools" / "run_transfer.py"

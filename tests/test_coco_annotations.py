@@ -11,7 +11,7 @@ from pycocotools import mask as reference
 from pycocotools.coco import COCO
 
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic import make_coco
+from mae_transfer.synthetic.coco import make_coco
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
 
 SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic import make_coco
+from mae_transfer.synthetic.coco import make_coco
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.config import DataConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths

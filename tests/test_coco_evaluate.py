@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic import make_coco
+from mae_transfer.synthetic.coco import make_coco
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.config import CocoConfig, DataConfig, EvalConfig
 from mae_transfer.tasks.coco.data import CocoEval

@@ -133,9 +133,9 @@ def test_boxes_stay_fp32_under_bf16_autocast(training: bool) -> None:
 
 def test_padding_is_zeros_after_normalising_up_to_two_patches() -> None:
     model = detector(small_config(100), patch=14)
-    assert model.square == 112
+    assert model.input.side == 112
     image = torch.full((3, 50, 70), 51, dtype=torch.uint8)
-    padded = model.normalise([image], ["x"])
+    padded = model.input([image], ["x"])
     assert padded.shape == (1, 3, 112, 112)
     wanted = [(0.2 - m) / s for m, s in zip(model.encoder.mean, model.encoder.std, strict=True)]
     assert padded[0, :, 49, 69].tolist() == pytest.approx(wanted, rel=1e-5)

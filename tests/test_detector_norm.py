@@ -10,7 +10,7 @@ from detector_standin import StandInEncoder, seeded_image, seeded_target, seeded
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae_transfer.tasks.coco.detector.norm import BatchNorm
+from mae_transfer.adapters.norm import BatchNorm
 from mae_transfer.tasks.coco.model import MaskRCNN, build_mask_rcnn
 
 Case = tuple[int, int]

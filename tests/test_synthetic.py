@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic import CATEGORIES, cached_coco, make_coco
+from mae_transfer.synthetic.coco import CATEGORIES, cached_coco, make_coco
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,10 +10,8 @@ from (seed, epoch, index), so workers and ranks do not matter.
 """
 
 import hashlib
-import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig, DataConfig
 from mae_transfer.tasks.ade20k.transforms import IGNORE, augment, resize_for_evaluation
+from mae_transfer.tasks.base import SampleKey
+from mae_transfer.tasks.dataset import ImageDataset, collate
 from mae_transfer.tasks.images import (
     DECODE_ERRORS,
     EXIF_ORIENTATION,
@@ -37,14 +37,23 @@ from mae_transfer.tasks.images import (
     choose_subset,
     read_image,
 )
+from mae_transfer.tasks.paths import find_paths
 
-logger = logging.getLogger(__name__)
-
-SampleKey = tuple[int, int]
 Batch = dict[str, Any]
 
 MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 """Pillow's modes of one channel whose values are labels: 1, 8, palette, 16 and 32 bit."""
+LAYOUT = {
+    "train_images": "images/training",
+    "train_masks": "annotations/training",
+    "val_images": "images/validation",
+    "val_masks": "annotations/validation",
+}
+EXPECTED = (
+    "expected is ADE20K's layout, to be had as ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu: "
+    f"data.root (--data) with {', '.join(LAYOUT.values())}; or folders of your own by data.train_images=, "
+    "data.train_masks=, data.val_images= and data.val_masks="
+)
 THREADS = 16
 _OUTSIDE = -2
 
@@ -78,7 +87,8 @@ def find_pairs(config: DataConfig, split: str) -> Pairs:
     Raises UserError for a missing folder, an image without mask, a mask of another size than its (upright) image or
     with more than one channel, and a file that is no image.
     """
-    folder, masks = (_folder(config, split, kind) for kind in ("images", "masks"))
+    paths = find_paths(config, LAYOUT, EXPECTED)
+    folder, masks = paths[f"{split}_images"], paths[f"{split}_masks"]
     names = _names(folder, config.image_suffix)
     if not names:
         found = ", ".join(sorted({p.suffix for p in folder.rglob("*") if p.is_file()})) or "no files"
@@ -110,23 +120,6 @@ def find_pairs(config: DataConfig, split: str) -> Pairs:
         [header[0] for header in headers],
         digest.hexdigest(),
     )
-
-
-def _folder(config: DataConfig, split: str, kind: str) -> Path:
-    own = getattr(config, f"{split}_{kind}")
-    expected = (
-        "expected is ADE20K's layout, data.root (--data) with images/{training,validation} and "
-        "annotations/{training,validation}, to be had as ADEChallengeData2016.zip from "
-        "http://sceneparsing.csail.mit.edu; or folders of your own by data.train_images=, data.train_masks=, "
-        "data.val_images= and data.val_masks="
-    )
-    if own is None and config.root is None:
-        raise UserError(f"no data: neither data.root nor data.{split}_{kind} is given; {expected}")
-    place = {"images": "images", "masks": "annotations"}[kind], {"train": "training", "val": "validation"}[split]
-    path = Path(own).expanduser() if own is not None else Path(str(config.root)).expanduser().joinpath(*place)
-    if not path.is_dir():
-        raise UserError(f"{path} (data.{split}_{kind}) is no folder; {expected}")
-    return path
 
 
 def _names(folder: Path, suffix: str) -> list[str]:
@@ -235,39 +228,28 @@ class Labels:
         )
 
 
-class _Segmentation(Dataset[dict[str, Any]]):
-    """What both datasets share: which pairs, how they are read, and what becomes of those that cannot be."""
+class _Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
+    """What both datasets share: which pairs, and how they are read."""
 
     def __init__(self, pairs: Pairs, config: DataConfig, subset: int | None) -> None:
+        super().__init__(pairs.image_folder, choose_subset(np.array(pairs.names), subset), config.on_bad_image)
         self.pairs = pairs
         self.config = config
         self.labels = Labels(config)
-        self.indices = choose_subset(np.array(pairs.names), subset)
-        self.skipped: Counter[str] = Counter()
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def file_name(self, place: int) -> str:
+        return f"{self.pairs.names[self.indices[place]]}{self.pairs.image_suffix}"
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 (h, w, 3) RGB and label int16 (h, w) of the pair at a place of the subset."""
+    def size(self, place: int) -> tuple[int, int]:
+        return self.pairs.sizes[self.indices[place]]
+
+    def read(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 (h, w, 3) RGB and label int16 (h, w)."""
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # one thread per worker; a pool of threads also does not survive a fork
-        number = int(self.indices[index])
-        size = self.pairs.sizes[number]
+        number, size = int(self.indices[place]), self.size(place)
         image = read_image(self.pairs.image(number), *size)
         return np.asarray(image), self.labels.read(self.pairs.mask(number), size)
-
-    def describe(self, index: int) -> dict[str, Any]:
-        number = int(self.indices[index])
-        name = f"{self.pairs.names[number]}{self.pairs.image_suffix}"
-        return {"size": self.pairs.sizes[number], "file_name": name, "skipped": []}
-
-    def report_skipped(self, batch: Batch) -> None:
-        """Count a batch's skipped images, in the process that consumes the batches, and log each file once."""
-        for name in batch["skipped"]:
-            if name not in self.skipped:
-                logger.warning("%s: not decoded, skipped (data.on_bad_image=skip)", self.pairs.image_folder / name)
-            self.skipped[name] += 1
 
 
 class Ade20kTrain(_Segmentation):
@@ -284,29 +266,20 @@ class Ade20kTrain(_Segmentation):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
-        skipped: list[str] = []
-        for step in range(len(self)):
-            place = (index + step) % len(self)
-            try:
-                image, label = self.read(place)
-                break
-            except UndecodableImageError:
-                if self.config.on_bad_image == "error":
-                    raise
-                skipped.append(self.describe(place)["file_name"])
-        else:
-            raise ImageError(f"{self.pairs.image_folder}: none of {len(self)} pairs can be decoded; fetch them again")
+        place, (image, label), skipped = self.read_or_next(index)
         image, label = augment(image, label, self.config, rng)
-        return self.describe(place) | {
+        return {
             "image": to_tensor(image),
             "label": torch.from_numpy(label),
+            "size": self.size(place),
+            "file_name": self.file_name(place),
             "skipped": skipped,
         }
 
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> Batch:
         """Lists of what the samples hold, since the crops may differ in size."""
-        return _collate(samples) | {
+        return collate(samples) | {
             "images": [sample["image"] for sample in samples],
             "labels": [sample["label"] for sample in samples],
         }
@@ -324,21 +297,20 @@ class Ade20kEval(_Segmentation):
         self.ratios = config.eval.ratios
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.describe(index)
-        try:
-            image, label = self.read(index)
-        except UndecodableImageError:
-            if self.config.on_bad_image == "error":
-                raise
-            return sample | {"views": None, "label": None, "skipped": [sample["file_name"]]}
+        name = self.file_name(index)
+        sample: dict[str, Any] = {"size": self.size(index), "file_name": name}
+        pair = self.read_or_skip(index)
+        if pair is None:
+            return sample | {"views": None, "label": None, "skipped": [name]}
+        image, label = pair
         views = [to_tensor(resize_for_evaluation(image, self.config, ratio)) for ratio in self.ratios]
-        return sample | {"views": views, "label": torch.from_numpy(label)}
+        return sample | {"views": views, "label": torch.from_numpy(label), "skipped": []}
 
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> Batch:
         """A batch of the pairs that can be used, which may be none."""
         usable = [sample for sample in samples if sample["views"] is not None]
-        return _collate(usable) | {
+        return collate(usable) | {
             "views": [sample["views"] for sample in usable],
             "labels": [sample["label"] for sample in usable],
             "skipped": [name for sample in samples for name in sample["skipped"]],
@@ -348,12 +320,3 @@ class Ade20kEval(_Segmentation):
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 (h, w, 3) -> uint8 (3, h, w)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-def _collate(samples: Iterable[dict[str, Any]]) -> Batch:
-    samples = list(samples)
-    return {
-        "sizes": [sample["size"] for sample in samples],
-        "file_names": [sample["file_name"] for sample in samples],
-        "skipped": [name for sample in samples for name in sample["skipped"]],
-    }

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from mae_transfer.adapters.norm import BatchNorm
 from mae_transfer.adapters.vit_pyramid import ViTPyramid
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.inference import Predictor
 from mae_transfer.tasks.ade20k.transforms import IGNORE
-from mae_transfer.tasks.coco.detector.norm import BatchNorm
+from mae_transfer.tasks.square import SquareInput
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
@@ -61,9 +62,6 @@ class UperNet(nn.Module):
         predictor: how whole images are predicted in evaluation.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         encoder: "ViTEncoder",
@@ -80,10 +78,8 @@ class UperNet(nn.Module):
         self.decode_head = decode_head
         self.auxiliary_head = auxiliary_head
         self.aux_weight = aux_weight
-        self.image_size = image_size
+        self.input = SquareInput(encoder, image_size)
         self.predictor = predictor
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | list[Tensor]:
         """Training: `loss_seg` and `loss_aux` (weighted), means over all pixels of the padded crops.
@@ -98,25 +94,18 @@ class UperNet(nn.Module):
             UserError: one image is all there is for batch norm, or a crop exceeds `image_size`.
         """
         if not self.training:
-            views = [[self.normalise(view) for view in image] for image in batch["views"]]
+            views = [[self.input.normalise(view) for view in image] for image in batch["views"]]
             return self.predictor(self.logits, views, batch["sizes"])
         check_norm_batch(len(batch["images"]))
-        side = self.image_size
-        images = torch.stack(
-            [_pad(self.normalise(i), side, 0.0, n) for i, n in zip(batch["images"], batch["file_names"], strict=True)]
-        )
-        labels = torch.stack(
-            [_pad(i, side, IGNORE, n) for i, n in zip(batch["labels"], batch["file_names"], strict=True)]
-        ).to(images.device, torch.int64)
+        names = batch["file_names"]
+        images = self.input(batch["images"], names)
+        labels = [self.input.pad(label, IGNORE, name) for label, name in zip(batch["labels"], names, strict=True)]
+        targets = torch.stack(labels).to(images.device, torch.int64)
         maps = self.pyramid(self.encoder(images))
         return {
-            "loss_seg": pixel_loss(self.decode_head(maps), labels),
-            "loss_aux": self.aux_weight * pixel_loss(self.auxiliary_head(maps), labels),
+            "loss_seg": pixel_loss(self.decode_head(maps), targets),
+            "loss_aux": self.aux_weight * pixel_loss(self.auxiliary_head(maps), targets),
         }
-
-    def normalise(self, image: Tensor) -> Tensor:
-        """uint8 (3, h, w) -> float32 on the model's device."""
-        return (image.to(self.mean.device, non_blocking=True) / 255 - self.mean) / self.std
 
     def logits(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> float32 (B, K, H, W); sides multiples of the patch, at least 2."""
@@ -158,16 +147,6 @@ def check_side(side: int, patch: int) -> None:
             f"data.image_size={side} must be a multiple of the backbone's patch of {patch} pixels, at least "
             f"{2 * patch}: use {lower} or {lower + patch}"
         )
-
-
-def _pad(image: Tensor, side: int, value: float, name: str) -> Tensor:
-    """The image in the top left corner of (..., side, side)."""
-    height, width = image.shape[-2:]
-    if max(height, width) > side:
-        raise UserError(
-            f"image {name} is {width}x{height} when it reaches the model, larger than data.image_size {side}"
-        )
-    return F.pad(image, (0, side - width, 0, side - height), value=value)
 
 
 def build_upernet(encoder: "ViTEncoder", num_classes: int, config: Ade20kConfig) -> UperNet:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mae_transfer.synthetic_ade20k import cached_ade20k
+from mae_transfer.synthetic.ade20k import cached_ade20k
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain, Pairs, class_names, find_pairs
 from mae_transfer.tasks.ade20k.evaluate import evaluate

@@ -5,26 +5,23 @@ of the annotation file is an error; training leaves out images without objects t
 training sample comes from (seed, epoch, index), so workers and ranks do not matter.
 """
 
-import logging
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.base import SampleKey
-from mae_transfer.tasks.coco.annotations import CocoAnnotations
+from mae_transfer.tasks.coco.annotations import CocoAnnotations, ImageRecord
 from mae_transfer.tasks.coco.config import DataConfig
 from mae_transfer.tasks.coco.transforms import draw_jitter, resize_for_evaluation, transform_objects
-from mae_transfer.tasks.images import ImageError, UndecodableImageError, choose_subset, read_image
-
-logger = logging.getLogger(__name__)
+from mae_transfer.tasks.dataset import ImageDataset, collate
+from mae_transfer.tasks.images import choose_subset, read_image
+from mae_transfer.tasks.paths import find_paths
 
 Batch = dict[str, Any]
 
@@ -37,11 +34,16 @@ class CocoPaths:
     val_images: Path
 
 
-LAYOUT = CocoPaths(
-    Path("annotations/instances_train2017.json"),
-    Path("train2017"),
-    Path("annotations/instances_val2017.json"),
-    Path("val2017"),
+LAYOUT = {
+    "train_json": "annotations/instances_train2017.json",
+    "train_images": "train2017",
+    "val_json": "annotations/instances_val2017.json",
+    "val_images": "val2017",
+}
+EXPECTED = (
+    "expected is the COCO 2017 layout, to be had from https://cocodataset.org/#download: data.root (--data) with "
+    f"{', '.join(LAYOUT.values())}; or any COCO-format set by data.train_json=, data.train_images=, data.val_json= and "
+    "data.val_images="
 )
 
 
@@ -50,55 +52,31 @@ def resolve_paths(config: DataConfig) -> CocoPaths:
 
     Raises UserError that says which is missing and what is expected, unless all exist.
     """
-    expected = (
-        "expected is the COCO 2017 layout, to be had from https://cocodataset.org/#download: data.root (--data) with "
-        f"{', '.join(str(place) for place in vars(LAYOUT).values())}; or any COCO-format set by data.train_json=, "
-        "data.train_images=, data.val_json= and data.val_images="
-    )
-    root = None if config.root is None else Path(config.root).expanduser()
-    paths = {}
-    for key, place in vars(LAYOUT).items():
-        own = getattr(config, key)
-        if own is not None:
-            path, source = Path(own).expanduser(), f"data.{key}"
-        elif root is None:
-            raise UserError(f"neither data.root (--data) nor data.{key} is given; {expected}")
-        elif not root.is_dir():
-            raise UserError(f"data folder {root} (data.root) is not there; {expected}")
-        else:
-            path, source = root / place, "in data.root"
-        if key.endswith("images") and not path.is_dir():
-            raise UserError(f"folder {path} ({source}) is not there; {expected}")
-        if key.endswith("json") and not path.is_file():
-            raise UserError(f"file {path} ({source}) is not there; {expected}")
-        paths[key] = path
-    return CocoPaths(**paths)
+    return CocoPaths(**find_paths(config, LAYOUT, EXPECTED))
 
 
-class _CocoImages(Dataset[dict[str, Any]]):
-    """What both datasets share: which images, where they lie, and what becomes of those that cannot be read."""
+class _CocoImages(ImageDataset[Image.Image]):
+    """What both datasets share: which images, and where they lie."""
 
     def __init__(self, annotations: CocoAnnotations, folder: Path, config: DataConfig, indices: np.ndarray) -> None:
+        super().__init__(folder, indices, config.on_bad_image)
         self.annotations = annotations
-        self.folder = folder
         self.config = config
-        self.indices = indices
-        self.skipped: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     @property
     def image_ids(self) -> list[int]:
         ids: list[int] = self.annotations.image_ids[self.indices].tolist()
         return ids
 
-    def report_skipped(self, batch: Batch) -> None:
-        """Count a batch's skipped images, in the process that consumes the batches, and log each file once."""
-        for name in batch["skipped"]:
-            if name not in self.skipped:
-                logger.warning("%s: truncated or corrupt image, skipped (data.on_bad_image=skip)", self.folder / name)
-            self.skipped[name] += 1
+    def record(self, place: int) -> ImageRecord:
+        return self.annotations[int(self.indices[place])]
+
+    def file_name(self, place: int) -> str:
+        return self.record(place).file_name
+
+    def read(self, place: int) -> Image.Image:
+        record = self.record(place)
+        return read_image(self.folder / record.file_name, record.height, record.width)
 
 
 class CocoTrain(_CocoImages):
@@ -122,18 +100,8 @@ class CocoTrain(_CocoImages):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
-        skipped: list[str] = []
-        for step in range(len(self)):
-            record = self.annotations[int(self.indices[(index + step) % len(self)])]
-            try:
-                image = read_image(self.folder / record.file_name, record.height, record.width)
-                break
-            except UndecodableImageError:
-                if self.config.on_bad_image == "error":
-                    raise
-                skipped.append(record.file_name)
-        else:
-            raise ImageError(f"{self.folder}: none of the {len(self)} training images can be decoded; fetch them again")
+        place, image, skipped = self.read_or_next(index)
+        record = self.record(place)
         jitter = draw_jitter(record.height, record.width, self.config, rng)
         boxes, classes, masks = transform_objects(record.objects, jitter)
         target = {
@@ -168,21 +136,15 @@ class CocoEval(_CocoImages):
         super().__init__(annotations, folder, config, choose_subset(annotations.image_ids, subset))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.annotations[int(self.indices[index])]
-        sample: dict[str, Any] = {
-            "image": None,
+        record, image = self.record(index), self.read_or_skip(index)
+        resized = None if image is None else F.pil_to_tensor(resize_for_evaluation(image, self.config.image_size))
+        return {
+            "image": resized,
             "size": (record.height, record.width),
             "image_id": record.id,
             "file_name": record.file_name,
-            "skipped": [],
+            "skipped": [record.file_name] if image is None else [],
         }
-        try:
-            image = read_image(self.folder / record.file_name, record.height, record.width)
-        except UndecodableImageError:
-            if self.config.on_bad_image == "error":
-                raise
-            return sample | {"skipped": [record.file_name]}
-        return sample | {"image": F.pil_to_tensor(resize_for_evaluation(image, self.config.image_size))}
 
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> Batch:
@@ -195,13 +157,9 @@ class CocoEval(_CocoImages):
         }
 
 
-def _collate(samples: Iterable[dict[str, Any]]) -> Batch:
+def _collate(samples: list[dict[str, Any]]) -> Batch:
     """Lists of what the samples hold, since the images differ in size."""
-    samples = list(samples)
-    return {
+    return collate(samples) | {
         "images": [sample["image"] for sample in samples],
-        "sizes": [sample["size"] for sample in samples],
         "image_ids": [sample["image_id"] for sample in samples],
-        "file_names": [sample["file_name"] for sample in samples],
-        "skipped": [name for sample in samples for name in sample["skipped"]],
     }

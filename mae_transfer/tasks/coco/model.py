@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from mae_transfer.adapters.norm import BatchNorm
 from mae_transfer.adapters.vit_fpn import ViTFPN
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
-from mae_transfer.tasks.coco.detector.norm import BatchNorm
 from mae_transfer.tasks.coco.detector.postprocess import Detections, rescale
 from mae_transfer.tasks.coco.detector.roi_heads import RoIHeads
 from mae_transfer.tasks.coco.detector.rpn import RPN
+from mae_transfer.tasks.square import SquareInput
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
@@ -32,18 +32,13 @@ class MaskRCNN(nn.Module):
         image_size: side in pixels of the square the images are padded to, rounded up to a multiple of 2 patches.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, encoder: "ViTEncoder", pyramid: ViTFPN, rpn: RPN, roi_heads: RoIHeads, image_size: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.pyramid = pyramid
         self.rpn = rpn
         self.roi_heads = roi_heads
-        self.square = square_side(image_size, encoder.patch_size)
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
+        self.input = SquareInput(encoder, square_side(image_size, encoder.patch_size))
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | list[Detections]:
         """Training: `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls`, `loss_box_reg`, `loss_mask`, means over the images.
@@ -58,7 +53,7 @@ class MaskRCNN(nn.Module):
         Raises:
             UserError: an image exceeds the square, or a target has an empty box or an unknown class.
         """
-        images = self.normalise(batch["images"], batch["file_names"])
+        images = self.input(batch["images"], batch["file_names"])
         image_sizes = [(image.shape[1], image.shape[2]) for image in batch["images"]]
         features = list(self.pyramid(self.encoder(images)).values())
         if not self.training:
@@ -69,20 +64,6 @@ class MaskRCNN(nn.Module):
         generators = [torch.Generator().manual_seed(target["seed"]) for target in targets]
         proposals, losses = self.rpn(features, image_sizes, targets, generators)
         return losses | self.roi_heads(features[:4], proposals, targets, generators)
-
-    def normalise(self, images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
-        """(B, 3, square, square): normalised images in the top left corner, zeros around them."""
-        padded = []
-        for image, name in zip(images, names, strict=True):
-            height, width = image.shape[-2:]
-            if max(height, width) > self.square:
-                raise UserError(
-                    f"image {name} is {width}x{height} when it reaches the detector, larger than its square of "
-                    f"{self.square}: resize to data.image_size or raise it"
-                )
-            image = (image.to(self.mean, non_blocking=True) / 255 - self.mean) / self.std
-            padded.append(F.pad(image, (0, self.square - width, 0, self.square - height)))
-        return torch.stack(padded)
 
     def load_targets(self, targets: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
         """Boxes and classes to the device, once they are checked where they lie."""
@@ -95,7 +76,7 @@ class MaskRCNN(nn.Module):
                     f"a target of image {name} has a class outside 0..{self.roi_heads.num_classes - 1}: "
                     "check the categories of the annotations"
                 )
-        device = self.mean.device
+        device = self.input.mean.device
         return [t | {"boxes": t["boxes"].to(device), "classes": t["classes"].to(device)} for t in targets]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic import cached_coco
+from mae_transfer.synthetic.coco import cached_coco
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths

@@ -4,21 +4,16 @@ Shapes on a background that is a class itself; a class has its colour, so that a
 what ADE20K has and code forgets: ignored pixels (mask value 0), a greyscale file (image 2), and the highest class.
 """
 
-import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mae_transfer.errors import UserError
+from mae_transfer.synthetic.folder import cache_folder, make_folder
 
 COLOURS = {1: (120, 120, 200), 3: (200, 60, 60), 5: (60, 160, 60), 21: (220, 200, 60), 150: (160, 60, 200)}
 """Mask value -> RGB; 0 is grey noise."""
 VERSION = 1
-PARAMETERS_FILE = "synthetic.json"
 
 
 def make_ade20k(
@@ -34,56 +29,37 @@ def make_ade20k(
     Image sides are drawn from `size` (smallest, largest) pixels. The folder appears whole or not at all, is the same
     for the same arguments, and is reused when it was made with them; UserError if something else is there.
     """
-    folder = Path(folder)
-    parameters = {"version": VERSION, "images": [train_images, val_images], "size": list(size), "seed": seed}
-    if _is_ready(folder, parameters):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        partial.chmod(0o755)
+    parameters = {
+        "version": VERSION,
+        "train_images": train_images,
+        "val_images": val_images,
+        "size": list(size),
+        "seed": seed,
+    }
+
+    def write(empty: Path) -> None:
         for split, prefix, count in (("training", "train", train_images), ("validation", "val", val_images)):
-            rng = np.random.default_rng((seed, len(split)))
-            for kind in ("images", "annotations"):
-                (partial / kind / split).mkdir(parents=True)
-            for number in range(1, count + 1):
-                height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
-                image, mask = _draw(height, width, rng)
-                name = f"ADE_{prefix}_{number:08d}"
-                (image.convert("L") if number == 2 else image).save(
-                    partial / "images" / split / f"{name}.jpg", quality=95
-                )
-                mask.save(partial / "annotations" / split / f"{name}.png")
-        (partial / PARAMETERS_FILE).write_text(json.dumps(parameters), encoding="utf-8")
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not _is_ready(folder, parameters):  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+            _write_split(empty, split, prefix, count, size, np.random.default_rng((seed, len(split))))
+
+    return make_folder(folder, parameters, write)
 
 
 def cached_ade20k() -> Path:
     """The data set of the default arguments in the user's cache folder, made when it is not there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return make_ade20k(cache / "mae_transfer" / f"synthetic_ade20k_v{VERSION}")
+    return make_ade20k(cache_folder(f"synthetic_ade20k_v{VERSION}"))
 
 
-def _is_ready(folder: Path, parameters: dict[str, object]) -> bool:
-    if not folder.exists() or (folder.is_dir() and not os.listdir(folder)):
-        return False
-    try:
-        found = json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        found = None
-    if found != parameters:
-        raise UserError(
-            f"{folder}: there is something else than the synthetic data set of these parameters; remove it or give "
-            "another folder"
-        )
-    return True
+def _write_split(
+    folder: Path, split: str, prefix: str, count: int, size: tuple[int, int], rng: np.random.Generator
+) -> None:
+    for kind in ("images", "annotations"):
+        (folder / kind / split).mkdir(parents=True)
+    for number in range(1, count + 1):
+        height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
+        image, mask = _draw(height, width, rng)
+        name = f"ADE_{prefix}_{number:08d}"
+        (image.convert("L") if number == 2 else image).save(folder / "images" / split / f"{name}.jpg", quality=95)
+        mask.save(folder / "annotations" / split / f"{name}.png")
 
 
 def _draw(height: int, width: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:

@@ -7,8 +7,6 @@ whose hole takes an RLE that is no crowd. Shapes do not overlap, so the masks ar
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,11 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from PIL import Image, ImageDraw
 
-from mae_transfer.errors import UserError
+from mae_transfer.synthetic.folder import cache_folder, make_folder
 
 CATEGORIES = {2: "circle", 3: "rectangle", 7: "triangle", 11: "star", 90: "ring"}
 # Part of what makes an existing folder reusable; raise it when the images change.
 VERSION = 1
-PARAMETERS_FILE = "synthetic.json"
 
 Point = tuple[float, float]
 
@@ -39,7 +36,6 @@ def make_coco(
     Image sides are drawn from `size` (smallest, largest) pixels. The folder appears whole or not at all, and is reused
     when it was made with the same arguments; UserError if something else is there.
     """
-    folder = Path(folder)
     parameters = {
         "version": VERSION,
         "train_images": train_images,
@@ -47,47 +43,18 @@ def make_coco(
         "size": list(size),
         "seed": seed,
     }
-    if _is_ready(folder, parameters):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            partial = Path(temporary, folder.name)
-            (partial / "annotations").mkdir(parents=True)
-            for number, (split, count) in enumerate((("train2017", train_images), ("val2017", val_images))):
-                _write_split(partial, split, count, size, np.random.default_rng((seed, number)))
-            (partial / PARAMETERS_FILE).write_text(json.dumps(parameters), encoding="utf-8")
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not _is_ready(folder, parameters):  # else another process was faster
-                    raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; free space or give another folder"
-        ) from error
-    return folder
+
+    def write(empty: Path) -> None:
+        (empty / "annotations").mkdir()
+        for number, (split, count) in enumerate((("train2017", train_images), ("val2017", val_images))):
+            _write_split(empty, split, count, size, np.random.default_rng((seed, number)))
+
+    return make_folder(folder, parameters, write)
 
 
 def cached_coco() -> Path:
     """The data set of the default arguments in the user's cache folder, made when it is not there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return make_coco(cache / "mae_transfer" / f"synthetic_coco_v{VERSION}")
-
-
-def _is_ready(folder: Path, parameters: dict[str, Any]) -> bool:
-    if not folder.exists() or (folder.is_dir() and not os.listdir(folder)):
-        return False
-    try:
-        found = json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        found = None
-    if found != parameters:
-        raise UserError(
-            f"{folder}: there is something else than the synthetic data set of these parameters; remove it or give "
-            "another folder"
-        )
-    return True
+    return make_coco(cache_folder(f"synthetic_coco_v{VERSION}"))
 
 
 def _write_split(folder: Path, split: str, count: int, size: tuple[int, int], rng: np.random.Generator) -> None:

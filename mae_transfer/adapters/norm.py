@@ -1,4 +1,4 @@
-"""Batch norm of pyramid and heads: synchronised over ranks, and sound when a rank has no RoI.
+"""Batch norm of pyramid and heads: synchronised over ranks, and sound when a rank has no value (no RoI).
 
 Source: the "SyncBN" of Li et al. 2021, in detectron2 `NaiveSyncBatchNorm(stats_mode="N")`. Here every value counts the
 same, whichever rank it is on, so R ranks give what one rank gives on the concatenated batch. `torch.nn.SyncBatchNorm`

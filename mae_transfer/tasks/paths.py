@@ -1,0 +1,38 @@
+"""Where a data set lies: each path its own setting, or its place in the benchmark's layout below `data.root`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mae_transfer.errors import UserError
+
+
+def find_paths(config: Any, layout: Mapping[str, str], expected: str) -> dict[str, Path]:
+    """One path per key of `layout`.
+
+    Args:
+        config: the `data` section, with `root` and a field per key.
+        layout: setting -> place below the root; a place that ends in .json is a file, any other a folder.
+        expected: what a user should have, for the messages.
+
+    Raises:
+        UserError: a path is neither given nor in the root, or is not there.
+    """
+    root = None if config.root is None else Path(config.root).expanduser()
+    paths = {}
+    for key, place in layout.items():
+        own = getattr(config, key)
+        if own is not None:
+            path, source = Path(own).expanduser(), f"data.{key}"
+        elif root is None:
+            raise UserError(f"neither data.root (--data) nor data.{key} is given; {expected}")
+        elif not root.is_dir():
+            raise UserError(f"data folder {root} (data.root) is not there; {expected}")
+        else:
+            path, source = root / place, "in data.root"
+        if place.endswith(".json") and not path.is_file():
+            raise UserError(f"file {path} ({source}) is not there; {expected}")
+        if not place.endswith(".json") and not path.is_dir():
+            raise UserError(f"folder {path} ({source}) is not there; {expected}")
+        paths[key] = path
+    return paths
