@@ -1,7 +1,7 @@
 """Speed and memory of ADE20K's encoder and evaluation against mmsegmentation, as ratios in one run.
 
-    python benchmarks/ade20k_speed.py                    # ViT-B, 512 x 512, batch 2, forward + backward; about 10
-    minutes python benchmarks/ade20k_speed.py --dtype bf16
+    python benchmarks/ade20k_speed.py                    # ViT-B, 512 x 512, batch 2, forward + backward; 3 minutes
+    python benchmarks/ade20k_speed.py --dtype bf16
     python benchmarks/ade20k_speed.py --what evaluation  # windows in batches against one by one
 
 Encoders (random weights, relative position bias on, absolute positions, layer scale):
@@ -9,19 +9,18 @@ Encoders (random weights, relative position bias on, absolute positions, layer s
     ours      the recipe's encoder
     no bias   ours without the bias: what the bias costs
 Variants run in turn, `--rounds` times; the best time counts. Wall and CPU seconds are both given, for machines that are
-shared. Peak memory is the resident set of a process of its own for each variant, less what it has before the first
-step.
+shared. Peak memory is the resident set of a process of its own for each variant, whole and what of it the step adds.
 """
 
 import argparse
 import io
-import resource
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -40,9 +39,13 @@ def build(variant: str, size: str) -> nn.Module:
     width, depth, heads = SIZES[size]
     taps = tuple(round(depth * share) - 1 for share in (1 / 3, 1 / 2, 2 / 3, 1))
     if variant != "mmseg":
-        options = {"rel_pos": "per_block"} if variant == "ours" else {}
         return load_backbone(
-            f"random_vit_{size}", img_size=SIDE, taps=taps, pos_embed="resized", layer_scale=1.0, **options
+            f"random_vit_{size}",
+            img_size=SIDE,
+            taps=taps,
+            pos_embed="resized",
+            layer_scale=1.0,
+            rel_pos="per_block" if variant == "ours" else False,
         )
     import_heads()
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
@@ -82,17 +85,24 @@ def measure(step: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def peak_of(variant: str, size: str, dtype: str) -> float:
-    """GB that a step adds to a process which holds the model."""
+def peaks_of(variant: str, size: str, dtype: str) -> tuple[float, float]:
+    """Peak GB of a process that does one step, and what of it the step adds to the model."""
     command = [sys.executable, __file__, "--size", size, "--dtype", dtype, "--peak", variant]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    whole, added = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return float(whole), float(added)
 
 
 def print_peak(variant: str, size: str, dtype: str) -> None:
     step = make_step(variant, size, dtype)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9)
+    print(resident("VmHWM"), resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """GB, now (VmRSS) or at the peak (VmHWM); rusage's peak would begin with that of the parent process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def compare(names: tuple[str, ...], steps: list[Callable[[], object]], rounds: int) -> None:
@@ -112,9 +122,12 @@ def encoders(size: str, dtype: str, rounds: int) -> None:
     print(f"ViT-{size} {dtype}, {BATCH} x {SIDE} x {SIDE}, forward + backward, {torch.get_num_threads()} threads, "
           f"{torch.backends.cpu.get_cpu_capability()}; ratios to mmseg")  # fmt: skip
     compare(VARIANTS, [make_step(variant, size, dtype) for variant in VARIANTS], rounds)
-    peaks = {variant: peak_of(variant, size, dtype) for variant in VARIANTS}
-    for variant, peak in peaks.items():
-        print(f"{variant:12s} {peak:7.2f} GB for a step ({peak / peaks['mmseg']:.2f}x)")
+    peaks = {variant: peaks_of(variant, size, dtype) for variant in VARIANTS}
+    for variant, (whole, added) in peaks.items():
+        whole_ratio, added_ratio = whole / peaks["mmseg"][0], added / peaks["mmseg"][1]
+        print(
+            f"{variant:12s} {whole:7.2f} GB peak ({whole_ratio:.2f}x), {added:.2f} of it the step ({added_ratio:.2f}x)"
+        )
 
 
 def evaluation(size: str, dtype: str, rounds: int) -> None:
