@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ from mae_transfer.tasks.ade20k.config import EvalConfig
 from mae_transfer.tasks.ade20k.inference import Predictor
 from mae_transfer.tasks.ade20k.model import import_heads
 
-SIDE, BATCH = 512, 2
+SIDE, BATCH, STRIDE = 512, 2, 341
 SIZES = {"nano": (64, 8, 4), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 VARIANTS = ("mmseg", "ours", "no bias")
 
@@ -131,7 +132,10 @@ def encoders(size: str, dtype: str, rounds: int) -> None:
 
 
 def evaluation(size: str, dtype: str, rounds: int) -> None:
-    """Encoder and a light head over images of ADE20K's typical sizes, windows in batches against one by one."""
+    """Encoder and a light head over images of ADE20K's typical sizes: windows in batches against one by one.
+
+    One by one both in our code and in mmsegmentation's `slide_inference`, on the same network.
+    """
     encoder = build("ours", size).eval()
     head = nn.Conv2d(encoder.embed_dim, 150, 1)
 
@@ -144,12 +148,43 @@ def evaluation(size: str, dtype: str, rounds: int) -> None:
     views = [[torch.randn(3, *s)] for s in sizes]
 
     def predict(batch_size: int) -> Callable[[], object]:
-        predictor = Predictor(150, SIDE, 16, EvalConfig(stride=341, batch_size=batch_size))
+        predictor = Predictor(150, SIDE, 16, EvalConfig(stride=STRIDE, batch_size=batch_size))
         return lambda: predictor(network, views, sizes)
 
-    print(f"ViT-{size} {dtype}, evaluation of {len(sizes)} images; ratios to one window at a time")
+    def theirs() -> list[torch.Tensor]:
+        return [mmseg_slide(network, view[0][None], s) for view, s in zip(views, sizes, strict=True)]
+
+    def networks_alone() -> None:
+        for _ in range(sum(len(p.places) for p in predict_passes(views))):
+            network(torch.zeros(1, 3, SIDE, SIDE))
+
+    print(f"ViT-{size} {dtype}, evaluation of {len(sizes)} images; ratios to mmsegmentation's one window at a time")
     with torch.inference_mode():
-        compare(("1 window", "2", "4", "8"), [predict(n) for n in (1, 2, 4, 8)], rounds)
+        assert all(torch.equal(a, b.short()) for a, b in zip(predict(1)(), theirs(), strict=True))
+        compare(
+            ("mmseg", "1 window", "2", "4", "8", "network only"),
+            [theirs, *(predict(n) for n in (1, 2, 4, 8)), networks_alone],
+            rounds,
+        )
+
+
+def predict_passes(views: list[list[torch.Tensor]]) -> list:
+    predictor = Predictor(150, SIDE, 16, EvalConfig(stride=STRIDE))
+    return [predictor._pass(i, view[0], False) for i, view in enumerate(views)]
+
+
+def mmseg_slide(network: Callable, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """What mmsegmentation's evaluation does with one image: windows one by one, resize to the original, argmax."""
+    import_heads()
+    from mmseg.models import EncoderDecoder
+
+    self = SimpleNamespace(
+        test_cfg=SimpleNamespace(stride=(STRIDE, STRIDE), crop_size=(SIDE, SIDE)),
+        out_channels=150,
+        encode_decode=lambda crop, metas: network(crop),
+    )
+    logits = EncoderDecoder.slide_inference(self, image, [{"ori_shape": size}])
+    return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0)
 
 
 def main() -> None:
