@@ -1,7 +1,7 @@
 """Speed and memory of ADE20K's encoder and evaluation against mmsegmentation, as ratios in one run.
 
-    python benchmarks/ade20k_speed.py                    # ViT-B, 512 x 512, batch 2, forward + backward; about 10
-    minutes python benchmarks/ade20k_speed.py --dtype bf16
+    python benchmarks/ade20k_speed.py                    # ViT-B, 512 x 512, batch 2, forward + backward; 3 minutes
+    python benchmarks/ade20k_speed.py --dtype bf16
     python benchmarks/ade20k_speed.py --what evaluation  # windows in batches against one by one
 
 Encoders (random weights, relative position bias on, absolute positions, layer scale):
@@ -9,19 +9,19 @@ Encoders (random weights, relative position bias on, absolute positions, layer s
     ours      the recipe's encoder
     no bias   ours without the bias: what the bias costs
 Variants run in turn, `--rounds` times; the best time counts. Wall and CPU seconds are both given, for machines that are
-shared. Peak memory is the resident set of a process of its own for each variant, less what it has before the first
-step.
+shared. Peak memory is the resident set of a process of its own for each variant, whole and what of it the step adds.
 """
 
 import argparse
 import io
-import resource
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ from mae_transfer.tasks.ade20k.config import EvalConfig
 from mae_transfer.tasks.ade20k.inference import Predictor
 from mae_transfer.tasks.ade20k.model import import_heads
 
-SIDE, BATCH = 512, 2
+SIDE, BATCH, STRIDE = 512, 2, 341
 SIZES = {"nano": (64, 8, 4), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 VARIANTS = ("mmseg", "ours", "no bias")
 
@@ -40,9 +40,13 @@ def build(variant: str, size: str) -> nn.Module:
     width, depth, heads = SIZES[size]
     taps = tuple(round(depth * share) - 1 for share in (1 / 3, 1 / 2, 2 / 3, 1))
     if variant != "mmseg":
-        options = {"rel_pos": "per_block"} if variant == "ours" else {}
         return load_backbone(
-            f"random_vit_{size}", img_size=SIDE, taps=taps, pos_embed="resized", layer_scale=1.0, **options
+            f"random_vit_{size}",
+            img_size=SIDE,
+            taps=taps,
+            pos_embed="resized",
+            layer_scale=1.0,
+            rel_pos="per_block" if variant == "ours" else False,
         )
     import_heads()
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
@@ -82,17 +86,24 @@ def measure(step: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def peak_of(variant: str, size: str, dtype: str) -> float:
-    """GB that a step adds to a process which holds the model."""
+def peaks_of(variant: str, size: str, dtype: str) -> tuple[float, float]:
+    """Peak GB of a process that does one step, and what of it the step adds to the model."""
     command = [sys.executable, __file__, "--size", size, "--dtype", dtype, "--peak", variant]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    whole, added = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return float(whole), float(added)
 
 
 def print_peak(variant: str, size: str, dtype: str) -> None:
     step = make_step(variant, size, dtype)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9)
+    print(resident("VmHWM"), resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """GB, now (VmRSS) or at the peak (VmHWM); rusage's peak would begin with that of the parent process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def compare(names: tuple[str, ...], steps: list[Callable[[], object]], rounds: int) -> None:
@@ -112,13 +123,19 @@ def encoders(size: str, dtype: str, rounds: int) -> None:
     print(f"ViT-{size} {dtype}, {BATCH} x {SIDE} x {SIDE}, forward + backward, {torch.get_num_threads()} threads, "
           f"{torch.backends.cpu.get_cpu_capability()}; ratios to mmseg")  # fmt: skip
     compare(VARIANTS, [make_step(variant, size, dtype) for variant in VARIANTS], rounds)
-    peaks = {variant: peak_of(variant, size, dtype) for variant in VARIANTS}
-    for variant, peak in peaks.items():
-        print(f"{variant:12s} {peak:7.2f} GB for a step ({peak / peaks['mmseg']:.2f}x)")
+    peaks = {variant: peaks_of(variant, size, dtype) for variant in VARIANTS}
+    for variant, (whole, added) in peaks.items():
+        whole_ratio, added_ratio = whole / peaks["mmseg"][0], added / peaks["mmseg"][1]
+        print(
+            f"{variant:12s} {whole:7.2f} GB peak ({whole_ratio:.2f}x), {added:.2f} of it the step ({added_ratio:.2f}x)"
+        )
 
 
 def evaluation(size: str, dtype: str, rounds: int) -> None:
-    """Encoder and a light head over images of ADE20K's typical sizes, windows in batches against one by one."""
+    """Encoder and a light head over images of ADE20K's typical sizes: windows in batches against one by one.
+
+    One by one both in our code and in mmsegmentation's `slide_inference`, on the same network.
+    """
     encoder = build("ours", size).eval()
     head = nn.Conv2d(encoder.embed_dim, 150, 1)
 
@@ -131,12 +148,43 @@ def evaluation(size: str, dtype: str, rounds: int) -> None:
     views = [[torch.randn(3, *s)] for s in sizes]
 
     def predict(batch_size: int) -> Callable[[], object]:
-        predictor = Predictor(150, SIDE, 16, EvalConfig(stride=341, batch_size=batch_size))
+        predictor = Predictor(150, SIDE, 16, EvalConfig(stride=STRIDE, batch_size=batch_size))
         return lambda: predictor(network, views, sizes)
 
-    print(f"ViT-{size} {dtype}, evaluation of {len(sizes)} images; ratios to one window at a time")
+    def theirs() -> list[torch.Tensor]:
+        return [mmseg_slide(network, view[0][None], s) for view, s in zip(views, sizes, strict=True)]
+
+    def networks_alone() -> None:
+        for _ in range(sum(len(p.places) for p in predict_passes(views))):
+            network(torch.zeros(1, 3, SIDE, SIDE))
+
+    print(f"ViT-{size} {dtype}, evaluation of {len(sizes)} images; ratios to mmsegmentation's one window at a time")
     with torch.inference_mode():
-        compare(("1 window", "2", "4", "8"), [predict(n) for n in (1, 2, 4, 8)], rounds)
+        assert all(torch.equal(a, b.short()) for a, b in zip(predict(1)(), theirs(), strict=True))
+        compare(
+            ("mmseg", "1 window", "2", "4", "8", "network only"),
+            [theirs, *(predict(n) for n in (1, 2, 4, 8)), networks_alone],
+            rounds,
+        )
+
+
+def predict_passes(views: list[list[torch.Tensor]]) -> list:
+    predictor = Predictor(150, SIDE, 16, EvalConfig(stride=STRIDE))
+    return [predictor._pass(i, view[0], False) for i, view in enumerate(views)]
+
+
+def mmseg_slide(network: Callable, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """What mmsegmentation's evaluation does with one image: windows one by one, resize to the original, argmax."""
+    import_heads()
+    from mmseg.models import EncoderDecoder
+
+    self = SimpleNamespace(
+        test_cfg=SimpleNamespace(stride=(STRIDE, STRIDE), crop_size=(SIDE, SIDE)),
+        out_channels=150,
+        encode_decode=lambda crop, metas: network(crop),
+    )
+    logits = EncoderDecoder.slide_inference(self, image, [{"ori_shape": size}])
+    return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0)
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ in pieces that fit the cache, one head and a few rows of the grid at a time:
 - The backward pass computes a piece's probabilities again (one of its five products), and adds its logit gradient
   along the diagonals into (2h-1, w, w) sums by h shifted additions, and at the end these into the table by w.
 
-Half precision is computed in float32 and rounded at the end: exact logits, and faster on CPUs without bf16
-instructions. Elsewhere (CUDA) the bias goes to PyTorch's fused attention as a mask; it is made by the same view and its
-gradient reduced by the same sums, in place of a gather and an atomic scatter. Layout and order of the table are
-`rel_pos.py`'s.
+Half precision rounds logits and probabilities, as PyTorch's own attention does where it is not fused; the sums over
+pieces, and those of the table, are in float32. Elsewhere (CUDA) the bias goes to PyTorch's fused attention as a mask;
+it is made by the same view and its gradient reduced by the same sums, in place of a gather and an atomic scatter.
+Layout and order of the table are `rel_pos.py`'s.
 """
 
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ from mae_transfer.backbones.rel_pos import PREFIX_ENTRIES
 
 Grid = tuple[int, int]
 
-PIECE_ELEMENTS = 2**19
-"""Logits worked on at once, 2 MiB in float32: best on a CPU with 0.5 MiB of L2 and 32 MiB of L3 cache."""
+PIECE_BYTES = 2**21
+"""Logits worked on at once: best or near it, in float32 and bfloat16, on CPUs with 0.5 or 1 MiB of L2 cache a core."""
 
 
 def biased_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid, prefix: int) -> Tensor:
@@ -47,8 +47,8 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid,
 
 @torch.compiler.disable  # its loops would be unrolled
 def _in_pieces(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid, prefix: int) -> Tensor:
-    out: Tensor = _BiasedAttention.apply(q.float(), k.float(), v.float(), table.float(), grid, prefix)
-    return out.to(q.dtype)
+    out: Tensor = _BiasedAttention.apply(q, k, v, table, grid, prefix)
+    return out
 
 
 def attention(attn: Any, x: Tensor, table: Tensor, grid: Grid, prefix: int) -> Tensor:
@@ -121,18 +121,19 @@ class _BiasedAttention(torch.autograd.Function):
         pieces = _Pieces(q, k, v, table, ctx.grid, ctx.prefix)
         grad = grad.contiguous()
         grad_q = torch.empty_like(pieces.q)
-        grad_k, grad_v = torch.zeros_like(pieces.k), torch.zeros_like(pieces.v)
+        grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (pieces.k, pieces.v))
         sums = _TableGradient(q.shape[1], ctx.grid, ctx.prefix, q.device)
         for head, row, queries, p in pieces:
             g = grad[:, head, queries]
-            grad_v[:, head].baddbmm_(p.transpose(1, 2), g)
+            grad_v[:, head] += torch.bmm(p.transpose(1, 2), g)
             grad_p = torch.bmm(g, pieces.v[:, head].transpose(1, 2))
             grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
             grad_q[:, head, queries] = torch.bmm(grad_s, pieces.k[:, head])
-            grad_k[:, head].baddbmm_(grad_s.transpose(1, 2), pieces.q[:, head, queries])
-            sums.add(head, row, grad_s.sum(0))
+            grad_k[:, head] += torch.bmm(grad_s.transpose(1, 2), pieces.q[:, head, queries])
+            sums.add(head, row, grad_s.sum(0, dtype=torch.float32))
         grad_q *= pieces.scale
-        return grad_q, _reverse(grad_k, ctx.prefix), _reverse(grad_v, ctx.prefix), sums.table(), None, None
+        grad_k, grad_v = (_reverse(x, ctx.prefix).to(q.dtype) for x in (grad_k, grad_v))
+        return grad_q, grad_k, grad_v, sums.table().to(table.dtype), None, None
 
 
 class _Pieces:
@@ -148,7 +149,7 @@ class _Pieces:
     def __iter__(self) -> Iterator[tuple[int, int, slice, Tensor]]:
         h, w = self.grid
         batch, heads, tokens, _ = self.q.shape
-        step = max(PIECE_ELEMENTS // (batch * w * tokens), 1)
+        step = max(PIECE_BYTES // (batch * w * tokens * self.q.element_size()), 1)
         for head in range(heads):
             keys = self.k[:, head].transpose(1, 2)
             for row in range(0, h, step):
