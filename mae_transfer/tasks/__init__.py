@@ -8,9 +8,19 @@ from mae_transfer.config import RunConfig
 if TYPE_CHECKING:
     from mae_transfer.tasks.base import Task
 
+CLASSIFICATION = "mae_transfer.tasks.classification.task:ClassificationTask"
+
 TASK_CLASSES = {
     "ade20k": "mae_transfer.tasks.ade20k.task:Ade20kTask",
     "coco": "mae_transfer.tasks.coco.task:CocoTask",
+    "folder": CLASSIFICATION,
+    "imagenet": CLASSIFICATION,
+    "inat2017": CLASSIFICATION,
+    "inat2018": CLASSIFICATION,
+    "inat2019": CLASSIFICATION,
+    "inat2021": CLASSIFICATION,
+    "places205": CLASSIFICATION,
+    "places365": CLASSIFICATION,
 }
 
 
