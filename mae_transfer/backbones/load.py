@@ -100,13 +100,14 @@ def _take_final_norm(encoder: ViTEncoder, report: LoadReport) -> None:
     if report.fingerprint is None:
         report.new["norm.weight, norm.bias"] = "ones and zeros"
         return
-    missing = encoder.norm.state_dict().keys() - report.final_norm.keys()
+    tensors = {key.removeprefix("norm."): tensor for key, tensor in report.final_norm.items()}
+    missing = encoder.norm.state_dict().keys() - tensors.keys()
     if missing:
         raise UserError(
-            f"checkpoint {report.source}: has no {min(missing)}, the final norm that features of a frozen encoder go "
-            "through; pass a file of the pre-training, or set model.final_norm=false."
+            f"checkpoint {report.source}: has no norm.{min(missing)}, the final norm that features of a frozen encoder go "
+            "through; pass a file of the pre-training, or set probe.final_norm=false."
         )
-    encoder.norm.load_state_dict(report.final_norm)
+    encoder.norm.load_state_dict(tensors)
     report.loaded += sorted(report.final_norm)
     report.ignored = {key: why for key, why in report.ignored.items() if why != FINAL_NORM}
 
