@@ -179,7 +179,10 @@ def config_folder() -> Path:
 
 
 def read_recipe(folder: str, name: str) -> dict[str, Any]:
-    """A recipe of `configs/<folder>/` by its name, or one's own by the path of its YAML file."""
+    """A recipe of `configs/<folder>/` by its name, or one's own by the path of its YAML file.
+
+    Its `extends: <recipe>` takes over all of another recipe, and what the file itself says wins.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder() / folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in (config_folder() / folder).glob("*.yaml"))
@@ -188,6 +191,9 @@ def read_recipe(folder: str, name: str) -> dict[str, Any]:
         recipe = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(recipe, dict) and "extends" in recipe:
+        own, recipe = recipe, read_recipe(folder, recipe["extends"])
+        merge(recipe, {key: value for key, value in own.items() if key != "extends"})
     if not isinstance(recipe, dict) or not {"base", "presets"} <= recipe.keys():
         raise UserError(f"recipe {path} needs the sections 'base' and 'presets'; configs/coco/ has an example")
     return recipe

@@ -40,6 +40,7 @@ from mae_transfer.engine.loop import TrainResult, check_plan, micro_batch_sizes,
 from mae_transfer.engine.progress import console
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.run_folder import RESUMABLE, RunFolder, epoch_history, open_run_folder, read_metrics
+from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.signals import stop_at_once
 from mae_transfer.errors import UserError
 from mae_transfer.results.record import SCHEMA, flatten, make_protocol, protocol_id, read_record, write_json
@@ -105,7 +106,7 @@ def run_transfer(
     path = Path(output) if output is not None else default_output(config)
     fabric = make_fabric(config.device, config.train.precision)
     with console() if progress else nullcontext():
-        record = run_config(fabric, config, path, resume=resume, eval_only=eval_only, progress=progress)
+        record = run_task(fabric, make_task(config), path, resume=resume, eval_only=eval_only, progress=progress)
     shut_down()
     return record
 
@@ -149,21 +150,41 @@ def default_output(config: RunConfig) -> Path:
     chosen["data.root"] = config.data.root  # type: ignore[attr-defined]
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
     name = config.backbone.name.replace(":", "-").replace("/", "-")
-    protocol = getattr(config, "protocol", None)
-    what = config.task if protocol is None else f"{config.task}-{protocol}"
+    what = "-".join(filter(None, (config.task, run_label(config))))
     return RUNS / f"{what}-{name}-{config.preset}-seed{config.seed}-{digest}"
 
 
-def run_config(
-    fabric: Fabric, config: RunConfig, path: Path, *, resume: bool, eval_only: bool, progress: bool
-) -> dict[str, Any]:
-    """One run of a resolved configuration in the folder `path`; its record."""
-    surroundings = describe_surroundings(fabric)
-    task = make_task(config)
+def run_label(config: RunConfig) -> str:
+    """What tells the runs of a series apart: protocol, blocks, shots and draw; empty for a task without protocols."""
+    values = flatten(config.model_dump(mode="json"))
+    if "protocol" not in values:
+        return ""
+    blocks, shots = values["model.blocks"], values["data.shots"]
+    return (
+        values["protocol"]
+        + (f"-{blocks:g}blocks" if blocks is not None else "")
+        + (f"-{shots}shot-draw{values['data.draw']}" if shots is not None else "")
+    )
+
+
+def check_run(fabric: Fabric, task: Task, *, eval_only: bool) -> Schedule | None:
+    """The schedule of a run, None if it has no training; UserError for lengths and batches that cannot be."""
+    if not task.trains:
+        return None
     world_size = 1 if eval_only else fabric.world_size
-    schedule = check_plan(config, len(task.train_dataset), world_size) if task.trains else None
-    if task.trains and not eval_only:
-        task.check_batches(micro_batch_sizes(config, world_size))
+    schedule = check_plan(task.config, len(task.train_dataset), world_size)
+    if not eval_only:
+        task.check_batches(micro_batch_sizes(task.config, world_size))
+    return schedule
+
+
+def run_task(
+    fabric: Fabric, task: Task, path: Path, *, resume: bool, eval_only: bool, progress: bool
+) -> dict[str, Any]:
+    """One run in the folder `path`; its record."""
+    config: RunConfig = task.config
+    surroundings = describe_surroundings(fabric)
+    schedule = check_run(fabric, task, eval_only=eval_only)
     seed_for_model(config.seed)
     # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
     encoder = first_on_each_node(fabric, lambda: build_encoder(config, task))

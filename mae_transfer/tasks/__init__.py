@@ -24,7 +24,12 @@ TASK_CLASSES = {
 }
 
 
-def make_task(config: RunConfig) -> "Task":
-    """The task of a configuration, with its data read and checked; UserError for anything wrong with them."""
-    module, name = TASK_CLASSES[config.task].split(":")
-    return getattr(importlib.import_module(module), name)(config)
+def make_task(config: RunConfig, like: "Task | None" = None) -> "Task":
+    """The task of a configuration, with its data read and checked; UserError for anything wrong with them.
+
+    like: the task of another run of the same series, whose list of images need not be read again.
+    """
+    path = TASK_CLASSES[config.task]
+    module, name = path.split(":")
+    options = {"like": like} if path == CLASSIFICATION and like is not None else {}
+    return getattr(importlib.import_module(module), name)(config, **options)

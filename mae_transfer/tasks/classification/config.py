@@ -59,7 +59,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """What finetune and partial put on the encoder, and the regularisation on the device."""
 
-    blocks: float | None = Field(None, ge=0)
+    blocks: float | None = Field(None, gt=0)
     """partial: how many of the last blocks are trained; 0.5 is the MLP of the last one."""
     head_std: float = Field(2e-5, gt=0)
     """Standard deviation of the classifier's first weights."""

@@ -136,14 +136,8 @@ def from_folders(root: Path, task: str) -> Found:
             raise UserError(f"{root} has no folder {split}/ (it has: {there}); expected is {EXPECTED[task]}")
     class_names = class_folders(folders["train"])
     known = {name: label for label, name in enumerate(class_names)}
-    strangers = [name for name in class_folders(folders["val"]) if name not in known]
-    if strangers:
-        raise UserError(
-            f"{folders['val']}: class folder {strangers[0]} is not in {folders['train']} ({len(strangers)} such): both "
-            "need the same class names"
-        )
     warnings: list[str] = []
-    listings = [_walk(folder, known, warnings) for folder in folders.values()]
+    listings = [list_folders(folder, known, warnings) for folder in folders.values()]
     return listings[0], listings[1], class_names, warnings
 
 
@@ -157,7 +151,14 @@ def class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _walk(folder: Path, known: dict[str, int], warnings: list[str]) -> Listing:
+def list_folders(folder: Path, known: dict[str, int], warnings: list[str]) -> Listing:
+    """The images of the class folders in a folder, each of a known class; adds to the warnings."""
+    strangers = [name for name in class_folders(folder) if name not in known]
+    if strangers:
+        raise UserError(
+            f"{folder}: class folder {strangers[0]} is no class of the training set ({len(strangers)} such); both need "
+            "the same class names"
+        )
     names: list[str] = []
     labels: list[int] = []
     other: list[str] = []

@@ -20,6 +20,7 @@ from mae_transfer.tasks.classification.data import (
 from mae_transfer.tasks.classification.evaluate import count, metrics_of
 from mae_transfer.tasks.classification.layouts import ImageSet, find_images
 from mae_transfer.tasks.classification.protocols import find_protocol
+from mae_transfer.tasks.classification.robustness import evaluate_sets, find_sets
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 
 if TYPE_CHECKING:
@@ -44,18 +45,23 @@ BENCHMARKS = {
 class ClassificationTask:
     """Data, model and metric of one protocol on one data set; finds and checks all images of both splits.
 
+    `like` is another run's task, whose images are taken over if they are the same.
+
     Raises:
         UserError: anything wrong with the data set, before a run makes its first file.
     """
 
-    def __init__(self, config: ClassificationConfig) -> None:
+    images: ImageSet
+
+    def __init__(self, config: ClassificationConfig, like: "ClassificationTask | None" = None) -> None:
         self.config = config
         data = config.data
         self.is_synthetic = data.root == SYNTHETIC
         if self.is_synthetic:
             data = data.model_copy(update={"root": str(cached_classification(config.task))})
         self.protocol = find_protocol(config.protocol)
-        images = find_images(config.task, data)
+        known = like is not None and _same_files(like.config, config)
+        self.images = images = like.images if like is not None and known else find_images(config.task, data)
         self.class_names = images.class_names
         chosen, held, warnings = choose_training_images(images.train, data, config.subset)
         self.warnings = images.warnings + warnings
@@ -68,38 +74,44 @@ class ClassificationTask:
             images.val, choose_subset(images.val, config.subset), centre, on_bad_image=bad
         )
         self.holdout_dataset = ClassificationEval(images.train, held, centre, on_bad_image=bad) if len(held) else None
+        self.robustness_sets = find_sets(config, self.class_names)
+        self._image_datasets = [self.train_dataset, self.eval_dataset, *(item.dataset for item in self.robustness_sets)]
+        self._image_datasets += [self.holdout_dataset] if self.holdout_dataset else []
         self._summary = self._summarise(images)
 
     def _summarise(self, images: ImageSet) -> dict[str, Any]:
-        """For the run record; the fingerprint holds the subset and the shots, but not which draw of them."""
+        """For the run record. What the protocols of a data set share: so the fingerprint holds the subset and the
+        shots, but not which draw of them, nor what a protocol sets aside to choose by."""
         data, train, val = self.config.data, self.train_dataset, self.eval_dataset
-        about = f"{images.fingerprint} {self.config.subset} {data.shots} {data.holdout}"
-        counts = np.bincount(train.labels, minlength=len(self.class_names))
+        about = f"{images.fingerprint} {self.config.subset} {data.shots}"
+        labels = train.labels if self.holdout_dataset is None else np.append(train.labels, self.holdout_dataset.labels)
+        counts = np.bincount(labels, minlength=len(self.class_names))
         return {
-            "name": self._name(images),
+            "name": self._name(images, len(labels)),
             "fingerprint": hashlib.sha256(about.encode()).hexdigest()[:16],
             "train_images": len(train),
             "val_images": len(val),
             "classes": len(self.class_names),
             "subset": self.config.subset,
+            "draw": data.draw,
             "blind": 100 * float((val.labels == counts.argmax()).mean()),  # top-1 of always saying the commonest class
         }
 
-    def _name(self, images: ImageSet) -> str:
+    def _name(self, images: ImageSet, train_images: int) -> str:
         if self.is_synthetic:
             return "generated images"
         shots = "" if self.config.data.shots is None else f", {self.config.data.shots} shots a class"
         title, *sizes = BENCHMARKS.get(self.config.task, ("", 0))
         if sizes == [len(self.class_names), len(images.train), len(images.val)] and self.config.subset is None:
             return title + shots
-        counts = f"{len(self.train_dataset)} train, {len(self.eval_dataset)} val images"
+        counts = f"{train_images} train, {len(self.eval_dataset)} val images"
         return f"{len(self.class_names)} classes ({counts}){shots}"
 
     @property
     def data_summary(self) -> dict[str, Any]:
         """What the run record holds of the data; complete once training and evaluation are done."""
-        datasets = [self.train_dataset, self.eval_dataset, *([self.holdout_dataset] if self.holdout_dataset else [])]
-        return self._summary | {"skipped_files": sorted({name for dataset in datasets for name in dataset.skipped})}
+        skipped = {name for dataset in self._image_datasets for name in dataset.skipped}
+        return self._summary | {"skipped_files": sorted(skipped)}
 
     @property
     def trains(self) -> bool:
@@ -131,7 +143,9 @@ class ClassificationTask:
         return model
 
     def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:
-        """Nothing: the model learns from images."""
+        """What the protocol does before training, such as the features of a frozen encoder."""
+        if hasattr(self.protocol, "prepare"):
+            self.protocol.prepare(self, model, fabric, folder, progress)
 
     def sample_names(self, batch: dict[str, Any]) -> list[str]:
         self.train_dataset.report_skipped(batch)
@@ -155,4 +169,10 @@ class ClassificationTask:
         if len(heads) > 1:
             metrics |= {f"top1/{name}": value for name, value in zip(heads, counts.top1(), strict=True)}
             self._summary["selected_head"] = heads[chosen]
-        return metrics_of(counts, chosen, self.class_names if config.eval.per_class else None) | metrics
+        metrics = metrics_of(counts, chosen, self.class_names if config.eval.per_class else None) | metrics
+        return metrics | evaluate_sets(model, chosen, self.robustness_sets, **options)
+
+
+def _same_files(a: ClassificationConfig, b: ClassificationConfig) -> bool:
+    keys = ("root", "train_list", "val_list", "places_size")
+    return a.task == b.task and all(getattr(a.data, key) == getattr(b.data, key) for key in keys)

@@ -52,10 +52,10 @@ class TrainTransform:
 class EvalTransform:
     """Shorter side to image_size / crop_pct, then the centre: uint8 (3, H, W) -> uint8 (3, image_size, image_size)."""
 
-    def __init__(self, config: ClassificationConfig) -> None:
+    def __init__(self, config: ClassificationConfig, crop_pct: float | None = None) -> None:
         self.side = config.data.image_size
         # facebookresearch/mae util/datasets.py: 224 / 256 up to 224 pixels, 1.0 above
-        crop_pct = config.eval.crop_pct or (224 / 256 if self.side <= 224 else 1.0)
+        crop_pct = crop_pct or config.eval.crop_pct or (224 / 256 if self.side <= 224 else 1.0)
         self.resized = int(self.side / crop_pct)
 
     def __call__(self, image: Tensor) -> Tensor:

@@ -3,7 +3,12 @@
     encoder_options(config) -> what `load_backbone` needs, such as img_size and taps
     build_model(encoder, num_classes, config) -> the model, with the encoder as its attribute `encoder`
 
-and its model takes a batch {"images": uint8 (B, 3, H, W), "labels": int64 (B,), ...} (frozen ones may take "features"):
+and may have
+
+    TRAINS = False: no training loop, `prepare` does it all
+    prepare(task, model, fabric, folder, progress): before training; may replace the task's data sets by features
+
+Its model takes a batch {"images": uint8 (B, 3, H, W), "labels": int64 (B,), ...} (frozen ones may take "features"):
 in training mode it gives a dict of losses, means over the images; in eval mode scores float32 (heads, B, K), the heads
 named by its attribute `head_names`.
 """
