@@ -272,6 +272,7 @@ def _compute(
                 rows[place] = found
             with atomic_write(file) as target:
                 np.save(target, rows.numpy())
+        next(batches, None)  # ends the loader and fills the bar
 
 
 class _Marked:

@@ -126,6 +126,11 @@ class ClassificationTask:
                 f"batch of {odd[0]}; choose an even train.micro_batch that leaves no odd rest of a device's images, or "
                 "model.mixup=0 model.cutmix=0"
             )
+        if self.config.protocol == "linear" and self.config.probe.batch_norm and 1 in sizes:
+            raise UserError(
+                "BatchNorm needs more than one image and a device gets a batch of 1; choose another train.global_batch "
+                "or train.micro_batch, or probe.batch_norm=false"
+            )
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         side = self.config.data.image_size
@@ -154,7 +159,7 @@ class ClassificationTask:
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
         """Accuracies in percent. With several heads, that which is best on the images set aside from training counts,
-        and `top1/<head>`, `holdout_top1/<head>` tell of each."""
+        and `top1/<head>`, `holdout_top1/<head>` tell of each; a model that has chosen itself (logreg) says how."""
         config = self.config
         heads: tuple[str, ...] = tuple(model.head_names)  # type: ignore[arg-type]
         options: dict[str, Any] = {"batch_size": config.eval.batch_size, "workers": config.data.workers}
@@ -169,6 +174,9 @@ class ClassificationTask:
         if len(heads) > 1:
             metrics |= {f"top1/{name}": value for name, value in zip(heads, counts.top1(), strict=True)}
             self._summary["selected_head"] = heads[chosen]
+        elif getattr(model, "holdout_top1", None):
+            self._summary["selected_head"] = model.selected
+            metrics |= {f"holdout_top1/{name}": value for name, value in model.holdout_top1.items()}  # type: ignore
         metrics = metrics_of(counts, chosen, self.class_names if config.eval.per_class else None) | metrics
         return metrics | evaluate_sets(model, chosen, self.robustness_sets, **options)
 
