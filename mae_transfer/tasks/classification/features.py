@@ -141,7 +141,7 @@ class FeatureSet:
         else:
             self.rows = self.decoded
         self.labels = images.labels[self.rows]
-        self.skipped = Counter(images.name(int(i)) for i in np.setdiff1d(everything, self.decoded))
+        images.skipped = Counter(images.name(int(i)) for i in np.setdiff1d(everything, self.decoded))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -162,7 +162,7 @@ class FeatureSet:
         return batch
 
     def report_skipped(self, batch: Batch) -> None:
-        """Nothing to do: `skipped` is known from the start."""
+        """Nothing to do: the data set of images knows from the start."""
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """Features (n, blocks, parts, C) and labels (n,) of every image that could be decoded."""
