@@ -7,8 +7,8 @@ comes from (seed, epoch, index), so workers and ranks do not matter.
 
 import hashlib
 import logging
+import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 
 
-def read_rgb(path: Path) -> Tensor:
+def read_rgb(path: str) -> Tensor:
     """The file as uint8 (3, H, W) RGB.
 
     Raises UndecodableImageError when it cannot be decoded, ImageError when it cannot be opened.
@@ -50,7 +50,7 @@ def read_rgb(path: Path) -> Tensor:
         with Image.open(path) as file:
             return F.pil_to_tensor(file.convert("RGB"))
     except DECODE_ERRORS as error:
-        reason = str(error).replace("\n", " ").replace(str(path), "file")
+        reason = str(error).replace("\n", " ").replace(path, "file")
         remedy = "fetch it again, or go on without such images with data.on_bad_image=skip"
         raise UndecodableImageError(f"{path}: truncated or corrupt image ({reason}); {remedy}") from None
 
@@ -118,6 +118,7 @@ class _Images(Dataset[dict[str, Any]]):
 
     def __init__(self, listing: Listing, indices: np.ndarray, on_bad_image: str) -> None:
         self.listing = listing
+        self.root = str(listing.root)
         self.indices = indices
         self.on_bad_image = on_bad_image
         self.skipped: Counter[str] = Counter()
@@ -134,7 +135,7 @@ class _Images(Dataset[dict[str, Any]]):
         return self.listing.names[int(self.indices[index])]
 
     def read(self, index: int) -> Tensor:
-        return read_rgb(self.listing.root / self.name(index))
+        return read_rgb(os.path.join(self.root, self.name(index)))
 
     def report_skipped(self, batch: Batch) -> None:
         """Count a batch's skipped images, in the process that consumes the batches, and log each file once."""
