@@ -37,6 +37,7 @@ OPERATIONAL = frozenset(
         "data.workers",
         "eval.batch_size",
         "eval.per_class",
+        "probe.cache",  # the same features, kept or computed again
     }
 )
 """Keys that cannot change a metric beyond rounding: a resume may change them, and no protocol holds them."""

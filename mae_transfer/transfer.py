@@ -193,7 +193,8 @@ def run_task(
         if fabric.is_global_zero:
             _announce(config, task, encoder, path)
         started = time.perf_counter()
-        task.prepare(model, fabric, folder, progress)
+        with stop_at_once("stopped by a signal before training; --resume keeps the features that are there"):
+            task.prepare(model, fabric, folder, progress)
         prepared = time.perf_counter() - started
         if eval_only and schedule is not None:
             result = _trained(fabric, model, folder, schedule.total)
