@@ -1,4 +1,4 @@
-"""The command line of `tools/run_transfer.py`: options to a call of `mae_transfer.run_transfer`, errors to exit codes.
+"""The command line of `tools/run_transfer.py`: options to a call of `series.run_series`, errors to exit codes.
 
 Exit codes: 0 done, 2 bad input (one line says what, where and what to do), 3 stopped by a signal after saving, 1
 anything else.
@@ -34,6 +34,18 @@ examples:
   a data set of your own in COCO format:
     python tools/run_transfer.py --task coco --backbone mae_vit_b data.train_json=a.json data.train_images=imgs/ \\
         data.val_json=b.json data.val_images=imgs/
+  fine-tune on iNaturalist 2018, as its archives unpack:
+    python tools/run_transfer.py --task inat2018 --backbone mae_vit_l --data /data/inat2018
+  several protocols on a folder of one's own with train/<class>/ and val/<class>/:
+    python tools/run_transfer.py --task folder --backbone mae_vit_b --data ./my_images --protocol finetune,linear,knn
+  the whole curve of partial fine-tuning (MAE Figure 9), or 4 blocks only:
+    python tools/run_transfer.py --task imagenet --backbone mae_vit_l --data /data/imagenet \
+        --protocol partial --blocks curve
+    python tools/run_transfer.py --task imagenet --backbone mae_vit_l --data /data/imagenet \
+        --protocol partial --blocks 4
+  five shots a class, three draws of them:
+    python tools/run_transfer.py --task folder --backbone mae_vit_b --data ./my_images --protocol logreg \
+        --shots 5 --draws 3
   go on after a stop; evaluate again what a run has trained:
     python tools/run_transfer.py <the same options> --resume
     python tools/run_transfer.py <the same options> --eval-only
@@ -54,7 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES}\nbackbones:\n{backbone_names()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", required=True, help="coco")
+    parser.add_argument(
+        "--task",
+        required=True,
+        help="coco; or image classification: imagenet, inat2017, inat2018, inat2019, inat2021, places205, places365, "
+        "folder (any class-per-folder set)",
+    )
     parser.add_argument(
         "--backbone", required=True, help="a registered name (mae_vit_b, sup_vit_l, random_vit_ti, ...) or timm:<model>"
     )
@@ -64,10 +81,26 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--weights", choices=["pretrained", "random"], help="random: no weights, on purpose")
     parser.add_argument("--data", help="root folder of the data set, or 'synthetic' for generated images")
+    parser.add_argument(
+        "--protocol",
+        help="image classification: finetune (default), partial, linear, attentive, knn, logreg; several with commas "
+        "are a run each",
+    )
+    parser.add_argument(
+        "--blocks",
+        help="protocol partial: how many of the last blocks are fine-tuned; 0.5 is the MLP of the last, 0 the linear "
+        "probe; a list such as 1,2,4, or curve for all of MAE Figure 9",
+    )
+    parser.add_argument("--shots", type=int, help="image classification: train on this many images of each class")
+    parser.add_argument("--draws", type=int, help="with --shots: a run for each of this many draws; default: 1")
     parser.add_argument("--preset", default="full", help="full (the published recipe), mini or smoke; default: full")
     parser.add_argument("--subset", type=int, help="use only this many images of each split, always the same ones")
     parser.add_argument("--seed", type=int, help="default: 0")
-    parser.add_argument("--output", help="folder of the run; default: a name under results/runs/ made from the options")
+    parser.add_argument(
+        "--output",
+        help="folder of the run, or that in which several runs have theirs; default: names under results/runs/ made "
+        "from the options",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
     parser.add_argument(
         "--eval-only",
@@ -113,11 +146,11 @@ def run(args: argparse.Namespace) -> int:
         for name in ("output", "resume", "eval_only"):  # no part of the configuration
             del options[name]
         from mae_transfer.config_loading import dump_config
-        from mae_transfer.transfer import resolve_config
+        from mae_transfer.series import plan_series
 
-        print(dump_config(resolve_config(**options)), end="")
+        print("---\n".join(dump_config(run.config) for run in plan_series(**options)), end="")
         return EXIT_DONE
-    from mae_transfer.transfer import run_transfer
+    from mae_transfer.series import run_series
 
-    run_transfer(**options, progress=True)
+    run_series(**options, progress=True)
     return EXIT_DONE

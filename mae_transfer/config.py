@@ -28,9 +28,16 @@ OPERATIONAL = frozenset(
         "data.train_masks",
         "data.val_masks",
         "data.class_names",
+        "data.train_list",
+        "data.val_list",
+        "data.imagenet_a",
+        "data.imagenet_r",
+        "data.imagenet_sketch",
+        "data.imagenet_c",
         "data.workers",
         "eval.batch_size",
         "eval.per_class",
+        "probe.cache",  # the same features, kept or computed again
     }
 )
 """Keys that cannot change a metric beyond rounding: a resume may change them, and no protocol holds them."""
@@ -67,12 +74,17 @@ class BackboneConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and its parameter groups."""
+    """The optimizer and its parameter groups."""
 
+    kind: Literal["adamw", "sgd", "lars"] = "adamw"
+    """`lars` is timm's, used as MAE's `util/lars.py`: biases and norms are neither adapted nor decayed."""
     lr: float = Field(gt=0)
     """Peak learning rate at the recipe's global batch; never rescaled behind the user's back."""
     weight_decay: float = Field(ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """`adamw` only."""
+    momentum: Beta = 0.9
+    """`sgd` and `lars` only."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Layer-wise lr decay of the encoder; 1.0 is none. Everything outside the encoder has the full lr."""
     no_weight_decay: tuple[Literal["norm", "bias", "pos_embed", "rel_pos", "token", "layer_scale"], ...] = ()
@@ -96,6 +108,8 @@ class ScheduleConfig(Section):
     """Warm-up length in steps; overrides `warmup_epochs`."""
     warmup_factor: float = Field(0.001, ge=0, le=1)
     """Share of the lr at the first step."""
+    after_warmup: Literal["continue", "restart"] = "continue"
+    """The decay runs over the whole length, as in detectron2, or (`restart`) from the end of the warm-up, as in MAE."""
     milestones: tuple[float, ...] = ()
     """`step`: shares of the whole length at which the lr is multiplied by `gamma`."""
     gamma: float = Field(0.1, gt=0, le=1)

@@ -1,12 +1,14 @@
 """From a recipe file, a preset and `key=value` overrides to one validated configuration.
 
-Later layers win: base, size, init and preset of `configs/<task>/<recipe>.yaml`, then the command line's options, then
-its `key=value` overrides. Anything unknown or out of range is a UserError that names the key and the nearest valid one.
+Later layers win: base, size, init, task and preset of `configs/<the task's folder>/<recipe>.yaml`, then the command
+line's options, then its `key=value` overrides. Anything unknown or out of range is a UserError that names the key and
+the nearest valid one.
 """
 
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,46 @@ from mae_transfer.backbones import registry
 from mae_transfer.config import RunConfig
 from mae_transfer.errors import UserError
 
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """Where a task's configuration comes from."""
+
+    schema: str
+    """module:class of its configuration."""
+    folder: str
+    """Folder of its recipes in `configs/`."""
+    recipe: str = ""
+    """The default recipe of a task without protocols."""
+    protocols: tuple[tuple[str, str], ...] = ()
+    """(protocol, its default recipe); the first is the default protocol."""
+
+
+CLASSIFICATION = TaskEntry(
+    "mae_transfer.tasks.classification.config:ClassificationConfig",
+    "classification",
+    protocols=(
+        ("finetune", "finetune_mae"),
+        ("partial", "partial_mae"),
+        ("linear", "linear_mae"),
+        ("attentive", "attentive"),
+        ("knn", "knn"),
+        ("logreg", "logreg"),
+    ),
+)
+
 TASKS = {
-    "ade20k": ("mae_transfer.tasks.ade20k.config:Ade20kConfig", "upernet_mae"),
-    "coco": ("mae_transfer.tasks.coco.config:CocoConfig", "mask_rcnn_li2021"),
+    "ade20k": TaskEntry("mae_transfer.tasks.ade20k.config:Ade20kConfig", "ade20k", "upernet_mae"),
+    "coco": TaskEntry("mae_transfer.tasks.coco.config:CocoConfig", "coco", "mask_rcnn_li2021"),
+    "imagenet": CLASSIFICATION,
+    "inat2017": CLASSIFICATION,
+    "inat2018": CLASSIFICATION,
+    "inat2019": CLASSIFICATION,
+    "inat2021": CLASSIFICATION,
+    "places205": CLASSIFICATION,
+    "places365": CLASSIFICATION,
+    "folder": CLASSIFICATION,
 }
-"""Task name -> (its configuration class, its default recipe)."""
 
 INSTEAD_OF = (
     ("schedule.steps", "schedule.epochs"),
@@ -31,22 +68,42 @@ INSTEAD_OF = (
 )
 """Naming the first of a pair replaces the recipe's value of the second."""
 
-FLAGS_ONLY = {"task": "--task", "preset": "--preset", "backbone.name": "--backbone"}
+FLAGS_ONLY = {"task": "--task", "protocol": "--protocol", "preset": "--preset", "backbone.name": "--backbone"}
 """Keys that choose the recipe's layers, and so cannot be set after them."""
 
 
 def config_class(task: str) -> type[RunConfig]:
     """The configuration class of a task; UserError for an unknown task, with the nearest name."""
+    module, name = task_entry(task).schema.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def task_entry(task: str) -> TaskEntry:
+    """The entry of a task; UserError for an unknown one, with the nearest name."""
     if task not in TASKS:
         raise UserError(f"unknown task '{task}'{nearest(task, TASKS)}; tasks: {', '.join(TASKS)}")
-    module, name = TASKS[task][0].split(":")
-    return getattr(importlib.import_module(module), name)
+    return TASKS[task]
+
+
+def default_recipe(task: str, protocol: str | None) -> str:
+    """The recipe of a task, and of its protocol if it has some; UserError for one it has not."""
+    entry = task_entry(task)
+    recipes = dict(entry.protocols)
+    if protocol is not None and not recipes:
+        with_some = ", ".join(name for name in TASKS if TASKS[name].protocols)
+        raise UserError(f"--protocol {protocol}: the task {task} has no protocols; these have some: {with_some}")
+    if protocol is not None and protocol not in recipes:
+        raise UserError(
+            f"unknown protocol '{protocol}'{nearest(protocol, recipes)}; protocols of {task}: {', '.join(recipes)}"
+        )
+    return recipes[protocol or next(iter(recipes))] if recipes else entry.recipe
 
 
 def load_config(
     task: str,
     backbone: str,
     *,
+    protocol: str | None = None,
     preset: str = "full",
     options: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),
@@ -54,14 +111,21 @@ def load_config(
     """Resolve the configuration of a run.
 
     Args:
+        protocol: of a task that has protocols, None for its default one, or that of the recipe if one is named.
         options: dotted keys to values, from the command line's own flags; those that are None are left to the recipe.
         overrides: `key=value` strings with dotted keys and YAML values; they win over everything else.
     """
     schema = config_class(task)
     overrides = list(overrides)
     assigned = [parse_override(text) for text in overrides]
-    recipe_name = next((str(value) for key, value in reversed(assigned) if key == "recipe"), TASKS[task][1])
-    recipe = read_recipe(task, recipe_name)
+    recipe_name = default_recipe(task, protocol)
+    recipe_name = next((str(value) for key, value in reversed(assigned) if key == "recipe"), recipe_name)
+    recipe = read_recipe(task_entry(task).folder, recipe_name)
+    if protocol not in (None, recipe["base"].get("protocol")):
+        raise UserError(
+            f"recipe {recipe_name} is for the protocol {recipe['base'].get('protocol')}, not {protocol}; drop one of "
+            "recipe= and --protocol"
+        )
     if preset not in recipe["presets"]:
         raise UserError(
             f"unknown preset '{preset}'{nearest(preset, recipe['presets'])}; presets: {', '.join(recipe['presets'])}"
@@ -78,6 +142,7 @@ def load_config(
         recipe["base"],
         recipe.get("sizes", {}).get(spec.size),
         recipe.get("inits", {}).get(init),
+        recipe.get("tasks", {}).get(task),
         recipe["presets"][preset],
     ):
         merge(values, layer or {})
@@ -113,16 +178,22 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
-def read_recipe(task: str, name: str) -> dict[str, Any]:
-    """A recipe of `configs/<task>/` by its name, or one's own by the path of its YAML file."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder() / task / f"{name}.yaml"
+def read_recipe(folder: str, name: str) -> dict[str, Any]:
+    """A recipe of `configs/<folder>/` by its name, or one's own by the path of its YAML file.
+
+    Its `extends: <recipe>` takes over all of another recipe, and what the file itself says wins.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder() / folder / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in (config_folder() / task).glob("*.yaml"))
-        raise UserError(f"unknown recipe '{name}' of task {task}{nearest(name, known)}; recipes: {', '.join(known)}")
+        known = sorted(p.stem for p in (config_folder() / folder).glob("*.yaml"))
+        raise UserError(f"unknown recipe '{name}' of {folder}{nearest(name, known)}; recipes: {', '.join(known)}")
     try:
         recipe = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(recipe, dict) and "extends" in recipe:
+        own, recipe = recipe, read_recipe(folder, recipe["extends"])
+        merge(recipe, {key: value for key, value in own.items() if key != "extends"})
     if not isinstance(recipe, dict) or not {"base", "presets"} <= recipe.keys():
         raise UserError(f"recipe {path} needs the sections 'base' and 'presets'; configs/coco/ has an example")
     return recipe

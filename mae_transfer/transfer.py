@@ -3,6 +3,7 @@
 Everything that can be wrong with the input is found before the output folder is made.
 """
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -11,6 +12,7 @@ import logging
 import platform
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -34,10 +36,11 @@ from mae_transfer.engine.distributed import (
     on_rank_zero,
     shut_down,
 )
-from mae_transfer.engine.loop import TrainResult, check_plan, train
+from mae_transfer.engine.loop import TrainResult, check_plan, micro_batch_sizes, peak_memory, train
 from mae_transfer.engine.progress import console
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.run_folder import RESUMABLE, RunFolder, epoch_history, open_run_folder, read_metrics
+from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.signals import stop_at_once
 from mae_transfer.errors import UserError
 from mae_transfer.results.record import SCHEMA, flatten, make_protocol, protocol_id, read_record, write_json
@@ -46,7 +49,10 @@ from mae_transfer.tasks.base import Task
 
 _LOG = logging.getLogger(__name__)
 RUNS = Path("results/runs")
-DATA_PATHS = ("data.root=", "data.train_json=", "data.train_images=", "data.val_json=", "data.val_images=")
+DATA_PATHS = (
+    *("data.root=", "data.train_json=", "data.train_images=", "data.val_json=", "data.val_images="),
+    *("data.train_list=", "data.val_list="),
+)
 VERSIONS_OF = ("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "numpy", "pillow")
 
 
@@ -54,6 +60,7 @@ def run_transfer(
     task: str,
     backbone: str,
     *,
+    protocol: str | None = None,
     checkpoint: str | Path | None = None,
     weights: str | None = None,
     data: str | Path | None = None,
@@ -85,6 +92,7 @@ def run_transfer(
     config = resolve_config(
         task,
         backbone,
+        protocol=protocol,
         checkpoint=checkpoint,
         weights=weights,
         data=data,
@@ -95,12 +103,10 @@ def run_transfer(
         device=device,
         overrides=overrides,
     )
-    if config.engine == "detectron2":
-        raise UserError("engine detectron2 is not supported by this version; use --engine torchvision")
     path = Path(output) if output is not None else default_output(config)
     fabric = make_fabric(config.device, config.train.precision)
     with console() if progress else nullcontext():
-        record = _run(fabric, config, path, resume=resume, eval_only=eval_only, progress=progress)
+        record = run_task(fabric, make_task(config), path, resume=resume, eval_only=eval_only, progress=progress)
     shut_down()
     return record
 
@@ -109,6 +115,7 @@ def resolve_config(
     task: str,
     backbone: str,
     *,
+    protocol: str | None = None,
     checkpoint: str | Path | None = None,
     weights: str | None = None,
     data: str | Path | None = None,
@@ -131,7 +138,10 @@ def resolve_config(
         "engine": engine,
         "device": device,
     }
-    return load_config(task, backbone, preset=preset, options=options, overrides=overrides)
+    config = load_config(task, backbone, protocol=protocol, preset=preset, options=options, overrides=overrides)
+    if config.engine == "detectron2":
+        raise UserError("engine detectron2 is not supported by this version; use --engine torchvision")
+    return config
 
 
 def default_output(config: RunConfig) -> Path:
@@ -140,15 +150,41 @@ def default_output(config: RunConfig) -> Path:
     chosen["data.root"] = config.data.root  # type: ignore[attr-defined]
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
     name = config.backbone.name.replace(":", "-").replace("/", "-")
-    return RUNS / f"{config.task}-{name}-{config.preset}-seed{config.seed}-{digest}"
+    what = "-".join(filter(None, (config.task, run_label(config))))
+    return RUNS / f"{what}-{name}-{config.preset}-seed{config.seed}-{digest}"
 
 
-def _run(
-    fabric: Fabric, config: RunConfig, path: Path, *, resume: bool, eval_only: bool, progress: bool
+def run_label(config: RunConfig) -> str:
+    """What tells the runs of a series apart: protocol, blocks, shots and draw; empty for a task without protocols."""
+    values = flatten(config.model_dump(mode="json"))
+    if "protocol" not in values:
+        return ""
+    blocks, shots = values["model.blocks"], values["data.shots"]
+    return (
+        values["protocol"]
+        + (f"-{blocks:g}blocks" if blocks is not None else "")
+        + (f"-{shots}shot-draw{values['data.draw']}" if shots is not None else "")
+    )
+
+
+def check_run(fabric: Fabric, task: Task, *, eval_only: bool) -> Schedule | None:
+    """The schedule of a run, None if it has no training; UserError for lengths and batches that cannot be."""
+    if not task.trains:
+        return None
+    world_size = 1 if eval_only else fabric.world_size
+    schedule = check_plan(task.config, len(task.train_dataset), world_size)
+    if not eval_only:
+        task.check_batches(micro_batch_sizes(task.config, world_size))
+    return schedule
+
+
+def run_task(
+    fabric: Fabric, task: Task, path: Path, *, resume: bool, eval_only: bool, progress: bool
 ) -> dict[str, Any]:
+    """One run in the folder `path`; its record."""
+    config: RunConfig = task.config
     surroundings = describe_surroundings(fabric)
-    task = make_task(config)
-    schedule = check_plan(config, len(task.train_dataset), 1 if eval_only else fabric.world_size)
+    schedule = check_run(fabric, task, eval_only=eval_only)
     seed_for_model(config.seed)
     # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
     encoder = first_on_each_node(fabric, lambda: build_encoder(config, task))
@@ -156,7 +192,11 @@ def _run(
     with open_run_folder(fabric, path, config.model_dump(mode="json"), resume=resume or eval_only) as folder:
         if fabric.is_global_zero:
             _announce(config, task, encoder, path)
-        if eval_only:
+        started = time.perf_counter()
+        with stop_at_once("stopped by a signal before training; --resume keeps the features that are there"):
+            task.prepare(model, fabric, folder, progress)
+        prepared = time.perf_counter() - started
+        if eval_only and schedule is not None:
             result = _trained(fabric, model, folder, schedule.total)
         else:
             origin = {
@@ -166,7 +206,11 @@ def _run(
                 "data_fingerprint": task.data_summary["fingerprint"],
             }
             workers = task.config.data.workers
-            result = train(fabric, task, model, config, folder, workers=workers, resume=resume, origin=origin)
+            if schedule is None:
+                result = _untrained(fabric, model, origin)
+            else:
+                result = train(fabric, task, model, config, folder, workers=workers, resume=resume, origin=origin)
+            result = dataclasses.replace(result, seconds=result.seconds + prepared)
         with stop_at_once("stopped by a signal in the last evaluation; --resume or --eval-only does it again"):
             metrics = task.evaluate(result.model, fabric, progress)
         skipped = gather_objects(fabric, task.data_summary["skipped_files"])
@@ -236,6 +280,20 @@ def _trained(fabric: Fabric, model: nn.Module, folder: RunFolder | None, steps: 
         peak_memory=None,
         images_per_second=None,
         origin=state["origin"],
+    )
+
+
+def _untrained(fabric: Fabric, model: nn.Module, origin: dict[str, Any]) -> TrainResult:
+    """The model of a task that needs no training loop."""
+    fabric.to_device(model)
+    return TrainResult(
+        model=model.eval(),
+        steps=0,
+        history=[],
+        seconds=0.0,
+        peak_memory=peak_memory(fabric),
+        images_per_second=None,
+        origin=origin,
     )
 
 

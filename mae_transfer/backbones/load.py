@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mae_transfer.backbones.checkpoints import files, hf_config
+from mae_transfer.backbones.checkpoints.layout import FINAL_NORM
 from mae_transfer.backbones.checkpoints.loader import load
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.hub import published_weights
@@ -28,6 +31,7 @@ def load_backbone(
     grad_checkpointing: bool = False,
     taps: tuple[int, ...] | None = None,
     checkpoint_key: str | None = None,
+    final_norm: bool = False,
 ) -> ViTEncoder:
     """The encoder of a registered name or `timm:<model[.tag]>`, on the CPU in float32; `.load_report` tells its story.
 
@@ -36,8 +40,9 @@ def load_backbone(
     Hugging Face or timm model folder, or the folder of a run (its newest checkpoint); `checkpoint_key` is the entry of
     the file to read where it has several (default: `model`, `state_dict`, `teacher`, in this order). `img_size`
     (pixels, one number or height and width) is the size that global relative position tables are made for; any other
-    size still runs. `rel_pos` adds zero-initialised tables. Raises UserError for an unknown name, weights that cannot
-    be had or do not fit, and options that do not fit the backbone.
+    size still runs. `rel_pos` adds zero-initialised tables. `final_norm` gives the encoder the weights' own LayerNorm
+    after the blocks as `norm` (a new one for random weights, None for a model of timm that has none). Raises UserError
+    for an unknown name, weights that cannot be had or do not fit, and options that do not fit the backbone.
     """
     spec = resolve(name)
     if weights not in ("pretrained", "random"):
@@ -69,6 +74,8 @@ def load_backbone(
         taps=taps,
     )
     _take_tables(encoder, report)
+    if final_norm and spec.final_norm:
+        _take_final_norm(encoder, report)
     encoder.load_report = _with_edits(report, encoder, spec)
     return encoder
 
@@ -85,6 +92,24 @@ def _take_tables(encoder: ViTEncoder, report: LoadReport) -> None:
             )
         own.data.copy_(table)
         report.loaded.append(name)
+
+
+def _take_final_norm(encoder: ViTEncoder, report: LoadReport) -> None:
+    """Give the encoder the LayerNorm that follows the blocks where its weights are from."""
+    encoder.norm = nn.LayerNorm(encoder.embed_dim, eps=encoder.spec.eps or 1e-6)
+    if report.fingerprint is None:
+        report.new["norm.weight, norm.bias"] = "ones and zeros"
+        return
+    tensors = {key.removeprefix("norm."): tensor for key, tensor in report.final_norm.items()}
+    missing = encoder.norm.state_dict().keys() - tensors.keys()
+    if missing:
+        raise UserError(
+            f"checkpoint {report.source}: has no norm.{min(missing)}, the final norm that features of a frozen encoder go "
+            "through; pass a file of the pre-training, or set probe.final_norm=false."
+        )
+    encoder.norm.load_state_dict(tensors)
+    report.loaded += sorted(report.final_norm)
+    report.ignored = {key: why for key, why in report.ignored.items() if why != FINAL_NORM}
 
 
 def _with_edits(report: LoadReport, encoder: ViTEncoder, spec: Spec) -> LoadReport:

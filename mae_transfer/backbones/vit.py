@@ -5,7 +5,7 @@ Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent
 - windowed attention in all blocks but the last of each of `num_global_blocks` equal groups; windows are cut inside the
   attention, after norm1, and padded with zeros that are not masked;
 - with windows the prefix tokens (class, registers) and their positions are dropped; without, they are kept;
-- no final norm, no head;
+- no head; no final norm in the maps (`norm` holds it for tasks that use the tokens, if `final_norm` asks for it);
 - the absolute position embedding stays a parameter at its own grid and is resampled at every forward: bicubic,
   align_corners=False, no antialiasing (timm's own resampling has antialias=True and so differs off the native grid);
 - relative position bias: zero tables, one shared by all windowed blocks and one by all global blocks (Li et al.
@@ -13,6 +13,7 @@ Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent
   of `img_size` by BEiT's geometric interpolation (timm's); at other grids global tables are resampled bicubically.
 """
 
+import math
 import warnings
 from itertools import islice
 from typing import Any
@@ -36,14 +37,17 @@ Grid = tuple[int, int]
 
 
 class ViTEncoder(nn.Module):
-    """Normalised images (B, 3, H, W) -> one map (B, C, H / patch, W / patch) per tap.
+    """Normalised images (B, 3, H, W) -> one map (B, C, H / patch, W / patch) per tap; `tokens` gives token sequences.
 
     Takes over `vit` (as `timm_vit.build` gives it, loaded or not) and edits it in place. `taps` are 0-based block
     numbers, ascending, default the blocks that end each quarter. Blocks after the last tap are frozen and not run.
-    Every other parameter takes part in each forward. Raises UserError for options that do not fit the backbone.
+    Every other parameter takes part in each forward, but for those of `norm`, the weights' final LayerNorm (None
+    unless `load_backbone(final_norm=True)`), which the caller applies. Raises UserError for options that do not fit
+    the backbone.
     """
 
     vit: Any
+    norm: nn.LayerNorm | None
     rel_pos: str
     rel_pos_window: nn.Parameter | None
     rel_pos_global: nn.Parameter | None
@@ -88,6 +92,9 @@ class ViTEncoder(nn.Module):
             )
         self.prefix = 0 if window_size else vit.num_prefix_tokens
         self.vit = vit
+        self.norm = None
+        self.frozen_blocks = 0
+        self._resting: list[nn.Module] = []  # frozen, and kept in eval mode
         if window_size:
             self._drop_prefix()
         if pos_embed == "resized":
@@ -117,29 +124,78 @@ class ViTEncoder(nn.Module):
     def layer_id(self, name: str) -> int:
         """Layer of a parameter (named relative to the encoder) for layer-wise lr decay, as MAE's `util/lr_decay.py`.
 
-        0 for what comes before the blocks, i + 1 for block i and its own tables, depth + 1 for the rest: that is only
-        the shared relative position tables, which are new and have the full rate (as in BEiT's `optim_factory.py`).
+        0 for what comes before the blocks, i + 1 for block i and its own tables, depth + 1 for the rest: the final norm
+        (as in MAE) and the shared relative position tables, which are new (as in BEiT's `optim_factory.py`).
         """
         parts = name.removeprefix("vit.").split(".")
         if parts[0] in ("patch_embed", "pos_embed", "cls_token", "reg_token", "norm_pre"):
             return 0
         return int(parts[1]) + 1 if parts[0] == "blocks" else self.depth + 1
 
+    def freeze(self, trainable: float) -> None:
+        """Let only the last `trainable` blocks learn (0.5: norm2 and MLP of the last); all before them is frozen.
+
+        Frozen parts run without autograd and stay in eval mode, `norm` too while `trainable` is 0. `trainable` equal to
+        the depth freezes nothing: that is fine-tuning of everything (as in MAE Figure 9). Raises UserError for another
+        number.
+        """
+        half = trainable == 0.5
+        if not half and not (float(trainable).is_integer() and 0 <= trainable <= self.depth):
+            raise UserError(f"{trainable:g} trainable blocks: {self.name} takes 0, 0.5, 1, 2, ... {self.depth}.")
+        if trainable == self.depth:
+            return
+        if half and not is_standard(self.vit.blocks[-1]):
+            raise UserError(f"0.5 trainable blocks: the last block of {self.name} is no norm, attention, norm, MLP.")
+        self.frozen_blocks = self.depth - math.ceil(trainable)
+        self.vit.requires_grad_(False)
+        self.vit.blocks[self.frozen_blocks : self.taps[-1] + 1].requires_grad_(True)
+        self._resting = [module for name, module in self.vit.named_children() if name != "blocks"]
+        self._resting += list(self.vit.blocks[: self.frozen_blocks])
+        if half:
+            last = self.vit.blocks[-1]
+            self._resting += [last.norm1, last.attn, last.ls1, last.drop_path1]
+        if trainable == 0 and self.norm is not None:
+            self._resting.append(self.norm)
+        for module in self._resting:
+            module.eval().requires_grad_(False)
+        for table in (getattr(self, name, None) for name in ("rel_pos_window", "rel_pos_global")):
+            if table is not None:
+                table.requires_grad_(False)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile in place what `forward` and `tokens` share; nn.Module's own would reach `forward` alone."""
+        self.tokens = torch.compile(self.tokens, *args, **kwargs)  # type: ignore[method-assign]
+
+    def train(self, mode: bool = True) -> "ViTEncoder":
+        super().train(mode)
+        for module in self._resting:
+            module.eval()
+        return self
+
     def forward(self, images: Tensor) -> list[Tensor]:
         grid = self.grid_of(images.shape[2], images.shape[3])
-        x = self._embed(self.vit.patch_embed(images), grid)
+        tokens = self.tokens(images, self.taps)
+        return [x[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2) for x in tokens]
+
+    def tokens(self, images: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
+        """The tokens (B, prefix + h * w, C), prefix tokens first, after each of `blocks` (0-based, ascending)."""
+        grid = self.grid_of(images.shape[2], images.shape[3])
+        learning = torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning and not self._resting):
+            x = self._embed(self.vit.patch_embed(images), grid)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         shared = self._shared_biases(grid, dtype)
-        maps = []
-        for i, block in enumerate(islice(self.vit.blocks, self.taps[-1] + 1)):
+        taken = []
+        for i, block in enumerate(islice(self.vit.blocks, blocks[-1] + 1)):
             args = (x, block, i not in self.global_blocks, grid, dtype, shared)
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._run_block, *args, use_reentrant=False)
-            else:
-                x = self._run_block(*args)
-            if i in self.taps:
-                maps.append(x[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2))
-        return maps
+            with torch.set_grad_enabled(learning and i >= self.frozen_blocks):
+                if self.grad_checkpointing and torch.is_grad_enabled():
+                    x = checkpoint(self._run_block, *args, use_reentrant=False)
+                else:
+                    x = self._run_block(*args)
+            if i in blocks:
+                taken.append(x)
+        return taken
 
     def _embed(self, patches: Tensor, grid: Grid) -> Tensor:
         """Add positions and put prefix tokens first: (B, h, w, C) -> (B, prefix + h * w, C), as timm's `_pos_embed`."""

@@ -78,6 +78,11 @@ def check_plan(config: RunConfig, num_images: int, world_size: int) -> Schedule:
     return make_schedule(config.schedule, num_images, config.train.global_batch)
 
 
+def micro_batch_sizes(config: RunConfig, world_size: int) -> set[int]:
+    """The numbers of images that a device may get in one forward pass."""
+    return {len(positions) for positions in _sampler(config, 1, world_size).micro_batches(0)}
+
+
 def train(
     fabric: Fabric,
     task: Task,
@@ -247,13 +252,12 @@ def train(
             if _evaluation_due(config, step, images, schedule.total):  # after the checkpoint: it may fail or be stopped
                 evaluate(step)
 
-    memory = torch.tensor(_peak_memory(fabric), dtype=torch.float64, device=fabric.device)
     return TrainResult(
         model=(ema.module if ema else model).eval(),
         steps=schedule.total,
         history=epoch_history(read_metrics(folder.path)) if folder else [],
         seconds=seconds_before + time.perf_counter() - started,
-        peak_memory=int(all_reduce(fabric, memory, "max").item()),
+        peak_memory=peak_memory(fabric),
         images_per_second=(schedule.total - start) * global_batch / step_seconds if step_seconds else None,
         origin=origin,
     )
@@ -368,6 +372,12 @@ def _diverged_message(
     good = on_rank_zero(fabric, lambda: [path.name for path in list_checkpoints(folder.checkpoints)] if folder else [])
     kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
     return f"step {step}: {', '.join(bad)} not finite; images: {shown}; {kept}"
+
+
+def peak_memory(fabric: Fabric) -> int:
+    """Bytes, the largest of any rank; to be called on all of them."""
+    memory = torch.tensor(_peak_memory(fabric), dtype=torch.float64, device=fabric.device)
+    return int(all_reduce(fabric, memory, "max").item())
 
 
 def _peak_memory(fabric: Fabric) -> int:

@@ -1,9 +1,13 @@
-"""AdamW and its parameter groups: layer-wise learning-rate decay, and parameters without weight decay.
+"""The optimizers and their parameter groups: layer-wise learning-rate decay, and parameters without weight decay.
 
 The scale of an encoder parameter is layer_decay ** (depth + 1 - layer_id), layer ids as in MAE's and BEiT's code
 (`encoder.layer_id`: 0 = patch and position embedding and tokens, block i = i + 1, the rest = depth + 1, hence scale 1);
-everything outside the encoder has scale 1. timm's `param_groups_layer_decay` differs: it puts a final norm with the
-last block.
+everything outside the encoder has scale 1, or what the attribute `lr_scale` of a module that holds it says (the heads
+of a sweep). timm's `param_groups_layer_decay` differs: it puts a final norm with the last block.
+
+`lars` is timm's with what MAE's `util/lars.py` does: parameters of more than one dimension are always adapted
+(trust coefficient 0.001), others (biases, norms) are neither adapted nor decayed. The two are equal without weight
+decay, as in all published probes; with it timm's trust ratio divides by |g| + wd |w|, MAE's by |g + wd w|.
 
 Which parameters keep no weight decay is said by kind (`optim.no_weight_decay`); a parameter may be of several kinds:
 
@@ -20,6 +24,7 @@ Which parameters keep no weight decay is said by kind (`optim.no_weight_decay`);
 from typing import Any
 
 import torch
+from timm.optim import Lars
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -32,20 +37,30 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Every trainable parameter of the model in exactly one group.
 
-    A group holds `params`, their `names`, `lr_scale`, `lr` (peak lr times scale) and `weight_decay`. Groups are in the
-    order in which their first parameters stand in the model.
+    A group holds `params`, their `names`, `lr_scale`, `lr` (peak lr times scale) and `weight_decay`, for LARS also
+    `always_adapt`. Groups are in the order in which their first parameters stand in the model.
     """
+    own_scale = {
+        id(p): float(module.lr_scale)  # type: ignore[arg-type]
+        for module in model.modules()
+        if hasattr(module, "lr_scale")
+        for p in module.parameters()
+    }
+    lars = config.kind == "lars"
     norms = {id(p) for module in model.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         kinds = _kinds(name) | ({"norm"} if id(parameter) in norms else set())
-        weight_decay = 0.0 if kinds & set(config.no_weight_decay) else config.weight_decay
-        scale = _lr_scale(model, name, config.layer_decay)
+        adapt = lars and parameter.ndim > 1
+        decayed = not kinds & set(config.no_weight_decay) and (adapt or not lars)
+        weight_decay = config.weight_decay if decayed else 0.0
+        scale = own_scale.get(id(parameter)) or _lr_scale(model, name, config.layer_decay)
         group = groups.setdefault(
-            (scale, weight_decay),
-            {"params": [], "names": [], "lr_scale": scale, "lr": config.lr * scale, "weight_decay": weight_decay},
+            (scale, weight_decay, adapt),
+            {"params": [], "names": [], "lr_scale": scale, "lr": config.lr * scale, "weight_decay": weight_decay}
+            | ({"always_adapt": adapt} if lars else {}),
         )
         group["params"].append(parameter)
         group["names"].append(name)
@@ -54,10 +69,16 @@ def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over `param_groups`; for-loop or foreach as torch decides (foreach on CUDA), never fused, because Fabric
-    cannot unscale the gradients of a fused optimizer before clipping."""
-    return torch.optim.AdamW(param_groups(model, config), lr=config.lr, betas=config.betas)
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over `param_groups`; for-loop or foreach as torch decides (foreach on CUDA), never fused, because
+    Fabric cannot unscale the gradients of a fused optimizer before clipping."""
+    groups = param_groups(model, config)
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    if config.kind == "lars":
+        # eps 0: MAE's has none, and an update of norm zero is not adapted
+        return Lars(groups, lr=config.lr, momentum=config.momentum, trust_coeff=0.001, eps=0.0)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

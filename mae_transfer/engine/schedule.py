@@ -7,6 +7,11 @@ with T steps in all, W of warm-up, and a decay d(x) over the share x in [0, 1) o
     step <  W : linear from warmup_factor * d(0) at step 0 to d(W / T) at step W
     step >= W : d(step / T)                       (the decay is not restarted after the warm-up)
 
+or, with `after_warmup: restart`, as in MAE's `util/lr_sched.py`, where x is the share of what the warm-up leaves:
+
+    step <  W : linear from warmup_factor * d(0) at step 0 to d(0) at step W
+    step >= W : d((step - W) / (T - W))
+
     cosine    : m + (1 - m) * (1 + cos(pi x)) / 2         m = min_lr_ratio
     poly      : m + (1 - m) * (1 - x) ** power
     step      : gamma ** (number of milestones reached), a milestone being step round(share * T)
@@ -72,13 +77,14 @@ def make_schedule(config: ScheduleConfig, num_images: int, global_batch: int) ->
 
 def lr_factor(step: int, total: int, warmup: float, config: ScheduleConfig) -> float:
     """What the peak lr is multiplied by at a step; see the formula at the top of this file."""
+    begin = warmup if config.after_warmup == "restart" else 0.0  # where the decay begins
     if step >= warmup:
-        return _decay(step, total, config)
-    start, end = config.warmup_factor * _decay(0, total, config), _decay(warmup, total, config)
+        return _decay(step - begin, total - begin, config)
+    start, end = config.warmup_factor * _decay(0, total, config), _decay(warmup - begin, total - begin, config)
     return start + (end - start) * step / warmup
 
 
-def _decay(step: float, total: int, config: ScheduleConfig) -> float:
+def _decay(step: float, total: float, config: ScheduleConfig) -> float:
     share = step / total
     if config.kind == "step":
         return config.gamma ** sum(step >= round(milestone * total) for milestone in config.milestones)

@@ -18,8 +18,8 @@ from mae_transfer.errors import UserError
 SCHEMA = 1
 REQUIRED = ("schema", "run_id", "task", "backbone", "preset", "seed", "protocol", "protocol_id", "metrics", "data")
 
-COMPARED = ("backbone.name", "backbone.checkpoint", "backbone.checkpoint_key", "backbone.weights", "seed")
-"""What a table compares: never part of the protocol."""
+COMPARED = ("backbone.name", "backbone.checkpoint", "backbone.checkpoint_key", "backbone.weights", "seed", "data.draw")
+"""What a table compares or averages over: never part of the protocol."""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

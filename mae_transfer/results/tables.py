@@ -2,10 +2,11 @@
 
 Rows are initialisations, columns are metrics by encoder size, cells are mean ± standard deviation over seeds with n.
 Presets, data sets and recipes each have a table of their own. Within one, runs that followed unlike protocols are never
-averaged: they get a row each, with a footnote that names what differs.
+averaged: they get a row each, with a footnote that names what differs. Image classification, where the protocols of a
+data set stand in one table, is in `classification_tables.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,21 @@ PRESET_NOTES = {
 PUBLISHED = Path(__file__).parent / "published.csv"
 
 
+def read_published() -> pd.DataFrame:
+    """The published numbers: `protocol` is empty where a task has none, `blocks` NaN but for partial fine-tuning."""
+    return pd.read_csv(PUBLISHED, keep_default_na=False, na_values={"blocks": [""]})
+
+
 def make_tables(records: Iterable[dict[str, Any]]) -> str:
     """All tables as one Markdown text; the same text whatever the order of the records.
 
     The published rows stand in the table of the full preset on the full data set, which is there even while no run is.
     """
+    records = list(records)
     runs = to_frame(records)
-    published = pd.read_csv(PUBLISHED)
+    published = read_published()
     parts = []
-    for task in sorted({*runs["task"], *published["task"]}):
+    for task in sorted({*runs["task"], *published["task"]} & METRICS.keys()):
         of_task = runs[runs["task"] == task]
         quoted = published[published["task"] == task]
         benchmark = (of_task["preset"] == "full") & (of_task["data"] == BENCHMARK_DATA[task])
@@ -59,20 +66,22 @@ def make_tables(records: Iterable[dict[str, Any]]) -> str:
             for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):
                 title = f"## {task.upper()}, {preset}: {data}, recipe {recipe}\n\n{PRESET_NOTES[preset]}"
                 parts.append(one_table(title, task, group, quoted.iloc[:0]))
-    return "\n".join(parts)
+    from mae_transfer.results.classification_tables import classification_tables  # which is built on this module
+
+    return "\n".join([*parts, *classification_tables(records, published)])
 
 
 COLUMNS = [
     *("run_id", "task", "preset", "recipe", "data", "data_fingerprint", "init", "backbone", "weights", "size", "seed"),
-    *("protocol_id", "protocol", "metric", "value"),
+    *("draw", "protocol_id", "protocol", "metric", "value"),
 ]
 
 
-def to_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """One row per run and metric of the table: the long table everything is built from."""
+def to_frame(records: Iterable[dict[str, Any]], metrics: Mapping[str, Mapping[str, str]] | None = None) -> pd.DataFrame:
+    """One row per run and metric of the table (those of `METRICS` by default): what everything is built from."""
     rows = []
     for record in records:
-        for metric in METRICS.get(record["task"], {}):
+        for metric in (metrics or METRICS).get(record["task"], {}):
             rows.append(
                 {
                     "run_id": record["run_id"],
@@ -86,6 +95,7 @@ def to_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                     "weights": record["backbone"]["fingerprint"] or "random",
                     "size": record["backbone"]["size"],
                     "seed": record["seed"],
+                    "draw": record["data"].get("draw", 0),
                     "protocol_id": record["protocol_id"],
                     "protocol": record["protocol"],
                     "metric": metric,
@@ -172,9 +182,10 @@ def differences(rows: pd.DataFrame, references: dict[str, pd.Series]) -> list[tu
 def run_cell(rows: pd.DataFrame) -> str:
     """'50.3 (n=1)', '50.3 ± 0.1 (n=3)', or '-' where no run is recorded.
 
-    A seed that was run twice counts once: the run with the last run id, which starts with its time.
+    A seed (and draw of few shots) that was run twice counts once: the run with the last run id, which starts with its
+    time.
     """
-    values = rows.drop_duplicates("seed", keep="last")["value"].dropna()
+    values = rows.drop_duplicates(["seed", "draw"], keep="last")["value"].dropna()
     if values.empty:
         return "-"
     if len(values) == 1:

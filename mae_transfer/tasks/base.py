@@ -3,13 +3,15 @@
 A task holds its data and builds its model; `engine.loop.train` runs it and knows nothing else of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import nn
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    from mae_transfer.engine.run_folder import RunFolder
 
 SampleKey: TypeAlias = tuple[int, int]
 """(epoch, index) of a training sample."""
@@ -53,6 +55,15 @@ class Task(Protocol):
         """Lines about the data that a user should see."""
         ...
 
+    @property
+    def trains(self) -> bool:
+        """Whether the loop trains the model; without it `prepare` does all there is to do (nearest neighbours)."""
+        ...
+
+    def check_batches(self, sizes: Collection[int], /) -> None:
+        """UserError if a micro-batch of one of these numbers of images cannot be trained on."""
+        ...
+
     def encoder_options(self, patch_size: int, /) -> dict[str, Any]:
         """What `load_backbone` needs of the task: `img_size`, and `taps` if they are not the default ones."""
         ...
@@ -62,6 +73,13 @@ class Task(Protocol):
 
         In training mode `model(batch)` is a dict of scalar losses, each a mean over the images of the batch; their sum
         is minimised. The keys are the same for every batch, and every trainable parameter takes part in every one.
+        """
+        ...
+
+    def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool, /) -> None:
+        """What comes before training and before any evaluation, such as the features of a frozen encoder.
+
+        Called on every rank, with the run folder open (on rank 0, None elsewhere) and the model on the CPU.
         """
         ...
 

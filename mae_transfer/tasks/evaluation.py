@@ -1,7 +1,7 @@
 """What the evaluations of all tasks share: each image once over any number of processes, and a progress bar."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -37,10 +37,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def evaluation_batches(
-    dataset: EvalDataset, *, batch_size: int, workers: int, fabric: Fabric, progress: bool, title: str = "evaluate"
+    dataset: EvalDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    fabric: Fabric,
+    progress: bool,
+    title: str = "evaluate",
+    mine: Sequence[int] | None = None,
 ) -> Iterator[Any]:
-    """This rank's collated batches, on the CPU: rank r has images r, r + world, ..., so none is padded or doubled."""
-    mine = range(fabric.global_rank, len(dataset), fabric.world_size)
+    """This rank's collated batches, on the CPU: rank r has images r, r + world, ..., so none is padded or doubled; or
+    those of `mine`, in that order."""
+    if mine is None:
+        mine = range(fabric.global_rank, len(dataset), fabric.world_size)
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch_size,

@@ -8,7 +8,7 @@ import re
 
 from torch import Tensor
 
-from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, common, joined
+from mae_transfer.backbones.checkpoints.layout import FINAL_NORM, Converted, Shape, State, common, joined
 
 NAME = "AugReg npz (JAX)"
 
@@ -51,7 +51,7 @@ def convert(state: State) -> Converted:
         tensors |= _attention(state, attention, target, width, heads)
     last = f"{root}Transformer/encoder_norm"
     promised |= {f"{last}/scale": (width,), f"{last}/bias": (width,)}
-    ignored = {key: "final norm, not used by the encoder" for key in (f"{last}/scale", f"{last}/bias") if key in state}
+    ignored = {key: FINAL_NORM for key in (f"{last}/scale", f"{last}/bias") if key in state}
     inputs = width
     for name in ("pre_logits", "head"):
         kernel, bias = f"{root}{name}/kernel", f"{root}{name}/bias"

@@ -8,6 +8,7 @@ it is OpenAI's (beside `visual.`) only whole. OpenAI's own weights use QuickGELU
 from mae_transfer.backbones.checkpoints import timm_names
 from mae_transfer.backbones.checkpoints.layout import (
     ANY,
+    FINAL_NORM,
     Converted,
     Shape,
     State,
@@ -91,6 +92,8 @@ def _around_timm(state: State) -> Converted:
 
 
 def _reason(key: str) -> str:
+    if key.startswith("visual.ln_post."):
+        return FINAL_NORM
     return "pooling and projection of the tower" if key.startswith("visual.") else _TEXT
 
 

@@ -8,6 +8,7 @@ ViTMAE and BEiT in memory as `layers.0.attention.q_proj` and Dinov2 as `encoder.
 import re
 
 from mae_transfer.backbones.checkpoints.layout import (
+    FINAL_NORM,
     Converted,
     State,
     back,
@@ -28,7 +29,6 @@ _EMBEDDINGS = {
     "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
     "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
 }
-_NORM = "final norm, not used by the encoder"
 
 
 def is_hugging_face(state: State) -> bool:
@@ -103,7 +103,7 @@ def ignore_linear(converted: Converted, state: State, name: str, inputs: int, re
 
 def ignore_norm(converted: Converted, state: State, name: str, width: int) -> None:
     """`ignore` for the norm after the blocks, which is kept for exports."""
-    ignore(converted, state, norm(name, width), _NORM)
+    ignore(converted, state, norm(name, width), FINAL_NORM)
     for part in ("weight", "bias"):
         if f"{name}.{part}" in state:
             converted.final_norm[f"norm.{part}"] = state[f"{name}.{part}"]

@@ -18,6 +18,9 @@ Shape = tuple[int | None, ...]
 ANY = -1
 """A size in a promised shape that may be anything."""
 
+FINAL_NORM = "final norm, not used by the encoder"
+"""Why a file's final norm is ignored, until an encoder asks for it."""
+
 
 @dataclass
 class Converted:
@@ -28,8 +31,8 @@ class Converted:
     since a file that lacks one is damaged or something else. None in a shape is a size that nothing in the file backs.
     `original`: timm's name -> the file's, for messages. `facts`: fields of the backbone's Spec that the file or its
     layout settles: `num_heads` must agree with the name's, the others are taken over.
-    `final_norm`: the norm after the blocks, by timm's names (`norm.weight`), for exports. `shared_tables`: this
-    project's own relative position tables. `warnings`: lines for the report.
+    `final_norm`: the norm after the blocks, by timm's names (`norm.weight`), for exports and frozen use.
+    `shared_tables`: this project's own relative position tables. `warnings`: lines for the report.
     """
 
     tensors: State

@@ -92,6 +92,7 @@ def load(
     report = LoadReport(spec.name, source, reader.NAME, fingerprint(tensors), sorted(tensors))
     report.ignored = ignored | converted.ignored
     report.spec, report.shared_tables = settled, converted.shared_tables
+    report.final_norm = _float32(converted.final_norm, copy)
     report.settled = _differences(spec, settled)
     report.warnings = converted.warnings + [
         f"{converted.original(name)} is all zeros"

@@ -2,10 +2,11 @@
 
 A run with windowed attention has dropped the class token, and its positions: it is then loaded without one. Relative
 position tables come along: those of each block (BEiT) and the two that blocks share (`rel_pos_window`,
-`rel_pos_global`), which fit only an encoder with the same options. The task's own modules are not looked at.
+`rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of a run that used it. The
+task's own modules are not looked at.
 """
 
-from mae_transfer.backbones.checkpoints.layout import Converted, State
+from mae_transfer.backbones.checkpoints.layout import FINAL_NORM, Converted, State, final_norm, has, norm, width_of
 from mae_transfer.backbones.timm_vit import TABLE
 
 NAME = "mae_transfer"
@@ -28,12 +29,22 @@ def convert(state: State) -> Converted:
             ignored[key] = "another part of the task's model"
         elif name in _SHARED:
             shared[name] = tensor
+        elif name in ("norm.weight", "norm.bias"):
+            ignored[key] = FINAL_NORM
         else:
             tensors[name.removeprefix("vit.")] = tensor
     facts = {"class_token": False, "reg_tokens": 0, "position_prefix": 0} if _windowed(tensors) else {}
     warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
+    last = f"{prefix}norm"
     return Converted(
-        tensors, ignored, {}, lambda key: f"{prefix}vit.{key}", facts, shared_tables=shared, warnings=warnings
+        tensors,
+        ignored,
+        norm(last, width_of(tensors)) if has(state, last) else {},
+        lambda key: f"{prefix}vit.{key}",
+        facts,
+        final_norm(state, last),
+        shared,
+        warnings,
     )
 
 

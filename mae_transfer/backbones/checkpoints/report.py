@@ -17,7 +17,8 @@ class LoadReport:
     `fingerprint` is the sha256 of the encoder's tensors as the file has them, by timm's names and in float32: the same
     for the same weights in any layout or container; None for random weights. `resized` and `new`: parameter -> how.
     `ignored`: key in the file -> why. `settled`: what the file decided instead of the name. `shared_tables`: relative
-    position tables of a run, for the encoder to take. `spec`: that of the name with what is settled.
+    position tables of a run, for the encoder to take, and `final_norm` the norm after the blocks, by timm's names, for
+    an encoder that asks for it. `spec`: that of the name with what is settled.
     """
 
     name: str
@@ -31,6 +32,7 @@ class LoadReport:
     settled: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     shared_tables: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    final_norm: dict[str, Tensor] = field(default_factory=dict, repr=False)
     spec: Spec | None = field(default=None, repr=False)
 
     def lines(self) -> list[str]:

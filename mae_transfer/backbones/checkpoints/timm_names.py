@@ -9,6 +9,7 @@ import re
 
 from mae_transfer.backbones.checkpoints import fixed_position, rotary
 from mae_transfer.backbones.checkpoints.layout import (
+    FINAL_NORM,
     Converted,
     Shape,
     State,
@@ -29,8 +30,8 @@ _FOREIGN = re.compile(
     r"|.*(q_bias|v_bias|relative_position_bias_table|bias_mask|mlp\.w12\.\w+|mlp\.w3\.\w+|inner_attn_ln\.\w+)$"
 )
 _REASONS = {
-    "norm": "final norm, not used by the encoder",
-    "fc_norm": "final norm, not used by the encoder",
+    "norm": FINAL_NORM,
+    "fc_norm": FINAL_NORM,
     "head": "classifier",
     "head_dist": "classifier of the distillation token",
     "attn_pool": "pooling before the classifier",

@@ -1,6 +1,7 @@
 """The ADE20K task: what the engine and the run record need of it (the contract of `tasks/base.py`)."""
 
 import hashlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.engine.run_folder import RunFolder
 
 SYNTHETIC = "synthetic"
 ADE20K_SIZES = (20210, 2000)
@@ -65,6 +67,16 @@ class Ade20kTask:
             "val_images": val_images,
             "subset": self.config.subset,
         }
+
+    @property
+    def trains(self) -> bool:
+        return True
+
+    def check_batches(self, sizes: Collection[int]) -> None:
+        """The constructor has checked them."""
+
+    def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:
+        """Nothing comes before training."""
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         side, model = self.config.data.image_size, self.config.model

@@ -1,6 +1,7 @@
 """The COCO task: what the engine and the run record need of it (the contract of `tasks/base.py`)."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.engine.run_folder import RunFolder
 
 SYNTHETIC = "synthetic"
 COCO_2017_SIZES = (118287, 5000)
@@ -77,6 +79,16 @@ class CocoTask:
     def data_summary(self) -> dict[str, Any]:
         skipped = self.train_dataset.skipped + self.eval_dataset.skipped
         return self._summary | {"skipped_files": sorted(skipped)}
+
+    @property
+    def trains(self) -> bool:
+        return True
+
+    def check_batches(self, sizes: Collection[int]) -> None:
+        """Any will do."""
+
+    def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:
+        """Nothing comes before training."""
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         return {"img_size": square_side(self.config.data.image_size, patch_size)}

@@ -1,0 +1,104 @@
+"""The sections that image classification, by any protocol, adds to the shared configuration."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mae_transfer.config import RunConfig, Section
+from mae_transfer.tasks.classification.probe_config import ProbeConfig
+
+TaskName = Literal["inat2017", "inat2018", "inat2019", "inat2021", "places205", "places365", "imagenet", "folder"]
+ProtocolName = Literal["finetune", "partial", "linear", "attentive", "knn", "logreg"]
+
+
+class DataConfig(Section):
+    """The layout of the task's name under `root`, or lists of paths and labels."""
+
+    root: str | None = None
+    """Folder of the data set as its official archives unpack; `synthetic` makes a tiny set of the task's layout."""
+    train_list: str | None = None
+    val_list: str | None = None
+    """CSV or Parquet files with the columns `path` and `label`, instead of the layout; paths are relative to `root`, or
+    to the list's own folder without it."""
+    places_size: Literal["large", "small"] | None = None
+    """Places365: which images to take where both are there; small ones are 256x256."""
+    shots: int | None = Field(None, ge=1)
+    """Few-shot: train on this many images of each class."""
+    draw: int = Field(0, ge=0)
+    """Which draw of the few shots; every draw is the same on every machine, and holds that of fewer shots."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Share of each class's training images that is set aside to choose by (heads, k, C), and not trained on."""
+    image_size: int = Field(ge=16)
+    """Side of the square input in pixels, in training and test."""
+    crop: Literal["random", "single", "center"]
+    """Training: RandomResizedCrop as in torchvision (10 tries, else the centre), the same with one try that is cut to
+    the image (MAE's linear probe), or the evaluation's resize and centre crop."""
+    scale_min: float = Field(0.08, gt=0, le=1)
+    """Random crops: least share of the image's area."""
+    flip: float = Field(ge=0, le=1)
+    """Training: probability of a horizontal flip."""
+    randaugment: str | None = None
+    """timm's policy string, such as rand-m9-mstd0.5-inc1."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with an image that cannot be decoded; `skip` counts and reports them."""
+    workers: int = Field(2, ge=0)
+    """Loader processes per device."""
+    imagenet_a: str | None = None
+    """Folder of ImageNet-A, a robustness set that is evaluated as well; also the next three. Classes are matched by
+    folder name."""
+    imagenet_r: str | None = None
+    imagenet_sketch: str | None = None
+    imagenet_c: str | None = None
+
+    @property
+    def augments(self) -> bool:
+        """Whether a training image differs from epoch to epoch."""
+        return self.crop != "center" or self.flip > 0 or self.randaugment is not None
+
+
+class ModelConfig(Section):
+    """What finetune and partial put on the encoder, and the regularisation on the device."""
+
+    blocks: float | None = Field(None, gt=0)
+    """partial: how many of the last blocks are trained; 0.5 is the MLP of the last one."""
+    head_std: float = Field(2e-5, gt=0)
+    """Standard deviation of the classifier's first weights."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup, 0 is none; timm's Mixup takes it or cutmix, half of the batches each."""
+    cutmix: float = Field(0.0, ge=0)
+    erasing: float = Field(0.0, ge=0, le=1)
+    """Probability of random erasing, with noise per pixel."""
+
+
+class EvalConfig(Section):
+    crop_pct: float | None = Field(None, gt=0, le=1)
+    """The image's shorter side is resized to image_size / crop_pct, then the centre is cut out; None is 0.875 up to 224
+    pixels and 1 above (facebookresearch/mae util/datasets.py)."""
+    mask_classes: bool = True
+    """ImageNet-A and -R: choose among their 200 classes only."""
+    batch_size: int = Field(64, ge=1)
+    """Images per device in one forward pass of the evaluation."""
+    per_class: bool = False
+    """Also record the accuracy of each class."""
+
+
+class ClassificationConfig(RunConfig):
+    task: TaskName
+    protocol: ProtocolName
+    data: DataConfig
+    model: ModelConfig
+    probe: ProbeConfig
+    eval: EvalConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ClassificationConfig":
+        if (self.protocol == "partial") != (self.model.blocks is not None):
+            raise ValueError("model.blocks (--blocks) belongs to the protocol partial, and is needed there")
+        if self.data.crop == "center" and self.data.randaugment is not None:
+            raise ValueError("data.crop=center is for training without augmentation; set data.randaugment=null")
+        robustness = ("imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")
+        given = [name for name in robustness if getattr(self.data, name) is not None]
+        if given and self.task != "imagenet":
+            raise ValueError(f"data.{given[0]} is evaluated with --task imagenet only")
+        return self

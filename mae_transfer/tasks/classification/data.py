@@ -1,0 +1,231 @@
+"""Images and labels as map-style data sets; which images a run trains on and which are set aside.
+
+Files are decoded by torchvision.io to uint8 RGB, without EXIF rotation, as torchvision's ImageFolder and so MAE's code
+do; what torchvision cannot read (BMP, TIFF, odd colour spaces) Pillow reads. All randomness of a training sample
+comes from (seed, epoch, index), so workers and ranks do not matter.
+"""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as F
+
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.base import SampleKey
+from mae_transfer.tasks.classification.config import DataConfig
+from mae_transfer.tasks.classification.layouts import Listing
+from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
+from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, UndecodableImageError
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+
+def read_rgb(path: str) -> Tensor:
+    """The file as uint8 (3, H, W) RGB.
+
+    Raises UndecodableImageError when it cannot be decoded, ImageError when it cannot be opened.
+    """
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    try:
+        image = decode_image(torch.from_numpy(content), ImageReadMode.RGB)
+        if image.dtype == torch.uint8:
+            return image
+    except (RuntimeError, ValueError):  # damaged, or of a kind that only Pillow knows: its word is the last
+        pass
+    try:
+        with Image.open(path) as file:
+            return F.pil_to_tensor(file.convert("RGB"))
+    except DECODE_ERRORS as error:
+        reason = str(error).replace("\n", " ").replace(path, "file")
+        remedy = "fetch it again, or go on without such images with data.on_bad_image=skip"
+        raise UndecodableImageError(f"{path}: truncated or corrupt image ({reason}); {remedy}") from None
+
+
+def choose_training_images(
+    listing: Listing, data: DataConfig, subset: int | None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Indices of the images to train on, of those set aside by `data.holdout`, and warnings; both sorted.
+
+    Decided by a hash of each name (few shots: of name and draw) within its class, never by a seed: the same images on
+    every machine, and fewer shots are a part of more.
+
+    Raises UserError when a class has too few images to set any aside.
+    """
+    chosen = choose_subset(listing, subset)
+    warnings = []
+    if data.shots is not None:
+        chosen, short = _first_of_each_class(listing, chosen, lambda count: data.shots or 0, f"{data.draw}:")
+        if short:
+            warnings.append(f"{short} classes have fewer than data.shots={data.shots} training images; all are taken")
+    if data.holdout == 0:
+        return chosen, np.empty(0, dtype=np.int64), warnings
+    held, _ = _first_of_each_class(listing, chosen, lambda count: max(round(count * data.holdout), 1), "holdout:")
+    kept = np.setdiff1d(chosen, held)
+    lost = np.setdiff1d(listing.labels[held], listing.labels[kept])
+    if len(lost):
+        raise UserError(
+            f"data.holdout={data.holdout:g}: {len(lost)} classes have one training image, so none can be set aside to "
+            "choose by; use more shots, a larger subset, or data.holdout=0 where the protocol allows it"
+        )
+    return kept, held, warnings
+
+
+def choose_subset(listing: Listing, size: int | None) -> np.ndarray:
+    """Indices of `size` images (all, when there are fewer), the first by a hash of the name, in the given order."""
+    if size is None or size >= len(listing):
+        return np.arange(len(listing))
+    digests = _digests(listing, np.arange(len(listing)), "")
+    return np.sort(np.array(sorted(range(len(digests)), key=digests.__getitem__)[:size], dtype=np.int64))
+
+
+def _first_of_each_class(listing: Listing, among: np.ndarray, wanted: Any, prefix: str) -> tuple[np.ndarray, int]:
+    """The first images of each class by hash, `wanted(images of the class)` many; and how many classes had fewer."""
+    digests = dict(zip(among.tolist(), _digests(listing, among, prefix), strict=True))
+    by_class: dict[int, list[int]] = {}
+    for index in among.tolist():
+        by_class.setdefault(int(listing.labels[index]), []).append(index)
+    taken: list[int] = []
+    short = 0
+    for indices in by_class.values():
+        count = wanted(len(indices))
+        short += count > len(indices)
+        taken += sorted(indices, key=digests.__getitem__)[:count]
+    return np.sort(np.array(taken, dtype=np.int64)), short
+
+
+def _digests(listing: Listing, indices: np.ndarray, prefix: str) -> list[bytes]:
+    return [
+        hashlib.sha256((prefix + listing.names[i]).encode(errors="surrogateescape")).digest() for i in indices.tolist()
+    ]
+
+
+class _Images(Dataset[dict[str, Any]]):
+    """What the data sets share: which images, where they lie, and what becomes of those that cannot be read."""
+
+    def __init__(self, listing: Listing, indices: np.ndarray, on_bad_image: str) -> None:
+        self.listing = listing
+        self.root = str(listing.root)
+        self.indices = indices
+        self.on_bad_image = on_bad_image
+        self.skipped: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 (n,), in the order of the data set."""
+        return self.listing.labels[self.indices]
+
+    def name(self, index: int) -> str:
+        return self.listing.names[int(self.indices[index])]
+
+    def read(self, index: int) -> Tensor:
+        return read_rgb(os.path.join(self.root, self.name(index)))
+
+    def report_skipped(self, batch: Batch) -> None:
+        """Count a batch's skipped images, in the process that consumes the batches, and log each file once."""
+        for name in batch["skipped"]:
+            if name not in self.skipped:
+                logger.warning("%s: corrupt image, skipped (data.on_bad_image=skip)", self.listing.root / name)
+            self.skipped[name] += 1
+
+
+class ClassificationTrain(_Images):
+    """Augmented training samples keyed by (epoch, index).
+
+    A sample is {"image": uint8 (3, S, S), "label": int, "name": str, "skipped": names of images that could not be
+    decoded and that this one stands in for}.
+    """
+
+    def __init__(
+        self, listing: Listing, indices: np.ndarray, transform: TrainTransform, *, seed: int, on_bad_image: str
+    ) -> None:
+        super().__init__(listing, indices, on_bad_image)
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        skipped: list[str] = []
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            try:
+                image = self.read(place)
+                break
+            except UndecodableImageError:
+                if self.on_bad_image == "error":
+                    raise
+                skipped.append(self.name(place))
+        else:
+            raise ImageError(f"{self.listing.root}: none of the {len(self)} training images can be decoded")
+        return {
+            "image": self.transform(image, rng),
+            "label": int(self.labels_at(place)),
+            "name": self.name(place),
+            "skipped": skipped,
+        }
+
+    def labels_at(self, index: int) -> int:
+        return int(self.listing.labels[self.indices[index]])
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> Batch:
+        return _collate(samples)
+
+
+class ClassificationEval(_Images):
+    """Resized and cropped images keyed by 0 .. len - 1, without randomness.
+
+    A sample is one of ClassificationTrain; its image is None when it cannot be decoded and may be skipped.
+    """
+
+    def __init__(self, listing: Listing, indices: np.ndarray, transform: EvalTransform, *, on_bad_image: str) -> None:
+        super().__init__(listing, indices, on_bad_image)
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.name(index)
+        sample: dict[str, Any] = {
+            "image": None,
+            "label": int(self.listing.labels[self.indices[index]]),
+            "name": name,
+            "skipped": [],
+        }
+        try:
+            return sample | {"image": self.transform(self.read(index))}
+        except UndecodableImageError:
+            if self.on_bad_image == "error":
+                raise
+            return sample | {"skipped": [name]}
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> Batch:
+        """A batch of the images that can be used, which may be none."""
+        return _collate(samples)
+
+
+def _collate(samples: list[dict[str, Any]]) -> Batch:
+    """{"images": uint8 (B, 3, S, S), "labels": int64 (B,), "names", "skipped"} of the samples that have an image."""
+    usable = [sample for sample in samples if sample["image"] is not None]
+    return {
+        "images": torch.stack([sample["image"] for sample in usable]) if usable else torch.empty(0, dtype=torch.uint8),
+        "labels": torch.tensor([sample["label"] for sample in usable], dtype=torch.int64),
+        "names": [sample["name"] for sample in usable],
+        "skipped": [name for sample in samples for name in sample["skipped"]],
+    }

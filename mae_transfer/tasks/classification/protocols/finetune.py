@@ -1,0 +1,92 @@
+"""End-to-end fine-tuning as in the MAE paper (Table 9) and its released code (main_finetune.py, models_vit.py).
+
+The encoder's last block -> mean of the patch tokens -> a new LayerNorm (`fc_norm`) -> linear classifier; the
+checkpoint's own final norm is not used. The position embedding is resampled once to the input's grid and trained.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_transfer.tasks.classification.config import ClassificationConfig
+from mae_transfer.tasks.classification.transforms import normalise
+
+if TYPE_CHECKING:
+    from mae_transfer.backbones.vit import ViTEncoder
+
+
+class Classifier(nn.Module):
+    """Encoder, mean of its patch tokens, norm, linear classifier of K classes; one head.
+
+    Training: {"loss_ce": mean cross-entropy}, after random erasing, mixup and cutmix on the device, from the global
+    generators that the engine seeds for every micro-batch. Evaluation: scores float32 (1, B, K).
+    """
+
+    head_names = ("classifier",)
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=encoder.spec.eps or 1e-6)
+        self.head = nn.Linear(encoder.embed_dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=config.model.head_std)
+        nn.init.zeros_(self.head.bias)
+        self.label_smoothing = config.model.label_smoothing
+        self.erase, self.mix = make_erasing(config), make_mixup(config, num_classes)
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | Tensor:
+        images = normalise(batch["images"], self.mean, self.std)
+        if not self.training:
+            return self.logits(images).float()[None]
+        targets: Tensor = batch["labels"]
+        if self.erase is not None:
+            self.erase.device = images.device
+            images = self.erase(images)
+        if self.mix is not None:  # its soft targets hold the label smoothing
+            images, targets = self.mix(images, targets)
+            return {"loss_ce": F.cross_entropy(self.logits(images).float(), targets)}
+        return {"loss_ce": F.cross_entropy(self.logits(images).float(), targets, label_smoothing=self.label_smoothing)}
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> (B, K)."""
+        tokens = self.encoder(images)[-1]
+        return self.head(self.fc_norm(tokens.mean((2, 3))))
+
+
+def make_erasing(config: ClassificationConfig) -> RandomErasing | None:
+    """timm's, on normalised batches, one rectangle of noise; the device is set at each call."""
+    if not config.model.erasing:
+        return None
+    return RandomErasing(config.model.erasing, mode="pixel", max_count=1, num_splits=0)
+
+
+def make_mixup(config: ClassificationConfig, num_classes: int) -> Mixup | None:
+    """timm's, with its defaults beside the alphas: always, half of the batches each, one ratio for a micro-batch."""
+    model = config.model
+    if not model.mixup and not model.cutmix:
+        return None
+    return Mixup(
+        mixup_alpha=model.mixup,
+        cutmix_alpha=model.cutmix,
+        prob=1.0,
+        switch_prob=0.5,
+        mode="batch",
+        label_smoothing=model.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def encoder_options(config: ClassificationConfig) -> dict[str, Any]:
+    return {"img_size": config.data.image_size, "pos_embed": "resized"}
+
+
+def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> Classifier:
+    return Classifier(encoder, num_classes, config)

@@ -1,0 +1,142 @@
+"""Logistic regression on frozen features by scikit-learn's L-BFGS, as in DINOv2 (dinov2/eval/log_regression.py).
+
+Features (class token after the final norm, or `probe.pooling`) as they are, in float64. A classifier is fitted for each
+inverse regularisation strength C; the C of the highest top-1 on the images set aside from the training set
+(`data.holdout`, DINOv2's 10 %) is then fitted to all training images. Ranks share the values of C. DINOv2 uses cuML on
+a GPU; scikit-learn runs on the CPU, where ImageNet-1K takes hours for each C: the protocol is for smaller sets.
+"""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from mae_transfer.engine.distributed import gather_objects, on_rank_zero
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.classification.config import ClassificationConfig
+from mae_transfer.tasks.classification.data import Batch
+from mae_transfer.tasks.classification.features import FeatureSet, FrozenFeatures, store_features
+
+if TYPE_CHECKING:
+    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.tasks.classification.task import ClassificationTask
+
+TRAINS = False
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier as a linear layer of K classes: weight (K, D) and bias (K,) in float64; a class that had no training
+    image has the bias -inf."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    converged: bool
+
+    def top1(self, features: np.ndarray, labels: np.ndarray) -> float:
+        """Percent."""
+        return 100 * float(((features @ self.weight.T + self.bias).argmax(1) == labels).mean())
+
+
+def fit(features: np.ndarray, labels: np.ndarray, num_classes: int, c: float, max_iter: int) -> Fitted:
+    """Multinomial regression of features float64 (n, D), labels (n,): minimises C x sum of losses + |W|^2 / 2."""
+    model = LogisticRegression(C=c, max_iter=max_iter)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(features, labels)
+    weight = np.zeros((num_classes, features.shape[1]))
+    bias = np.full(num_classes, -np.inf)
+    coef, intercept = model.coef_, model.intercept_
+    if len(coef) == 1:  # of two classes scikit-learn keeps the second's score over the first's
+        coef, intercept = np.concatenate([0 * coef, coef]), np.concatenate([0 * intercept, intercept])
+    weight[model.classes_], bias[model.classes_] = coef, intercept
+    return Fitted(weight, bias, not any(issubclass(w.category, ConvergenceWarning) for w in caught))
+
+
+class LogisticProbe(nn.Module):
+    """Frozen encoder and the classifier that `prepare` fits; evaluation only: scores float32 (1, B, K).
+
+    `holdout_top1`: of each C, on the images set aside; `selected` is the C that counts.
+    """
+
+    head_names = ("logreg",)
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.num_classes, self.pooling = num_classes, config.probe.pooling[0]
+        self.frozen = FrozenFeatures(encoder, 1, (self.pooling,))
+        width = self.frozen.width(1, self.pooling)
+        self.register_buffer("weight", torch.zeros(num_classes, width), persistent=False)
+        self.register_buffer("bias", torch.zeros(num_classes), persistent=False)
+        self.holdout_top1: dict[str, float] = {}
+        self.selected: str | None = None
+
+    def inputs(self, features: Tensor) -> Tensor:
+        return self.frozen.select(features, 1, self.pooling)
+
+    def forward(self, batch: Batch) -> Tensor:
+        features = self.inputs(self.frozen(batch))
+        with torch.autocast(features.device.type, enabled=False):
+            return (features @ self.weight.T + self.bias)[None]
+
+
+def encoder_options(config: ClassificationConfig) -> dict[str, Any]:
+    return {"img_size": config.data.image_size, "final_norm": config.probe.final_norm}
+
+
+def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> LogisticProbe:
+    if len(config.probe.pooling) > 1:
+        raise UserError(f"probe.pooling={list(config.probe.pooling)}: logreg reads one kind of feature; name one")
+    if config.probe.c_count > 1 and not config.data.holdout:
+        raise UserError(
+            "several C need images to choose by: set data.holdout, for example to 0.1, or probe.c_count=1 and "
+            "probe.c_powers=[0,0] for C = 1"
+        )
+    return LogisticProbe(encoder, num_classes, config)
+
+
+def prepare(
+    task: "ClassificationTask", model: LogisticProbe, fabric: Fabric, folder: "RunFolder | None", progress: bool
+) -> None:
+    stored = store_features(task, model.frozen, fabric, folder, progress, splits=("train", "holdout"))
+    probe = task.config.probe
+    strengths = np.logspace(*probe.c_powers, probe.c_count).tolist()
+    features, labels = _arrays(model, stored["train"])
+    if len(np.unique(labels)) < 2:
+        raise UserError("logistic regression needs training images of two classes at least; use a larger subset")
+    chosen = strengths[0]
+    if "holdout" in stored:
+        held, held_labels = _arrays(model, stored["holdout"])
+        mine = {}
+        for c in strengths[fabric.global_rank :: fabric.world_size]:
+            fitted = fit(features, labels, model.num_classes, c, probe.max_iter)
+            mine[c] = fitted.top1(held, held_labels), fitted.converged
+            _LOG.info("C %.3g: top-1 %.2f on the images set aside", c, mine[c][0])
+        found = {c: result for part in gather_objects(fabric, mine) for c, result in part.items()}
+        chosen = max(strengths, key=lambda c: found[c][0])  # of equals the first: the strongest regularisation
+        stopped = sum(not converged for _, converged in found.values())
+        if stopped:
+            _LOG.info("%d of %d fits had not converged after probe.max_iter=%d", stopped, len(found), probe.max_iter)
+        model.holdout_top1 = {f"C{c:.3g}": found[c][0] for c in strengths}
+        features, labels = np.concatenate([features, held]), np.concatenate([labels, held_labels])
+    final = on_rank_zero(fabric, lambda: fit(features, labels, model.num_classes, chosen, probe.max_iter))
+    model.selected = f"C{chosen:.3g}"
+    model.weight.copy_(torch.from_numpy(final.weight))
+    model.bias.copy_(torch.from_numpy(final.bias))
+
+
+def _arrays(model: LogisticProbe, split: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
+    features, labels = split.whole()
+    return model.inputs(features.float()).double().numpy(), labels.numpy()

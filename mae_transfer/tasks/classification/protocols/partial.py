@@ -1,0 +1,22 @@
+"""Fine-tuning of the last blocks only, as in MAE Figure 9 (section 4.3): the settings of Table 9, the rest frozen.
+
+`model.blocks` is the number of blocks: 0.5 is the MLP of the last one (with the norm before it), the encoder's depth is
+full fine-tuning. No block at all is the linear probe, a protocol of its own. Everything before the blocks that learn,
+the position embedding too, runs without autograd and in eval mode. The authors released no code for this.
+"""
+
+from typing import TYPE_CHECKING
+
+from mae_transfer.tasks.classification.config import ClassificationConfig
+from mae_transfer.tasks.classification.protocols.finetune import Classifier, encoder_options
+
+if TYPE_CHECKING:
+    from mae_transfer.backbones.vit import ViTEncoder
+
+__all__ = ["build_model", "encoder_options"]
+
+
+def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> Classifier:
+    assert config.model.blocks is not None, "the configuration has checked it"
+    encoder.freeze(config.model.blocks)
+    return Classifier(encoder, num_classes, config)

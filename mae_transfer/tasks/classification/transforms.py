@@ -1,0 +1,141 @@
+"""Training and test transforms on uint8 tensors (3, H, W); normalisation, erasing and mixing are done on the device.
+
+Resampling is bicubic with antialiasing, as Pillow's, by torchvision's uint8 kernels. RandAugment is timm's own, which
+works on Pillow images: it gets the crop, not the whole image. Sources: facebookresearch/mae util/datasets.py and
+util/crop.py, timm's transforms_factory.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from timm.data.auto_augment import rand_augment_transform
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms.v2 import functional as F
+
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.classification.config import ClassificationConfig, DataConfig
+
+RATIO = (3 / 4, 4 / 3)
+"""Aspect ratios of random crops: torchvision's and timm's default."""
+ATTEMPTS = 10
+
+
+class TrainTransform:
+    """A uint8 image (3, H, W) and a generator -> a uint8 image (3, image_size, image_size)."""
+
+    def __init__(self, config: ClassificationConfig, mean: tuple[float, ...]) -> None:
+        self.data = config.data
+        self.centre = EvalTransform(config)
+        self.augment = None if self.data.randaugment is None else make_randaugment(self.data, mean)
+
+    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        side = self.data.image_size
+        if self.data.crop == "center":
+            image = self.centre(image)
+        else:
+            draw = draw_crop if self.data.crop == "random" else draw_single_crop
+            top, left, height, width = draw(image.shape[1], image.shape[2], self.data.scale_min, rng)
+            image = resize(image[:, top : top + height, left : left + width], side, side)
+        if rng.random() < self.data.flip:
+            image = image.flip(-1)
+        if self.augment is not None:
+            with seeded_globals(int(rng.integers(2**32))):
+                image = F.pil_to_tensor(self.augment(F.to_pil_image(image)))
+        return image
+
+
+class EvalTransform:
+    """Shorter side to image_size / crop_pct, then the centre: uint8 (3, H, W) -> uint8 (3, image_size, image_size)."""
+
+    def __init__(self, config: ClassificationConfig, crop_pct: float | None = None) -> None:
+        self.side = config.data.image_size
+        # facebookresearch/mae util/datasets.py: 224 / 256 up to 224 pixels, 1.0 above
+        crop_pct = crop_pct or config.eval.crop_pct or (224 / 256 if self.side <= 224 else 1.0)
+        self.resized = int(self.side / crop_pct)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        short = min(height, width)
+        if short != self.resized:
+            # torchvision's rule for the longer side: cut, not rounded
+            height, width = (
+                self.resized if edge == short else int(self.resized * edge / short) for edge in (height, width)
+            )
+            image = resize(image, height, width)
+        return F.center_crop(image, [self.side, self.side])
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    # A decoded image has its channels last in memory, but a crop of it counts as neither layout and is resampled plane
+    # by plane; a copy with channels last takes two thirds of the time.
+    image = image[None].contiguous(memory_format=torch.channels_last)
+    return interpolate(image, (height, width), mode="bicubic", antialias=True)[0]
+
+
+def draw_crop(height: int, width: int, scale_min: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(top, left, height, width) as torchvision's RandomResizedCrop draws it: ten tries, else the largest centre."""
+    area, log_ratio = height * width, (math.log(RATIO[0]), math.log(RATIO[1]))
+    for _ in range(ATTEMPTS):
+        target = area * rng.uniform(scale_min, 1.0)
+        ratio = math.exp(rng.uniform(*log_ratio))
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    in_ratio = width / height
+    if in_ratio < RATIO[0]:
+        w, h = width, round(width / RATIO[0])
+    elif in_ratio > RATIO[1]:
+        w, h = round(height * RATIO[1]), height
+    else:
+        w, h = width, height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def draw_single_crop(height: int, width: int, scale_min: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of one try that is cut to the image: MAE's util/crop.py, after TensorFlow's."""
+    target = height * width * rng.uniform(scale_min, 1.0)
+    ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+    w, h = min(round(math.sqrt(target * ratio)), width), min(round(math.sqrt(target / ratio)), height)
+    return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+def make_randaugment(data: DataConfig, mean: tuple[float, ...]):  # type: ignore[no-untyped-def]
+    """timm's policy with the parameters that timm's own transforms_imagenet_train gives it at interpolation bicubic."""
+    from timm.data.transforms import str_to_pil_interp
+
+    assert data.randaugment is not None
+    options = {
+        "translate_const": int(data.image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * value)) for value in mean),
+        "interpolation": str_to_pil_interp("bicubic"),
+    }
+    try:
+        return rand_augment_transform(data.randaugment, options)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            f"data.randaugment={data.randaugment}: timm cannot read this policy ({error}); an example is "
+            "rand-m9-mstd0.5-inc1"
+        ) from None
+
+
+@contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Python's and numpy's global generators seeded for the time being: timm's objects draw from them."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) on any device -> float32, in the units of the encoder's weights."""
+    return images.to(torch.float32).sub_(255 * mean).div_(255 * std)
