@@ -10,7 +10,7 @@ import torch
 from mae_transfer.config_loading import load_config
 from mae_transfer.engine.distributed import make_fabric
 from mae_transfer.engine.run_folder import RunFolder
-from mae_transfer.synthetic_classification import make_classification
+from mae_transfer.synthetic.classification import make_classification
 from mae_transfer.tasks import make_task
 from mae_transfer.tasks.classification import features
 from mae_transfer.tasks.classification.features import FeatureSet, store_features

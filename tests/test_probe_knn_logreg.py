@@ -10,7 +10,7 @@ from torch import nn
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.config_loading import load_config
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic_classification import make_classification
+from mae_transfer.synthetic.classification import make_classification
 from mae_transfer.tasks.classification.protocols import attentive, knn, logreg
 from mae_transfer.transfer import run_transfer
 

@@ -11,7 +11,7 @@ from mae_transfer.backbones.load import load_backbone
 from mae_transfer.config_loading import load_config
 from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic_classification import make_classification
+from mae_transfer.synthetic.classification import make_classification
 from mae_transfer.tasks.classification.protocols import linear
 from mae_transfer.transfer import run_transfer
 

@@ -6,7 +6,9 @@ Reading follows detectron2's `read_image`: Pillow decodes, EXIF orientation is a
 import hashlib
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,15 +45,15 @@ class UndecodableImageError(ImageError):
     """The file was read but holds no whole image; what `data.on_bad_image=skip` is about."""
 
 
-def choose_subset(image_ids: np.ndarray, size: int | None) -> np.ndarray:
+def choose_subset(names: Sequence[Any] | np.ndarray, size: int | None) -> np.ndarray:
     """Indices of `size` images (all, when there are fewer), in the given order.
 
-    Chosen by a hash of the id alone: always the same images whatever the run's seed, and a larger subset holds the
-    smaller one.
+    Chosen by a hash of the name or id alone: always the same images whatever the run's seed, and a larger subset holds
+    the smaller one.
     """
-    if size is None or size >= len(image_ids):
-        return np.arange(len(image_ids))
-    digests = [hashlib.sha256(str(image_id).encode()).digest() for image_id in image_ids.tolist()]
+    if size is None or size >= len(names):
+        return np.arange(len(names))
+    digests = [hashlib.sha256(str(name).encode(errors="surrogateescape")).digest() for name in names]
     return np.sort(np.array(sorted(range(len(digests)), key=digests.__getitem__)[:size], dtype=np.int64))
 
 

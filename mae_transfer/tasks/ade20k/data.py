@@ -232,7 +232,7 @@ class _Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
     """What both datasets share: which pairs, and how they are read."""
 
     def __init__(self, pairs: Pairs, config: DataConfig, subset: int | None) -> None:
-        super().__init__(pairs.image_folder, choose_subset(np.array(pairs.names), subset), config.on_bad_image)
+        super().__init__(pairs.image_folder, choose_subset(pairs.names, subset), config.on_bad_image)
         self.pairs = pairs
         self.config = config
         self.labels = Labels(config)

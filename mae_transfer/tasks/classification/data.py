@@ -6,16 +6,13 @@ comes from (seed, epoch, index), so workers and ranks do not matter.
 """
 
 import hashlib
-import logging
 import os
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
@@ -24,9 +21,8 @@ from mae_transfer.tasks.base import SampleKey
 from mae_transfer.tasks.classification.config import DataConfig
 from mae_transfer.tasks.classification.layouts import Listing
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
-from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, UndecodableImageError
-
-logger = logging.getLogger(__name__)
+from mae_transfer.tasks.dataset import ImageDataset
+from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, UndecodableImageError, choose_subset
 
 Batch = dict[str, Any]
 
@@ -65,7 +61,7 @@ def choose_training_images(
 
     Raises UserError when a class has too few images to set any aside.
     """
-    chosen = choose_subset(listing, subset)
+    chosen = choose_subset(listing.names, subset)
     warnings = []
     if data.shots is not None:
         chosen, short = _first_of_each_class(listing, chosen, lambda count: data.shots or 0, f"{data.draw}:")
@@ -82,14 +78,6 @@ def choose_training_images(
             "choose by; use more shots, a larger subset, or data.holdout=0 where the protocol allows it"
         )
     return kept, held, warnings
-
-
-def choose_subset(listing: Listing, size: int | None) -> np.ndarray:
-    """Indices of `size` images (all, when there are fewer), the first by a hash of the name, in the given order."""
-    if size is None or size >= len(listing):
-        return np.arange(len(listing))
-    digests = _digests(listing, np.arange(len(listing)), "")
-    return np.sort(np.array(sorted(range(len(digests)), key=digests.__getitem__)[:size], dtype=np.int64))
 
 
 def _first_of_each_class(listing: Listing, among: np.ndarray, wanted: Any, prefix: str) -> tuple[np.ndarray, int]:
@@ -113,36 +101,26 @@ def _digests(listing: Listing, indices: np.ndarray, prefix: str) -> list[bytes]:
     ]
 
 
-class _Images(Dataset[dict[str, Any]]):
-    """What the data sets share: which images, where they lie, and what becomes of those that cannot be read."""
+class _Images(ImageDataset[Tensor]):
+    """What the data sets share: which images of a listing."""
 
     def __init__(self, listing: Listing, indices: np.ndarray, on_bad_image: str) -> None:
+        super().__init__(listing.root, indices, on_bad_image)
         self.listing = listing
-        self.root = str(listing.root)
-        self.indices = indices
-        self.on_bad_image = on_bad_image
-        self.skipped: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     @property
     def labels(self) -> np.ndarray:
         """int64 (n,), in the order of the data set."""
         return self.listing.labels[self.indices]
 
-    def name(self, index: int) -> str:
-        return self.listing.names[int(self.indices[index])]
+    def file_name(self, place: int) -> str:
+        return self.listing.names[int(self.indices[place])]
 
-    def read(self, index: int) -> Tensor:
-        return read_rgb(os.path.join(self.root, self.name(index)))
+    def label(self, place: int) -> int:
+        return int(self.listing.labels[self.indices[place]])
 
-    def report_skipped(self, batch: Batch) -> None:
-        """Count a batch's skipped images, in the process that consumes the batches, and log each file once."""
-        for name in batch["skipped"]:
-            if name not in self.skipped:
-                logger.warning("%s: corrupt image, skipped (data.on_bad_image=skip)", self.listing.root / name)
-            self.skipped[name] += 1
+    def read(self, place: int) -> Tensor:
+        return read_rgb(os.path.join(self.folder, self.file_name(place)))
 
 
 class ClassificationTrain(_Images):
@@ -162,27 +140,13 @@ class ClassificationTrain(_Images):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
-        skipped: list[str] = []
-        for step in range(len(self)):
-            place = (index + step) % len(self)
-            try:
-                image = self.read(place)
-                break
-            except UndecodableImageError:
-                if self.on_bad_image == "error":
-                    raise
-                skipped.append(self.name(place))
-        else:
-            raise ImageError(f"{self.listing.root}: none of the {len(self)} training images can be decoded")
+        place, image, skipped = self.read_or_next(index)
         return {
             "image": self.transform(image, rng),
-            "label": int(self.labels_at(place)),
-            "name": self.name(place),
+            "label": self.label(place),
+            "name": self.file_name(place),
             "skipped": skipped,
         }
-
-    def labels_at(self, index: int) -> int:
-        return int(self.listing.labels[self.indices[index]])
 
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> Batch:
@@ -200,19 +164,13 @@ class ClassificationEval(_Images):
         self.transform = transform
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        name = self.name(index)
-        sample: dict[str, Any] = {
-            "image": None,
-            "label": int(self.listing.labels[self.indices[index]]),
-            "name": name,
-            "skipped": [],
+        image = self.read_or_skip(index)
+        return {
+            "image": None if image is None else self.transform(image),
+            "label": self.label(index),
+            "name": self.file_name(index),
+            "skipped": [self.file_name(index)] if image is None else [],
         }
-        try:
-            return sample | {"image": self.transform(self.read(index))}
-        except UndecodableImageError:
-            if self.on_bad_image == "error":
-                raise
-            return sample | {"skipped": [name]}
 
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> Batch:

@@ -141,7 +141,7 @@ class FeatureSet:
         else:
             self.rows = self.decoded
         self.labels = images.labels[self.rows]
-        images.skipped = Counter(images.name(int(i)) for i in np.setdiff1d(everything, self.decoded))
+        images.skipped = Counter(images.file_name(int(i)) for i in np.setdiff1d(everything, self.decoded))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -154,7 +154,7 @@ class FeatureSet:
         batch: Batch = {
             "features": torch.from_numpy(self.stored.rows(rows)),
             "labels": torch.from_numpy(self.labels[samples]),
-            "names": [self.images.name(int(row)) for row in rows],
+            "names": [self.images.file_name(int(row)) for row in rows],
             "skipped": [],
         }
         if self.in_bank is not None:
@@ -308,5 +308,5 @@ def _describe(config: ClassificationConfig, frozen: FrozenFeatures) -> str:
 def _key(about: str, images: ClassificationEval) -> str:
     digest = hashlib.sha256(about.encode())
     for i in range(len(images)):
-        digest.update(images.name(i).encode(errors="surrogateescape") + b"\0")
+        digest.update(images.file_name(i).encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()[:12]

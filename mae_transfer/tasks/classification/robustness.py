@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
-from mae_transfer.tasks.classification.data import ClassificationEval, choose_subset
+from mae_transfer.tasks.classification.data import ClassificationEval
 from mae_transfer.tasks.classification.evaluate import count
 from mae_transfer.tasks.classification.layouts import list_folders
 from mae_transfer.tasks.classification.transforms import EvalTransform
+from mae_transfer.tasks.images import choose_subset
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -87,7 +88,7 @@ def _one_set(
         raise UserError(f"{name}: folder {root} is not there; expected are class folders, named as the training set's")
     listing = list_folders(root, {class_name: label for label, class_name in enumerate(class_names)}, [])
     classes = torch.from_numpy(np.unique(listing.labels)) if masked else None
-    indices = choose_subset(listing, config.subset)
+    indices = choose_subset(listing.names, config.subset)
     return RobustnessSet(
         name, ClassificationEval(listing, indices, transform, on_bad_image=config.data.on_bad_image), classes
     )

@@ -9,12 +9,11 @@ from torch import nn
 
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic_classification import cached_classification
+from mae_transfer.synthetic.classification import cached_classification
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import (
     ClassificationEval,
     ClassificationTrain,
-    choose_subset,
     choose_training_images,
 )
 from mae_transfer.tasks.classification.evaluate import count, metrics_of
@@ -22,6 +21,7 @@ from mae_transfer.tasks.classification.layouts import ImageSet, find_images
 from mae_transfer.tasks.classification.protocols import find_protocol
 from mae_transfer.tasks.classification.robustness import evaluate_sets, find_sets
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
+from mae_transfer.tasks.images import choose_subset
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -71,7 +71,7 @@ class ClassificationTask:
             images.train, chosen, TrainTransform(config, mean), seed=config.seed, on_bad_image=bad
         )
         self.eval_dataset = ClassificationEval(
-            images.val, choose_subset(images.val, config.subset), centre, on_bad_image=bad
+            images.val, choose_subset(images.val.names, config.subset), centre, on_bad_image=bad
         )
         self.holdout_dataset = ClassificationEval(images.train, held, centre, on_bad_image=bad) if len(held) else None
         self.robustness_sets = find_sets(config, self.class_names)

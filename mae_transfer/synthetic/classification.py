@@ -5,20 +5,16 @@ greyscale file (the first of each split) and images of many sizes and aspect rat
 """
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from mae_transfer.errors import UserError
+from mae_transfer.synthetic.folder import cache_folder, make_folder
 
 CLASSES = ("anemone", "birch", "crane", "dune", "estuary")
 INAT_NAMES = {2017: "train_val_images", 2018: "train_val2018", 2019: "train_val2019"}
 VERSION = 1
-PARAMETERS_FILE = "synthetic.json"
 
 
 def make_classification(
@@ -37,7 +33,6 @@ def make_classification(
     folder appears whole or not at all, is the same for the same arguments, and is reused when it was made with them;
     UserError if something else is there.
     """
-    folder = Path(folder)
     parameters = {
         "version": VERSION,
         "task": task,
@@ -46,50 +41,14 @@ def make_classification(
         "size": list(size),
         "seed": seed,
     }
-    if _is_ready(folder, parameters):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        partial.chmod(0o755)
-        counts = {"train": train_images, "val": val_images}
-        rng = np.random.default_rng(seed)
-        rows = {
-            split: [(label, number) for label in range(classes) for number in range(count)]
-            for split, count in counts.items()
-        }
-        if task.startswith("inat"):
-            paths = _write_inat(partial, int(task.removeprefix("inat")), rows)
-        elif task == "places365":
-            paths = _write_places365(partial, rows)
-        elif task == "places205":
-            paths = _write_places205(partial, rows)
-        else:
-            paths = {
-                split: [f"{split}/{class_name(task, label)}/{split}_{number:04d}.JPEG" for label, number in rows[split]]
-                for split in rows
-            }
-        for split, names in paths.items():
-            for index, (name, (label, _)) in enumerate(zip(names, rows[split], strict=True)):
-                height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
-                image = draw(label, height, width, rng)
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                (image.convert("L") if index == 0 else image).save(partial / name, "JPEG", quality=95)
-        (partial / PARAMETERS_FILE).write_text(json.dumps(parameters), encoding="utf-8")
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not _is_ready(folder, parameters):  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    counts = {"train": train_images, "val": val_images}
+    rows = {split: [(label, i) for label in range(classes) for i in range(count)] for split, count in counts.items()}
+    return make_folder(folder, parameters, lambda empty: _write(empty, task, rows, size, np.random.default_rng(seed)))
 
 
 def cached_classification(task: str) -> Path:
     """The set of the default arguments in the user's cache folder, made when it is not there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return make_classification(cache / "mae_transfer" / f"synthetic_{task}_v{VERSION}", task)
+    return make_classification(cache_folder(f"synthetic_{task}_v{VERSION}"), task)
 
 
 def class_name(task: str, label: int) -> str:
@@ -104,6 +63,33 @@ def draw(label: int, height: int, width: int, rng: np.random.Generator) -> Image
     stripes = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period + rng.uniform(0, 2 * np.pi))
     pixels = hue + 50 * stripes[..., None] + rng.normal(0, 15, (height, width, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _write(
+    folder: Path,
+    task: str,
+    rows: dict[str, list[tuple[int, int]]],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> None:
+    """`rows`: split -> (label, number) of each image."""
+    if task.startswith("inat"):
+        paths = _write_inat(folder, int(task.removeprefix("inat")), rows)
+    elif task == "places365":
+        paths = _write_places365(folder, rows)
+    elif task == "places205":
+        paths = _write_places205(folder, rows)
+    else:
+        paths = {
+            split: [f"{split}/{class_name(task, label)}/{split}_{number:04d}.JPEG" for label, number in pairs]
+            for split, pairs in rows.items()
+        }
+    for split, names in paths.items():
+        for index, (name, (label, _)) in enumerate(zip(names, rows[split], strict=True)):
+            height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
+            image = draw(label, height, width, rng)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (image.convert("L") if index == 0 else image).save(folder / name, "JPEG", quality=95)
 
 
 def _write_inat(folder: Path, year: int, rows: dict[str, list[tuple[int, int]]]) -> dict[str, list[str]]:
@@ -160,18 +146,3 @@ def _place(label: int) -> str:
     """A class's path: the initial, the name, and for some a part of the place."""
     name = class_name("places", label)
     return f"{name[0]}/{name}" + ("/indoor" if label % 3 == 2 else "")
-
-
-def _is_ready(folder: Path, parameters: dict[str, object]) -> bool:
-    if not folder.exists() or (folder.is_dir() and not os.listdir(folder)):
-        return False
-    try:
-        found = json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        found = None
-    if found != parameters:
-        raise UserError(
-            f"{folder}: there is something else than the synthetic data set of these parameters; remove it or give "
-            "another folder"
-        )
-    return True
