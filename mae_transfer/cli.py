@@ -31,9 +31,17 @@ examples:
   any plain ViT of timm on one small GPU, with another learning rate:
     python tools/run_transfer.py --task coco --backbone timm:vit_small_patch16_224.dino --preset mini \\
         --data /data/coco optim.lr=4e-5
+  semantic segmentation, on 8 GPUs:
+    torchrun --nproc-per-node 8 tools/run_transfer.py --task ade20k --backbone mae_vit_b \\
+        --data /data/ADEChallengeData2016
+  the same on images and masks of your own, 20 classes numbered from 0:
+    python tools/run_transfer.py --task ade20k --backbone mae_vit_b data.num_classes=20 data.reduce_zero_label=false \\
+        data.train_images=a/ data.train_masks=b/ data.val_images=c/ data.val_masks=d/
   a data set of your own in COCO format:
     python tools/run_transfer.py --task coco --backbone mae_vit_b data.train_json=a.json data.train_images=imgs/ \\
         data.val_json=b.json data.val_images=imgs/
+  the learning rates that the recipe says to try, a run each, and a table of them:
+    python tools/run_transfer.py --task ade20k --backbone mae_vit_l --data /data/ADEChallengeData2016 --search
   go on after a stop; evaluate again what a run has trained:
     python tools/run_transfer.py <the same options> --resume
     python tools/run_transfer.py <the same options> --eval-only
@@ -54,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES}\nbackbones:\n{backbone_names()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", required=True, help="coco")
+    parser.add_argument("--task", required=True, help="coco (detection, instance masks) or ade20k (segmentation)")
     parser.add_argument(
         "--backbone", required=True, help="a registered name (mae_vit_b, sup_vit_l, random_vit_ti, ...) or timm:<model>"
     )
@@ -80,6 +88,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="detector code; default: torchvision (detectron2: not in this version)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="make all runs of the search that the recipe documents (its section search), go on with those that were "
+        "stopped, and print a table; an override of a searched key fixes it",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="any field of the configuration, e.g. optim.lr=4e-5"
@@ -108,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    options = {name: value for name, value in vars(args).items() if name != "print_config"}
+    options = {name: value for name, value in vars(args).items() if name not in ("print_config", "search")}
     if args.print_config:
         for name in ("output", "resume", "eval_only"):  # no part of the configuration
             del options[name]
@@ -116,6 +130,13 @@ def run(args: argparse.Namespace) -> int:
         from mae_transfer.transfer import resolve_config
 
         print(dump_config(resolve_config(**options)), end="")
+        return EXIT_DONE
+    if args.search:
+        from mae_transfer.search import run_search
+
+        table = run_search(**options, progress=True)
+        if table:
+            print(table)
         return EXIT_DONE
     from mae_transfer.transfer import run_transfer
 

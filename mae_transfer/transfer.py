@@ -13,7 +13,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ from mae_transfer.engine.distributed import (
     on_rank_zero,
     shut_down,
 )
-from mae_transfer.engine.loop import TrainResult, check_plan, train
+from mae_transfer.engine.loop import TrainResult, check_plan, micro_batch_sizes, train
 from mae_transfer.engine.progress import console
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.run_folder import RESUMABLE, RunFolder, epoch_history, open_run_folder, read_metrics
+from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.signals import stop_at_once
 from mae_transfer.errors import UserError
 from mae_transfer.results.record import SCHEMA, flatten, make_protocol, protocol_id, read_record, write_json
@@ -46,8 +47,14 @@ from mae_transfer.tasks.base import Task
 
 _LOG = logging.getLogger(__name__)
 RUNS = Path("results/runs")
-DATA_PATHS = ("data.root=", "data.train_json=", "data.train_images=", "data.val_json=", "data.val_images=")
-VERSIONS_OF = ("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "numpy", "pillow")
+DATA_PATHS = (
+    *("data.root=", "data.train_json=", "data.train_images=", "data.val_json=", "data.val_images="),
+    *("data.train_masks=", "data.val_masks="),
+)
+VERSIONS_OF = (
+    *("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "numpy", "pillow"),
+    *("onedl-mmsegmentation", "onedl-mmcv", "opencv-python", "opencv-python-headless"),
+)
 
 
 def run_transfer(
@@ -95,12 +102,10 @@ def run_transfer(
         device=device,
         overrides=overrides,
     )
-    if config.engine == "detectron2":
-        raise UserError("engine detectron2 is not supported by this version; use --engine torchvision")
     path = Path(output) if output is not None else default_output(config)
     fabric = make_fabric(config.device, config.train.precision)
     with console() if progress else nullcontext():
-        record = _run(fabric, config, path, resume=resume, eval_only=eval_only, progress=progress)
+        record = run_task(fabric, make_task(config), path, resume=resume, eval_only=eval_only, progress=progress)
     shut_down()
     return record
 
@@ -131,7 +136,10 @@ def resolve_config(
         "engine": engine,
         "device": device,
     }
-    return load_config(task, backbone, preset=preset, options=options, overrides=overrides)
+    config = load_config(task, backbone, preset=preset, options=options, overrides=overrides)
+    if config.engine == "detectron2":
+        raise UserError("engine detectron2 is not supported by this version; use --engine torchvision")
+    return config
 
 
 def default_output(config: RunConfig) -> Path:
@@ -143,12 +151,22 @@ def default_output(config: RunConfig) -> Path:
     return RUNS / f"{config.task}-{name}-{config.preset}-seed{config.seed}-{digest}"
 
 
-def _run(
-    fabric: Fabric, config: RunConfig, path: Path, *, resume: bool, eval_only: bool, progress: bool
+def check_run(fabric: Fabric, task: Task, *, eval_only: bool) -> Schedule:
+    """The schedule of a run; UserError for lengths and batches that cannot be."""
+    world_size = 1 if eval_only else fabric.world_size
+    schedule = check_plan(task.config, len(task.train_dataset), world_size)
+    if not eval_only:
+        task.check_batches(micro_batch_sizes(task.config, world_size))
+    return schedule
+
+
+def run_task(
+    fabric: Fabric, task: Task, path: Path, *, resume: bool, eval_only: bool, progress: bool
 ) -> dict[str, Any]:
+    """One run in the folder `path`; its record."""
+    config: RunConfig = task.config
     surroundings = describe_surroundings(fabric)
-    task = make_task(config)
-    schedule = check_plan(config, len(task.train_dataset), 1 if eval_only else fabric.world_size)
+    schedule = check_run(fabric, task, eval_only=eval_only)
     seed_for_model(config.seed)
     # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
     encoder = first_on_each_node(fabric, lambda: build_encoder(config, task))
@@ -256,10 +274,18 @@ def describe_surroundings(fabric: Fabric) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(fabric.device) if cuda else f"cpu ({torch.get_num_threads()} threads)",
         "world_size": fabric.world_size,
         "commit": commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "versions": {"python": platform.python_version()} | installed_versions(),
         "command": sys.argv,
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Of `VERSIONS_OF`, those that are there: one of OpenCV's two packages is enough, and no task needs all."""
+    found = {}
+    for name in VERSIONS_OF:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _write_record(

@@ -78,6 +78,11 @@ def check_plan(config: RunConfig, num_images: int, world_size: int) -> Schedule:
     return make_schedule(config.schedule, num_images, config.train.global_batch)
 
 
+def micro_batch_sizes(config: RunConfig, world_size: int) -> set[int]:
+    """The numbers of images that a device may get in one forward pass."""
+    return {len(positions) for positions in _sampler(config, 1, world_size).micro_batches(0)}
+
+
 def train(
     fabric: Fabric,
     task: Task,
@@ -132,7 +137,8 @@ def train(
         metrics = task.evaluate(target, fabric, fabric.is_global_zero)
         if folder:
             folder.append_metrics({"step": step, "epoch": step * global_batch / images, "eval": metrics})
-            _LOG.info("step %d: %s", step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            shown = [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # not per class
+            _LOG.info("step %d: %s", step, "  ".join(shown))
 
     start, seconds_before, started = 0, 0.0, time.perf_counter()
     if resume:

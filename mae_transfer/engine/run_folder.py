@@ -29,8 +29,9 @@ from mae_transfer.engine.checkpoint import list_checkpoints, remove_unfinished
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.errors import UserError
 
-RESUMABLE = OPERATIONAL | {"data.on_bad_image"}
-"""Keys that a resume may change. A bad val image may be met only after the whole training."""
+RESUMABLE = OPERATIONAL | {"data.on_bad_image", "eval.mode", "eval.stride", "eval.ratios", "eval.flip"}
+"""Keys that a resume may change. A bad val image may be met only after the whole training, and segmentation is
+evaluated in several ways; the record says in which."""
 
 _LOG = logging.getLogger("mae_transfer")
 # A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a
@@ -135,13 +136,9 @@ class RunFolder:
     def _check_and_write_config(self, resume: bool) -> None:
         path = self.path / "config.yaml"
         if resume:
-            with _reading(path):
-                stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if not isinstance(stored, dict):
-                raise UserError(f"{path} is not the configuration of a run; give another --output")
-            _compare(stored, self.config, path)
-        elif (self.path / "record.json").exists() or read_metrics(self.path) or list_checkpoints(self.checkpoints):
-            raise UserError(f"output folder {self.path} holds a run already; pass --resume or another --output")
+            check_same_recipe(self.path, self.config)
+        else:
+            check_free(self.path)
         with _writing(path):
             temporary = path.with_suffix(".tmp")
             temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
@@ -228,6 +225,22 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def check_free(path: Path) -> None:
+    """UserError if the folder holds a run. One that ended before its first step is none."""
+    if (path / "record.json").exists() or read_metrics(path) or list_checkpoints(path / "checkpoints"):
+        raise UserError(f"output folder {path} holds a run already; pass --resume or another --output")
+
+
+def check_same_recipe(path: Path, config: dict[str, Any]) -> None:
+    """UserError unless the run in the folder has this configuration, but for what a resume may change."""
+    file = path / "config.yaml"
+    with _reading(file):
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(stored, dict):
+        raise UserError(f"{file} is not the configuration of a run; give another --output")
+    _compare(stored, config, file)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 A task holds its data and builds its model; `engine.loop.train` runs it and knows nothing else of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import nn
@@ -51,6 +51,10 @@ class Task(Protocol):
     @property
     def warnings(self) -> Sequence[str]:
         """Lines about the data that a user should see."""
+        ...
+
+    def check_batches(self, sizes: Collection[int], /) -> None:
+        """UserError if a micro-batch of one of these numbers of images cannot be trained on."""
         ...
 
     def encoder_options(self, patch_size: int, /) -> dict[str, Any]:

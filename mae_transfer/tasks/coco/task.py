@@ -1,6 +1,7 @@
 """The COCO task: what the engine and the run record need of it (the contract of `tasks/base.py`)."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,9 @@ class CocoTask:
     def data_summary(self) -> dict[str, Any]:
         skipped = self.train_dataset.skipped + self.eval_dataset.skipped
         return self._summary | {"skipped_files": sorted(skipped)}
+
+    def check_batches(self, sizes: Collection[int]) -> None:
+        """Any will do."""
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         return {"img_size": square_side(self.config.data.image_size, patch_size)}
