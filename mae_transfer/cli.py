@@ -31,9 +31,17 @@ examples:
   any plain ViT of timm on one small GPU, with another learning rate:
     python tools/run_transfer.py --task coco --backbone timm:vit_small_patch16_224.dino --preset mini \\
         --data /data/coco optim.lr=4e-5
+  semantic segmentation, on 8 GPUs:
+    torchrun --nproc-per-node 8 tools/run_transfer.py --task ade20k --backbone mae_vit_b \\
+        --data /data/ADEChallengeData2016
+  the same on images and masks of your own, 20 classes numbered from 0:
+    python tools/run_transfer.py --task ade20k --backbone mae_vit_b data.num_classes=20 data.reduce_zero_label=false \\
+        data.train_images=a/ data.train_masks=b/ data.val_images=c/ data.val_masks=d/
   a data set of your own in COCO format:
     python tools/run_transfer.py --task coco --backbone mae_vit_b data.train_json=a.json data.train_images=imgs/ \\
         data.val_json=b.json data.val_images=imgs/
+  the learning rates that the recipe says to try, a run each, and a table of them:
+    python tools/run_transfer.py --task ade20k --backbone mae_vit_l --data /data/ADEChallengeData2016 --search
   fine-tune on iNaturalist 2018, as its archives unpack:
     python tools/run_transfer.py --task inat2018 --backbone mae_vit_l --data /data/inat2018
   several protocols on a folder of one's own with train/<class>/ and val/<class>/:
@@ -69,8 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task",
         required=True,
-        help="coco; or image classification: imagenet, inat2017, inat2018, inat2019, inat2021, places205, places365, "
-        "folder (any class-per-folder set)",
+        help="coco (detection, instance masks), ade20k (segmentation), or image classification: imagenet, inat2017, "
+        "inat2018, inat2019, inat2021, places205, places365, folder (any class-per-folder set)",
     )
     parser.add_argument(
         "--backbone", required=True, help="a registered name (mae_vit_b, sup_vit_l, random_vit_ti, ...) or timm:<model>"
@@ -113,6 +121,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="detector code; default: torchvision (detectron2: not in this version)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="make all runs of the search that the recipe documents (its section search), go on with those that were "
+        "stopped, and print a table; an override of a searched key fixes it",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="any field of the configuration, e.g. optim.lr=4e-5"
@@ -141,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    options = {name: value for name, value in vars(args).items() if name != "print_config"}
+    options = {name: value for name, value in vars(args).items() if name not in ("print_config", "search")}
     if args.print_config:
         for name in ("output", "resume", "eval_only"):  # no part of the configuration
             del options[name]
@@ -149,6 +163,13 @@ def run(args: argparse.Namespace) -> int:
         from mae_transfer.series import plan_series
 
         print("---\n".join(dump_config(run.config) for run in plan_series(**options)), end="")
+        return EXIT_DONE
+    if args.search:
+        from mae_transfer.search import run_search
+
+        table = run_search(**options, progress=True)
+        if table:
+            print(table)
         return EXIT_DONE
     from mae_transfer.series import run_series
 

@@ -163,6 +163,26 @@ def load_config(
     return validate(schema, values)
 
 
+def search_grid(
+    task: str, *, protocol: str | None = None, preset: str = "full", overrides: Iterable[str] = ()
+) -> dict[str, list[Any]]:
+    """Key -> values of the search that a recipe documents for a preset; every combination is a run.
+
+    A key that an override sets is left out: it has one value then. UserError if the recipe documents none.
+    """
+    schema = config_class(task)
+    assigned = dict(parse_override(text) for text in overrides)
+    name = str(assigned.get("recipe", default_recipe(task, protocol)))
+    grid = read_recipe(task_entry(task).folder, name).get("search", {}).get(preset)
+    if not grid:
+        raise UserError(f"recipe {name} documents no search for the preset {preset}: add its section search.{preset}")
+    for key, values in grid.items():
+        check_key(schema, key)
+        if not isinstance(values, list) or not values:
+            raise UserError(f"recipe {name}: search.{preset}.{key} must be a list of values")
+    return {key: values for key, values in grid.items() if key not in assigned}
+
+
 def backbone_spec(name: str) -> registry.Spec:
     """The spec of a registered backbone, or of `timm:<model>`, for which timm has to be loaded."""
     if not name.startswith(registry.TIMM_PREFIX):

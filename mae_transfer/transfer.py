@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,12 @@ _LOG = logging.getLogger(__name__)
 RUNS = Path("results/runs")
 DATA_PATHS = (
     *("data.root=", "data.train_json=", "data.train_images=", "data.val_json=", "data.val_images="),
-    *("data.train_list=", "data.val_list="),
+    *("data.train_list=", "data.val_list=", "data.train_masks=", "data.val_masks="),
 )
-VERSIONS_OF = ("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "numpy", "pillow")
+VERSIONS_OF = (
+    *("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "numpy", "pillow"),
+    *("onedl-mmsegmentation", "onedl-mmcv", "opencv-python", "opencv-python-headless"),
+)
 
 
 def run_transfer(
@@ -314,10 +317,18 @@ def describe_surroundings(fabric: Fabric) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(fabric.device) if cuda else f"cpu ({torch.get_num_threads()} threads)",
         "world_size": fabric.world_size,
         "commit": commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "versions": {"python": platform.python_version()} | installed_versions(),
         "command": sys.argv,
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Of `VERSIONS_OF`, those that are there: one of OpenCV's two packages is enough, and no task needs all."""
+    found = {}
+    for name in VERSIONS_OF:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _write_record(

@@ -11,9 +11,10 @@ import torch
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.config_loading import load_config
 from mae_transfer.engine.distributed import make_fabric, shut_down
-from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain, find_pairs
+from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.evaluate import evaluate
 from mae_transfer.tasks.ade20k.model import build_upernet, import_heads
+from mae_transfer.tasks.ade20k.pairs import find_pairs
 
 CLASSES = 7
 

@@ -12,7 +12,9 @@ from PIL import Image
 from mae_transfer.config_loading import load_config
 from mae_transfer.errors import UserError
 from mae_transfer.synthetic.ade20k import make_ade20k
-from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain, class_names, find_pairs
+from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
+from mae_transfer.tasks.ade20k.labels import class_names
+from mae_transfer.tasks.ade20k.pairs import find_pairs
 from mae_transfer.tasks.ade20k.transforms import (
     IGNORE,
     Distortion,
@@ -60,6 +62,9 @@ def test_resizing_equals_mmcv(size):
     label = rng.integers(-1, 150, size).astype(np.int16)
     config = make_config("data.image_size=512").data
     np.testing.assert_array_equal(resize_for_evaluation(image, config), mmcv.imrescale(image, (2048, 512)))
+    for ratio, same_as in ((0.5, 1), (0.75, 1), (1.25, 1.25)):
+        expected = mmcv.imrescale(image, (int(2048 * same_as), int(512 * same_as)))
+        np.testing.assert_array_equal(resize_for_evaluation(image, config, ratio), expected)
     for ratio in (0.5, 0.777, 2.0):
         scale = (int(2048 * ratio), int(512 * ratio))
         ours = rescaled_size(*size, scale[1], scale[0])

@@ -17,9 +17,10 @@ from mae_transfer.engine.distributed import make_fabric
 from mae_transfer.synthetic.ade20k import make_ade20k
 from mae_transfer.tasks.ade20k import inference
 from mae_transfer.tasks.ade20k.config import EvalConfig
-from mae_transfer.tasks.ade20k.data import Ade20kEval, find_pairs
+from mae_transfer.tasks.ade20k.data import Ade20kEval
 from mae_transfer.tasks.ade20k.evaluate import count, evaluate, score
 from mae_transfer.tasks.ade20k.inference import Predictor, classes_at
+from mae_transfer.tasks.ade20k.pairs import find_pairs
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 

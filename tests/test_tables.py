@@ -76,7 +76,7 @@ def test_presets_and_data_sets_are_never_mixed() -> None:
         record("mae", "b", 2, 1.0, preset="smoke"),
         record("mae", "b", 3, 70.0, data=other),
     ]
-    tables = make_tables(records).split("## ")[1:]
+    tables = [table for table in make_tables(records).split("## ") if table.startswith("COCO")]
     assert [table.splitlines()[0] for table in tables] == [
         "COCO: COCO val2017, recipe li",
         "COCO, full: my set, recipe li",

@@ -137,7 +137,8 @@ def train(
         metrics = task.evaluate(target, fabric, fabric.is_global_zero)
         if folder:
             folder.append_metrics({"step": step, "epoch": step * global_batch / images, "eval": metrics})
-            _LOG.info("step %d: %s", step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            shown = [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # not per class
+            _LOG.info("step %d: %s", step, "  ".join(shown))
 
     start, seconds_before, started = 0, 0.0, time.perf_counter()
     if resume:

@@ -29,9 +29,12 @@ from mae_transfer.engine.checkpoint import list_checkpoints, remove_unfinished
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.errors import UserError
 
-RESUMABLE = OPERATIONAL | {"data.on_bad_image", "eval.mask_classes"}
-"""Keys that a resume may change. A bad val image may be met only after the whole training, and robustness sets are
-evaluated then."""
+RESUMABLE = OPERATIONAL | {
+    *("data.on_bad_image", "eval.mask_classes"),
+    *("eval.mode", "eval.stride", "eval.ratios", "eval.flip"),
+}
+"""Keys that a resume may change. A bad val image may be met only after the whole training, robustness sets are
+evaluated then, and segmentation is evaluated in several ways; the record says in which."""
 
 _LOG = logging.getLogger("mae_transfer")
 # A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a

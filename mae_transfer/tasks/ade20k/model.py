@@ -31,18 +31,13 @@ AUX_TAP = 2
 
 
 def import_heads() -> tuple[type[nn.Module], type[nn.Module]]:
-    """mmsegmentation's UPerHead and FCNHead; UserError if they or OpenCV's system libraries are not there."""
+    """mmsegmentation's UPerHead and FCNHead; UserError if they are not there."""
     with warnings.catch_warnings():
         # mmcv without compiled operators says so when its transformer file is imported; the heads need none of them
         warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
         try:
             from mmseg.models.decode_heads import FCNHead, UPerHead
         except ImportError as error:
-            if ".so" in str(error):
-                raise UserError(
-                    f"OpenCV cannot be loaded ({error}); on a machine without graphics libraries: "
-                    "pip uninstall -y opencv-python && pip install opencv-python-headless"
-                ) from error
             raise UserError(
                 f"mmsegmentation's heads cannot be imported ({error}); pip install onedl-mmsegmentation onedl-mmcv "
                 "onedl-mmengine, and uninstall mmsegmentation, mmcv and mmengine, which have the same module names"
@@ -130,13 +125,6 @@ def check_norm_batch(images: int) -> None:
             "UperNet's batch norm needs at least 2 images in each forward pass over all devices, and has 1: set "
             "train.micro_batch to 2 or more, so that it leaves no single image of train.global_batch over"
         )
-
-
-def check_batches(global_batch: int, micro_batch: int) -> None:
-    """`check_norm_batch` for the smallest micro-batch of a step, before there is any."""
-    ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    per_rank = max(global_batch // ranks, 1)
-    check_norm_batch(per_rank % min(micro_batch, per_rank) or min(micro_batch, per_rank))
 
 
 def check_side(side: int, patch: int) -> None:

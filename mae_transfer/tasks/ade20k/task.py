@@ -8,9 +8,11 @@ from torch import nn
 
 from mae_transfer.synthetic.ade20k import cached_ade20k
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
-from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain, Pairs, class_names, find_pairs
+from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.evaluate import evaluate
-from mae_transfer.tasks.ade20k.model import build_upernet, check_batches, check_side
+from mae_transfer.tasks.ade20k.labels import class_names
+from mae_transfer.tasks.ade20k.model import build_upernet, check_norm_batch, check_side
+from mae_transfer.tasks.ade20k.pairs import Pairs, find_pairs
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -36,12 +38,13 @@ class Ade20kTask:
         self.is_synthetic = data.root == SYNTHETIC
         if self.is_synthetic:
             data = data.model_copy(update={"root": str(cached_ade20k())})
-        check_batches(config.train.global_batch, config.train.micro_batch)
         self.class_names = class_names(data)
         train, val = find_pairs(data, "train"), find_pairs(data, "val")
-        self.warnings: list[str] = []
+        self.warnings = train.warnings + val.warnings
         self.train_dataset = Ade20kTrain(train, data, seed=config.seed, subset=config.subset)
         self.eval_dataset = Ade20kEval(val, config.model_copy(update={"data": data}), subset=config.subset)
+        for dataset in (self.train_dataset, self.eval_dataset):
+            dataset.check_masks()
         self._summary = self._summarise(train, val)
 
     @property
@@ -73,7 +76,7 @@ class Ade20kTask:
         return True
 
     def check_batches(self, sizes: Collection[int]) -> None:
-        """The constructor has checked them."""
+        check_norm_batch(min(sizes))
 
     def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:
         """Nothing comes before training."""

@@ -10,10 +10,10 @@ that.
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from mae_transfer.tasks.ade20k.config import DataConfig
+from mae_transfer.tasks.ade20k.opencv import cv2
 
 IGNORE = -1
 """The label of pixels that count neither in the loss nor in the metric (255 in mmsegmentation, which caps classes)."""
@@ -35,7 +35,9 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_for_evaluation(image: np.ndarray, config: DataConfig, ratio: float = 1.0) -> np.ndarray:
-    """The image at `ratio` times the evaluation size."""
+    """The image at `ratio` times the evaluation size, but no smaller than the window, as published multi-scale numbers
+    are (`min_size` of mmsegmentation 0.x and BEiT; the port to 1.x left it out): smaller ratios repeat that size."""
+    ratio = max(ratio, min(config.image_size / config.short_side, 1.0))
     sides = int(config.short_side * ratio), int(config.long_side * ratio)
     return resize_image(image, rescaled_size(image.shape[0], image.shape[1], *sides))
 

@@ -1,0 +1,147 @@
+"""The image and mask files of a split: ADE20K's layout, or any folders of images and masks.
+
+ADE20K here is SceneParse150 (`ADEChallengeData2016.zip`): masks of one channel, 0 ignored, 1 .. 150 the classes. The
+full ADE20K, whose `_seg.png` masks have three channels and 3000 classes, is refused by name. All pairs are checked, by
+their file headers only.
+"""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.ade20k.config import DataConfig
+from mae_transfer.tasks.images import DECODE_ERRORS, EXIF_ORIENTATION
+from mae_transfer.tasks.paths import find_paths
+
+MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
+"""Pillow's modes of one channel whose values are labels: 1, 8, palette, 16 and 32 bit."""
+LAYOUT = {
+    "train_images": "images/training",
+    "train_masks": "annotations/training",
+    "val_images": "images/validation",
+    "val_masks": "annotations/validation",
+}
+EXPECTED = (
+    "expected is ADE20K's layout, to be had as ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu: "
+    f"data.root (--data) with {', '.join(LAYOUT.values())}; or folders of your own by data.train_images=, "
+    "data.train_masks=, data.val_images= and data.val_masks="
+)
+THREADS = 16
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The checked pairs of one split, in order of name. `sizes` are (height, width)."""
+
+    image_folder: Path
+    mask_folder: Path
+    names: list[str]
+    image_suffix: str
+    mask_suffix: str
+    sizes: list[tuple[int, int]]
+    fingerprint: str
+    """SHA-256 over names and file sizes in bytes."""
+    warnings: list[str]
+    """A line for each folder with files that belong to no pair."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> Path:
+        return self.image_folder / f"{self.names[index]}{self.image_suffix}"
+
+    def mask(self, index: int) -> Path:
+        return self.mask_folder / f"{self.names[index]}{self.mask_suffix}"
+
+
+def find_pairs(config: DataConfig, split: str) -> Pairs:
+    """The pairs of `train` or `val`.
+
+    Raises UserError for a missing folder, an image without mask, a mask of another size than its (upright) image or
+    with more than one channel, and a file that is no image.
+    """
+    paths = find_paths(config, LAYOUT, EXPECTED)
+    folder, masks = paths[f"{split}_images"], paths[f"{split}_masks"]
+    names = _names(folder, config.image_suffix)
+    if not names:
+        found = ", ".join(sorted({p.suffix for p in folder.rglob("*") if p.is_file()})) or "no files"
+        raise UserError(
+            f"{folder}: no file ends in {config.image_suffix!r} (it holds {found}); set data.image_suffix or the folder"
+        )
+    masked = set(_names(masks, config.mask_suffix))
+    missing = [name for name in names if name not in masked]
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of {len(names)} images have no mask in {masks}: {_some(missing)}; add <name>"
+            f"{config.mask_suffix} there (data.mask_suffix), or take the images out"
+        )
+    pairs = Pairs(folder, masks, names, config.image_suffix, config.mask_suffix, [], "", [])
+    with ThreadPoolExecutor(THREADS) as pool:  # a network disk answers many at once
+        headers = list(pool.map(lambda i: _check_pair(pairs.image(i), pairs.mask(i)), range(len(names))))
+    digest = hashlib.sha256()
+    for name, header in zip(names, headers, strict=True):
+        digest.update(f"{name} {header[1]} {header[2]}\n".encode())
+    used = {path for i in range(len(names)) for path in (pairs.image(i), pairs.mask(i))}
+    warnings = []
+    for place in sorted({folder, masks}):
+        left = [file for file in _names(place, "") if place / file not in used]
+        if left:
+            warnings.append(
+                f"{place}: {len(left)} files belong to no pair and are not used (data.image_suffix="
+                f"{config.image_suffix}, data.mask_suffix={config.mask_suffix}): {_some(left)}"
+            )
+    return replace(
+        pairs,
+        sizes=[header[0] for header in headers],
+        fingerprint=digest.hexdigest(),
+        warnings=warnings,
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _names(folder: Path, suffix: str) -> list[str]:
+    """Paths below the folder, without the suffix, of all files that have it."""
+    found = [
+        os.path.relpath(os.path.join(directory, file), folder).removesuffix(suffix)
+        for directory, _, files in os.walk(folder, followlinks=True)
+        for file in files
+        if file.endswith(suffix) and not file.startswith(".")
+    ]
+    return sorted(found)
+
+
+def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int]:
+    """(height, width) of a pair, and the bytes of either file."""
+    size, _ = _header(image)
+    mask_size, mode = _header(mask)
+    if mode not in MASK_MODES:
+        raise UserError(
+            f"{mask}: a mask of mode {mode}, not of one channel; class numbers are needed (the full ADE20K's _seg.png "
+            "files are none: get ADEChallengeData2016.zip)"
+        )
+    if size != mask_size:
+        raise UserError(
+            f"{mask}: the mask is {mask_size[1]}x{mask_size[0]} pixels and {image} is {size[1]}x{size[0]} (upright); "
+            "they must agree, annotate or resize one of them again"
+        )
+    return size, image.stat().st_size, mask.stat().st_size
+
+
+def _header(path: Path) -> tuple[tuple[int, int], str]:
+    """(height, width) of the upright image, and Pillow's mode, without decoding it."""
+    try:
+        with Image.open(path) as file:
+            turned = "exif" in file.info and file.getexif().get(EXIF_ORIENTATION, 1) >= 5
+            size = file.size if turned else file.size[::-1]
+            return size, file.mode
+    except DECODE_ERRORS as error:
+        reason = str(error).replace("\n", " ")
+        raise UserError(f"{path}: not a readable image ({reason}); fetch it again or take the pair out") from None
