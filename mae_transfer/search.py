@@ -109,7 +109,7 @@ def _check_like(one: dict[str, Any], other: dict[str, Any], searched: set[str], 
 
 
 def search_table(points: Sequence[Point], results: Sequence[float | None], metric: str) -> str:
-    """Markdown: a row per run in the order of the grid, and the best one below; a result is None if the run diverged."""
+    """Markdown: a row per run in the order of the grid, and the best one; a result is None if the run diverged."""
     keys = list(points[0])
     lines = [f"| {' | '.join([*keys, metric])} |", "|" + "---:|" * (len(keys) + 1)]
     for point, result in zip(points, results, strict=True):

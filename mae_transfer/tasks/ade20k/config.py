@@ -87,7 +87,7 @@ class EvalConfig(Section):
     batch_size: int = Field(8, ge=1)
     """Windows per device in one forward pass, of one or more images; whole images go one by one."""
     per_class: bool = False
-    """Also record IoU per class."""
+    """Also record IoU and accuracy of each class."""
 
 
 class Ade20kConfig(RunConfig):
