@@ -13,6 +13,7 @@ from ade20k_reference import CLASSES, make_encoder, make_mmseg, make_model, our_
 from torch import nn
 
 from mae_transfer.backbones import registry
+from mae_transfer.backbones.load import load_backbone
 from mae_transfer.backbones.timm_vit import build
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.config_loading import load_config
@@ -242,3 +243,20 @@ def test_every_kind_of_vit_trains_and_predicts(changes, gamma):
     with torch.no_grad():
         prediction = model.eval()({"views": [images[:1]], "sizes": [(50, 31)]})[0]
     assert prediction.shape == (50, 31)
+
+
+def test_a_trained_encoder_is_a_checkpoint_of_any_task(tmp_path):
+    """Its tables, LayerScale and resampled positions come along, at its own size and at another."""
+    encoder = make_encoder("mae_vit_nano", weights="random")
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    path = tmp_path / "run.pth"
+    torch.save({f"encoder.{name}": value for name, value in encoder.state_dict().items()}, path)
+    again = make_encoder("mae_vit_nano", checkpoint=path)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for map_, expected in zip(again.eval()(image), encoder.eval()(image), strict=True):
+            torch.testing.assert_close(map_, expected, atol=1e-5, rtol=1e-5)
+        windowed = load_backbone("mae_vit_nano", checkpoint=path, img_size=128, window_size=2, rel_pos=True)
+        assert windowed(torch.randn(1, 3, 128, 128))[0].shape == (1, 64, 8, 8)
