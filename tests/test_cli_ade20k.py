@@ -138,6 +138,9 @@ def break_data(root: Path, how: str) -> None:
         edit_mask(root, "validation", 2, set_value(177))
     elif how == "colours":
         edit_mask(root, "training", 1, lambda values: Image.fromarray(np.stack([values] * 3, 2)))
+    elif how == "0 and 255":
+        for index in range(6):
+            edit_mask(root, "training", index, lambda values: Image.fromarray(np.uint8(255 * (values == 3))))
     elif how == "size":
         edit_mask(root, "training", 5, lambda values: Image.fromarray(values[:-1]))
     elif how == "no mask":
@@ -160,6 +163,7 @@ def break_data(root: Path, how: str) -> None:
     [
         ("value", r"ADE_val_00000003\.png: value 177 at row 7, column 5; values must be 1\.\.150 or ignored"),
         ("colours", r"ADE_train_00000002\.png: a mask of mode RGB.*ADEChallengeData2016\.zip"),
+        ("0 and 255", "annotations/training: of 6 masks read no pixel has a class.*data.reduce_zero_label"),
         ("size", r"ADE_train_00000006\.png: the mask is \d+x\d+ pixels and .*ADE_train_00000006\.jpg is \d+x\d+"),
         ("no mask", r"1 of 3 images have no mask in .*: ADE_val_00000002"),
         ("no folder", "validation .*is not there; expected is ADE20K's layout.*sceneparsing"),

@@ -1,7 +1,7 @@
 """A tiny data set in ADE20K's layout made on the fly, for smoke runs and tests: real JPEG and PNG files.
 
 Shapes on a background that is a class itself; a class has its colour, so that a network can learn it. Each split has
-what ADE20K has and code forgets: ignored pixels (mask value 0), the highest class (image 1), a greyscale file (image 2).
+what ADE20K has and code forgets: ignored pixels (mask value 0), the highest class (image 1), a grey file (image 2).
 """
 
 from pathlib import Path
