@@ -276,7 +276,8 @@ def validate(schema: type[RunConfig], values: dict[str, Any]) -> RunConfig:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         got = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
         hint = nearest(key, leaf_keys(schema)) if first["type"] == "extra_forbidden" else ""
-        raise UserError(f"config key '{key}': {first['msg']}{got}{hint}{more}") from None
+        where = f"config key '{key}': " if key else ""  # a check of several sections names its keys itself
+        raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}{hint}{more}") from None
     if (config.schedule.epochs is None) == (config.schedule.steps is None):
         raise UserError("give exactly one of schedule.epochs and schedule.steps (set the other to null)")
     return config

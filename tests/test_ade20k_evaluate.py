@@ -1,6 +1,7 @@
 """Windows, scales and counts of the ADE20K evaluation against mmsegmentation and against the definition."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ade20k_reference import CLASSES, make_model, same_weights, step_and_evaluate
+from PIL import Image
 from torch.nn import functional as F
 
 from mae_transfer.config_loading import load_config
@@ -131,6 +133,38 @@ def test_memory_of_a_large_image_is_bounded():
     assert extra < 600e6  # a float32 for each class and pixel would be 3.0 GB
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+def test_memory_of_a_large_image_at_the_recipes_size(mode, tmp_path):
+    """A 2000 x 2500 file through loader, encoder, mmsegmentation's heads and counting; prints megabytes."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (2000, 2500, 3), dtype=np.uint8)).save(tmp_path / "0.jpg")
+    Image.fromarray(rng.integers(0, 151, (2000, 2500), dtype=np.uint8)).save(tmp_path / "0.png")
+    code = f"""
+        import resource
+        from ade20k_reference import make_model
+        from mae_transfer.config_loading import load_config
+        from mae_transfer.engine.distributed import make_fabric
+        from mae_transfer.tasks.ade20k.data import Ade20kEval
+        from mae_transfer.tasks.ade20k.evaluate import evaluate
+        from mae_transfer.tasks.ade20k.pairs import find_pairs
+        folder = {str(tmp_path)!r}
+        paths = [f"data.{{s}}_{{k}}={{folder}}" for s in ("train", "val") for k in ("images", "masks")]
+        overrides = ["eval.mode={mode}", "data.workers=0", *paths]
+        model = make_model("random_vit_nano", 512, overrides, classes=150)
+        config = load_config("ade20k", "random_vit_nano", overrides=overrides)
+        data = Ade20kEval(find_pairs(config.data, "val"), config)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        evaluate(model, data, list(map(str, range(150))), config, make_fabric("cpu", "fp32"), False)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    print(mode, done.stdout)
+    assert int(done.stdout) < 1500  # one float32 for each class and pixel would be 3.0 GB
+
+
 def test_counts_by_hand():
     label = torch.tensor([[0, 0, 1], [1, 2, IGNORE]], dtype=torch.int16)
     prediction = torch.tensor([[0, 1, 1], [1, 0, 3]], dtype=torch.int16)
@@ -175,6 +209,7 @@ def test_metrics_equal_mmsegmentation_on_random_and_on_drawn_masks(tmp_path):
     ours = [metrics[f"IoU/{i}"] / 100 for i in range(150)]
     np.testing.assert_allclose(ours, expected["IoU"], atol=1e-6)
     assert np.isnan(ours).any()
+    np.testing.assert_allclose([metrics[f"Acc/{i}"] / 100 for i in range(150)], expected["Acc"], atol=1e-6)
 
 
 def test_two_processes_give_what_one_gives(tmp_path):

@@ -1,5 +1,6 @@
 """UperNet against mmsegmentation's own segmentor: same weights, same logits, same loss, same learning rates."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -11,8 +12,13 @@ import torch
 from ade20k_reference import CLASSES, make_encoder, make_mmseg, make_model, our_name, same_weights
 from torch import nn
 
+from mae_transfer.backbones import registry
+from mae_transfer.backbones.load import load_backbone
+from mae_transfer.backbones.timm_vit import build
+from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.config_loading import load_config
 from mae_transfer.engine.optim import param_groups
+from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.model import build_upernet, pixel_loss
 from mae_transfer.tasks.ade20k.transforms import IGNORE
@@ -107,6 +113,19 @@ def test_parameter_groups_equal_mmsegmentations_constructor():
     assert len({lr for lr, _ in actual.values()}) == ours.encoder.depth + 2
 
 
+def test_schedule_is_that_of_the_published_run():
+    """mmcv 0.x: `PolyLrUpdaterHook` times its linear warm-up; ours meets the same decay at the end of the warm-up."""
+    config = load_config("ade20k", "mae_vit_b")
+    schedule = make_schedule(config.schedule, 20210, config.train.global_batch)
+    assert (schedule.total, config.optim.lr, config.optim.layer_decay) == (160000, 1e-4, 0.65)
+    for step in range(schedule.total):
+        published = 1 - step / 160000
+        if step < 1500:
+            published *= 1 - (1 - step / 1500) * (1 - 1e-6)
+        assert abs(schedule.factor(step) - published) <= (0.0024 if step < 1500 else 1e-12), step
+    assert schedule.factor(0) == 1e-6
+
+
 def test_initialised_as_mmsegmentation_initialises():
     ours = make_model()
     theirs = make_mmseg(ours.encoder, 64)
@@ -180,3 +199,64 @@ def test_importing_and_building_prints_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+NANO = registry.find("random_vit_nano")
+
+
+@pytest.mark.parametrize(
+    ("changes", "gamma"),
+    [
+        ({}, 1.0),
+        ({"layer_scale": 0.1, "position_prefix": 0}, 0.1),  # DeiT-III
+        ({"layer_scale": 0.1, "abs_pos": False, "rel_pos_tables": True}, 0.1),  # BEiT
+        ({"patch_size": 14, "reg_tokens": 4, "layer_scale": 1e-5}, 1e-5),  # DINOv2 with registers
+        ({"class_token": False, "position_prefix": 0}, 1.0),
+    ],
+)
+def test_every_kind_of_vit_trains_and_predicts(changes, gamma):
+    """LayerScale and tables are added only where a backbone has none; any patch, with and without prefix tokens."""
+    spec = dataclasses.replace(NANO, **changes)
+    side = 4 * spec.patch_size
+    overrides = [f"data.image_size={side}", f"eval.stride={side // 2}", "model.aux_channels=16"]
+    config = load_config("ade20k", "random_vit_nano", overrides=overrides)
+    backbone = config.backbone
+    encoder = ViTEncoder(
+        build(spec, img_size=spec.img_size),
+        spec,
+        img_size=side,
+        rel_pos=backbone.rel_pos,
+        pos_embed="resized",
+        layer_scale=1.0,
+        taps=(1, 3, 5, 7),
+    )
+    gammas = torch.stack([block.ls1.gamma.detach() for block in encoder.vit.blocks])
+    assert torch.equal(gammas, torch.full_like(gammas, gamma))
+    assert all(hasattr(block.attn, "rel_pos_table") for block in encoder.vit.blocks)
+    model = build_upernet(encoder, CLASSES, config).train()
+    images = [torch.randint(256, (3, side, side - 7), dtype=torch.uint8) for _ in range(2)]
+    labels = [torch.randint(IGNORE, CLASSES, (side, side - 7), dtype=torch.int16) for _ in range(2)]
+    sum(model({"images": images, "labels": labels, "file_names": ["a", "b"]}).values()).backward()
+    assert not [
+        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
+    with torch.no_grad():
+        prediction = model.eval()({"views": [images[:1]], "sizes": [(50, 31)]})[0]
+    assert prediction.shape == (50, 31)
+
+
+def test_a_trained_encoder_is_a_checkpoint_of_any_task(tmp_path):
+    """Its tables, LayerScale and resampled positions come along, at its own size and at another."""
+    encoder = make_encoder("mae_vit_nano", weights="random")
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    path = tmp_path / "run.pth"
+    torch.save({f"encoder.{name}": value for name, value in encoder.state_dict().items()}, path)
+    again = make_encoder("mae_vit_nano", checkpoint=path)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for map_, expected in zip(again.eval()(image), encoder.eval()(image), strict=True):
+            torch.testing.assert_close(map_, expected, atol=1e-5, rtol=1e-5)
+        windowed = load_backbone("mae_vit_nano", checkpoint=path, img_size=128, window_size=2, rel_pos=True)
+        assert windowed(torch.randn(1, 3, 128, 128))[0].shape == (1, 64, 8, 8)

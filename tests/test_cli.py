@@ -1,7 +1,6 @@
 """The command line end to end, as a user runs it: real processes on generated images, tiny sizes."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,21 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from command_line import SIX_STEPS, TOOL, assert_same_run, environment, kill_after, launched, run
 
 from mae_transfer.cli import main
 from mae_transfer.results.record import REQUIRED, read_record
 from mae_transfer.synthetic.coco import make_coco
 from mae_transfer.tasks.coco.evaluate import STATISTICS
 
-TOOL = Path(__file__).parents[1] / "tools" / "run_transfer.py"
 TINY = [
     *("data.image_size=64", "backbone.window_size=2", "model.fpn_channels=16", "model.head_channels=16"),
     *("model.box_fc=32", "model.rpn_batch_per_image=32", "model.roi_batch_per_image=16", "eval.score_threshold=0.01"),
 ]
 BASE = ["--task", "coco", "--backbone", "random_vit_nano", "--preset", "smoke", "--device", "cpu"]
-SIX_STEPS = ["schedule.steps=6", "train.checkpoint_every=2", "train.keep_checkpoints=10"]
 
 
 @pytest.fixture(scope="module")
@@ -33,28 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(output: Path, data: Path, *more: str, ranks: int = 1) -> list[str]:
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*launcher, str(TOOL), *BASE, "--data", str(data), "--output", str(output), *TINY, *more]
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    newest = sorted((output / "checkpoints").glob("step_*.pt"))[-1]
-    return torch.load(newest, weights_only=True)["model"]
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    one, other = weights(a), weights(b)
-    assert one.keys() == other.keys()
-    different = [name for name in one if not torch.equal(one[name], other[name])]
-    assert not different, f"{len(different)} tensors differ: {different[:3]}"
-    assert read_record(a / "record.json")["metrics"] == read_record(b / "record.json")["metrics"]
+    return launched([*BASE, "--data", str(data), "--output", str(output), *TINY, *more], ranks)
 
 
 def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
@@ -108,25 +84,12 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     assert "AP box nano" in table.stdout
 
 
-@pytest.mark.parametrize(("ranks", "kill_after"), [(1, 3), (2, 2)])
-def test_kill_9_then_resume_is_bit_identical(tmp_path: Path, data: Path, ranks: int, kill_after: int) -> None:
-    """Killed as soon as step `kill_after` is in metrics.jsonl, whatever the process is doing then."""
+@pytest.mark.parametrize(("ranks", "kill_after_step"), [(1, 3), (2, 2)])
+def test_kill_9_then_resume_is_bit_identical(tmp_path: Path, data: Path, ranks: int, kill_after_step: int) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     done = run(command(straight, data, *SIX_STEPS, ranks=ranks))
     assert done.returncode == 0, done.stderr
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(broken, data, *SIX_STEPS, ranks=ranks), stderr=subprocess.PIPE, start_new_session=True, env=environment
-    )
-    metrics = broken / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < kill_after:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline, "the run made no progress"
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (broken / "record.json").exists()
+    kill_after(command(broken, data, *SIX_STEPS, ranks=ranks), broken, kill_after_step, total=6)
     resumed = run(command(broken, data, *SIX_STEPS, "--resume", ranks=ranks))
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(straight, broken)
@@ -156,7 +119,7 @@ def test_sigterm_saves_and_exits_3(tmp_path: Path, data: Path) -> None:
         command(output, data, "schedule.steps=5000", "train.checkpoint_every=5000"),
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
     metrics = output / "metrics.jsonl"
     while not metrics.exists() or not metrics.read_text():

@@ -26,9 +26,10 @@ def test_every_recipe_and_preset_resolves(path: Path, backbone: str) -> None:
         assert again == config, "a printed configuration must read back as itself"
 
 
-def test_every_recipe_value_carries_a_source() -> None:
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_value_carries_a_source(path: Path) -> None:
     """Each value of the base recipe has a comment in its line or stands under a section that has one."""
-    text = (config_folder() / "coco" / "mask_rcnn_li2021.yaml").read_text()
+    text = path.read_text()
     base = text[text.index("\nbase:") : text.index("\npresets:")].splitlines()
     section_sourced = False
     follows_source = False

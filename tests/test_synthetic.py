@@ -10,6 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mae_transfer.errors import UserError
+from mae_transfer.synthetic.ade20k import COLOURS, make_ade20k
 from mae_transfer.synthetic.coco import CATEGORIES, cached_coco, make_coco
 
 
@@ -58,6 +59,26 @@ def test_holds_what_code_forgets(tmp_path, capsys):
             assert (x, y) == (columns.min(), rows.min())
             assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
             assert item["area"] == mask.sum()
+
+
+def test_ade20k_holds_what_code_forgets(tmp_path):
+    folder, again = (make_ade20k(tmp_path / name, train_images=3, val_images=2) for name in "ab")
+    assert contents(folder) == contents(again) != contents(make_ade20k(tmp_path / "c", train_images=3, val_images=3))
+    for split, count in (("training", 3), ("validation", 2)):
+        images, masks = (sorted((folder / kind / split).iterdir()) for kind in ("images", "annotations"))
+        assert [path.stem for path in images] == [path.stem for path in masks]
+        assert len(images) == count
+        assert [Image.open(path).mode for path in images] == ["RGB", "L", "RGB"][:count]
+        assert 150 in np.asarray(Image.open(masks[0]))
+        for image, mask in zip(images, masks, strict=True):
+            pixels, values = np.asarray(Image.open(image).convert("RGB"), dtype=float), np.asarray(Image.open(mask))
+            assert pixels.shape[:2] == values.shape
+            assert set(np.unique(values)) <= {0, *COLOURS}
+            assert not values[0].any(), "ignored pixels"
+            # inside a shape, away from JPEG's blur, the class can be told by the colour
+            if image != images[1]:
+                top = max(COLOURS, key=lambda value: (values == value).sum())
+                np.testing.assert_allclose(np.median(pixels[values == top], axis=0), COLOURS[top], atol=8)
 
 
 def test_reused_only_with_the_same_arguments(tmp_path):

@@ -1,7 +1,7 @@
 """A tiny data set in ADE20K's layout made on the fly, for smoke runs and tests: real JPEG and PNG files.
 
 Shapes on a background that is a class itself; a class has its colour, so that a network can learn it. Each split has
-what ADE20K has and code forgets: ignored pixels (mask value 0), a greyscale file (image 2), and the highest class.
+what ADE20K has and code forgets: ignored pixels (mask value 0), the highest class (image 1), a grey file (image 2).
 """
 
 from pathlib import Path
@@ -56,25 +56,27 @@ def _write_split(
         (folder / kind / split).mkdir(parents=True)
     for number in range(1, count + 1):
         height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
-        image, mask = _draw(height, width, rng)
+        image, mask = _draw(height, width, rng, last=max(COLOURS) if number == 1 else None)
         name = f"ADE_{prefix}_{number:08d}"
         (image.convert("L") if number == 2 else image).save(folder / "images" / split / f"{name}.jpg", quality=95)
         mask.save(folder / "annotations" / split / f"{name}.png")
 
 
-def _draw(height: int, width: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """A scene of 3 to 5 shapes and its mask; the outermost pixels are ignored."""
+def _draw(height: int, width: int, rng: np.random.Generator, last: int | None) -> tuple[Image.Image, Image.Image]:
+    """A scene of 3 to 5 shapes, `last` the value of the last one if given, and its mask with an ignored border."""
     mask = Image.new("L", (width, height), int(rng.choice(list(COLOURS))))
     canvas = ImageDraw.Draw(mask)
-    for value in rng.choice(list(COLOURS), int(rng.integers(3, 6))):
+    values = rng.choice(list(COLOURS), int(rng.integers(3, 6))).tolist()
+    if last is not None:
+        values[-1] = last
+    for value in values:
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         w, h = rng.uniform(0.15, 0.35, 2) * min(width, height)
         shape = canvas.ellipse if rng.random() < 0.5 else canvas.rectangle
-        shape([x - w, y - h, x + w, y + h], fill=int(value))
+        shape([x - w, y - h, x + w, y + h], fill=value)
     canvas.rectangle([0, 0, width - 1, height - 1], outline=0, width=2)
-    values = np.asarray(mask)
     table = np.full((256, 3), 90)
     for value, colour in COLOURS.items():
         table[value] = colour
-    pixels = table[values] + rng.integers(-15, 16, (height, width, 3))
+    pixels = table[np.asarray(mask)] + rng.integers(-15, 16, (height, width, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), mask

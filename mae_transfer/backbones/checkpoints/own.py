@@ -1,9 +1,9 @@
 """This project's own: checkpoints of a run (`encoder.*` beside the task's modules), or a saved encoder's state dict.
 
 A run with windowed attention has dropped the class token, and its positions: it is then loaded without one. Relative
-position tables come along: those of each block (BEiT) and the two that blocks share (`rel_pos_window`,
-`rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of a run that used it. The
-task's own modules are not looked at.
+position tables come along: those of each block (BEiT, and any backbone after ADE20K) and the two that blocks share
+(`rel_pos_window`, `rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of a run
+that used it. The task's own modules are not looked at.
 """
 
 from mae_transfer.backbones.checkpoints.layout import FINAL_NORM, Converted, State, final_norm, has, norm, width_of
@@ -35,6 +35,8 @@ def convert(state: State) -> Converted:
             tensors[name.removeprefix("vit.")] = tensor
     facts = {"class_token": False, "reg_tokens": 0, "position_prefix": 0} if _windowed(tensors) else {}
     warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
+    if any(key.endswith(TABLE) for key in tensors):
+        facts["rel_pos_tables"] = True  # also of a backbone that had none before it was transferred
     last = f"{prefix}norm"
     return Converted(
         tensors,

@@ -1,6 +1,6 @@
 """The sections that ADE20K, or any other set of images and label masks, adds to the shared configuration."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -80,14 +80,14 @@ class EvalConfig(Section):
     """`slide`: windows of `data.image_size`, logits averaged where they overlap; `whole`: the image in one piece."""
     stride: int = Field(ge=1)
     """Pixels between windows."""
-    ratios: tuple[float, ...] = Field((1.0,), min_length=1)
+    ratios: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
     """Sizes of the image relative to `short_side`; several are averaged (multi-scale)."""
     flip: bool = False
     """Average with the mirrored image."""
     batch_size: int = Field(8, ge=1)
     """Windows per device in one forward pass, of one or more images; whole images go one by one."""
     per_class: bool = False
-    """Also record IoU per class."""
+    """Also record IoU and accuracy of each class."""
 
 
 class Ade20kConfig(RunConfig):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig, DataConfig
 from mae_transfer.tasks.ade20k.labels import Labels
 from mae_transfer.tasks.ade20k.opencv import cv2
 from mae_transfer.tasks.ade20k.pairs import Pairs
-from mae_transfer.tasks.ade20k.transforms import augment, resize_for_evaluation
+from mae_transfer.tasks.ade20k.transforms import IGNORE, augment, resize_for_evaluation
 from mae_transfer.tasks.base import SampleKey
 from mae_transfer.tasks.dataset import ImageDataset, collate
 from mae_transfer.tasks.images import UndecodableImageError, choose_subset, read_image
@@ -48,14 +49,23 @@ class _Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
         return np.asarray(image), self.labels.read(self.pairs.mask(number), size)
 
     def check_masks(self) -> None:
-        """Read some masks, evenly spread, for their values; UserError if one is no class."""
-        for place in np.unique(np.linspace(0, len(self) - 1, CHECKED_MASKS).astype(int)):
+        """Read some masks, evenly spread; UserError if a value is no class, or if no pixel of any has one."""
+        places = np.unique(np.linspace(0, len(self) - 1, CHECKED_MASKS).astype(int))
+        labelled = False
+        for place in places:
             number = int(self.indices[place])
             try:
-                self.labels.read(self.pairs.mask(number), self.size(place))
+                label = self.labels.read(self.pairs.mask(number), self.size(place))
             except UndecodableImageError:
                 if self.on_bad_image == "error":
                     raise
+                continue
+            labelled = labelled or bool((label != IGNORE).any())
+        if not labelled:
+            raise UserError(
+                f"{self.pairs.mask_folder}: of {len(places)} masks read no pixel has a class, all are ignored; set "
+                "data.reduce_zero_label and data.ignore_value to fit the masks"
+            )
 
 
 class Ade20kTrain(_Segmentation):

@@ -20,8 +20,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics in percent, NaN for classes that do not occur; the same dict on every rank.
 
-    With `eval.per_class` also `IoU/<class>`. The model runs under fabric.autocast(), so in the precision of the run,
-    and is left in the mode it came in. Rank r takes images r, r + world, ... Collective: call it on every rank.
+    With `eval.per_class` also `IoU/<class>` and `Acc/<class>`; the latter is NaN for a class without ground truth, the
+    former only for one that is not predicted either. The model runs under fabric.autocast(), so in the precision of the
+    run, and is left in the mode it came in. Rank r takes images r, r + world, ... Collective: call it on every rank.
     """
     matrix = confusion(model, dataset, len(names), config, fabric, progress)
     if fabric.world_size > 1:
@@ -63,12 +64,13 @@ def count(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
 def score(matrix: Tensor, names: list[str], *, per_class: bool) -> dict[str, float]:
     """The metrics of `evaluate` of an int64 (K, K) confusion matrix on the CPU."""
     hits, truth, predicted = matrix.diagonal().double(), matrix.sum(1).double(), matrix.sum(0).double()
-    iou = hits / (truth + predicted - hits)  # 0 / 0 is NaN: a class that does not occur
+    iou, accuracy = hits / (truth + predicted - hits), hits / truth  # 0 / 0 is NaN: a class that does not occur
     metrics = {
         "mIoU": 100 * iou.nanmean().item(),
-        "mAcc": 100 * (hits / truth).nanmean().item(),
+        "mAcc": 100 * accuracy.nanmean().item(),
         "aAcc": 100 * (hits.sum() / truth.sum()).item(),
     }
     if per_class:
-        metrics |= {f"IoU/{name}": 100 * value for name, value in zip(names, iou.tolist(), strict=True)}
+        for title, values in (("IoU", iou), ("Acc", accuracy)):
+            metrics |= {f"{title}/{name}": 100 * value for name, value in zip(names, values.tolist(), strict=True)}
     return metrics
