@@ -17,7 +17,7 @@ from mae_transfer.cli import main
 from mae_transfer.results.record import find_records, read_record
 from mae_transfer.results.tables import make_tables
 from mae_transfer.series import parse_blocks, plan_series
-from mae_transfer.synthetic_classification import draw, make_classification
+from mae_transfer.synthetic.classification import draw, make_classification
 
 TOOL = Path(__file__).parents[1] / "tools" / "run_transfer.py"
 TINY = ["data.image_size=32", "--subset", "40"]

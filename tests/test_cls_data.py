@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mae_transfer.synthetic_classification import draw, make_classification
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
 from mae_transfer.config_loading import load_config
 from mae_transfer.errors import UserError
+from mae_transfer.synthetic.classification import draw, make_classification
 from mae_transfer.tasks.classification.config import ClassificationConfig, DataConfig
 from mae_transfer.tasks.classification.data import (
     ClassificationEval,

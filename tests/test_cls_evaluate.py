@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
-from mae_transfer.synthetic_classification import draw
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch import Tensor, nn
 
 from mae_transfer.config_loading import load_config
 from mae_transfer.errors import UserError
+from mae_transfer.synthetic.classification import draw
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.evaluate import count, count_batch, metrics_of
 from mae_transfer.tasks.classification.robustness import (

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from mae_transfer.synthetic_classification import make_classification
 from torchvision.datasets import ImageFolder, Places365
 
 from mae_transfer.errors import UserError
+from mae_transfer.synthetic.classification import make_classification
 from mae_transfer.tasks.classification.config import DataConfig
 from mae_transfer.tasks.classification.layouts import ImageSet, Names, find_images
 

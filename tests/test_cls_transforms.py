@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from mae_transfer.synthetic_classification import draw
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_train
 from torchvision import transforms as v1
@@ -15,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.config_loading import load_config
 from mae_transfer.errors import UserError
+from mae_transfer.synthetic.classification import draw
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.transforms import (
     EvalTransform,
