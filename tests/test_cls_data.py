@@ -18,7 +18,6 @@ from mae_transfer.tasks.classification.config import ClassificationConfig, DataC
 from mae_transfer.tasks.classification.data import (
     ClassificationEval,
     ClassificationTrain,
-    choose_subset,
     choose_training_images,
     read_rgb,
 )
@@ -126,13 +125,6 @@ def test_holdout_is_stratified_disjoint_and_apart_from_the_shots() -> None:
     assert np.bincount(listing.labels[few_held]).tolist() == [1, 1, 1]
     with pytest.raises(UserError, match="data.holdout=0.1: 3 classes have one training image"):
         choose_training_images(listing, data_config(holdout=0.1, shots=1), None)
-
-
-def test_a_larger_subset_holds_the_smaller_one() -> None:
-    listing = listing_of([50, 50])
-    small, large = choose_subset(listing, 10), choose_subset(listing, 40)
-    assert (len(small), len(large), len(choose_subset(listing, 1000))) == (10, 40, 100)
-    assert set(small) < set(large)
 
 
 def train_set(root: Path, seed: int = 0, on_bad_image: str = "error", *overrides: str) -> ClassificationTrain:

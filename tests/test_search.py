@@ -8,7 +8,7 @@ import pytest
 from command_line import launched, run
 
 from mae_transfer.cli import main
-from mae_transfer.config_loading import TASKS, config_folder, load_config, read_recipe, search_grid
+from mae_transfer.config_loading import config_folder, default_recipe, load_config, read_recipe, search_grid
 from mae_transfer.errors import UserError
 from mae_transfer.results.record import read_record
 from mae_transfer.search import search_table
@@ -20,7 +20,7 @@ TINY = ["data.image_size=32", "data.short_side=32", "data.long_side=128", "eval.
 
 @pytest.mark.parametrize("task", ["ade20k", "coco"])
 def test_the_values_of_every_documented_search_are_valid(task: str) -> None:
-    recipe = read_recipe(task, TASKS[task][1])
+    recipe = read_recipe(task, default_recipe(task, None))
     assert recipe["search"].keys() == recipe["presets"].keys()
     for preset in recipe["search"]:
         for key, values in search_grid(task, preset=preset).items():
