@@ -13,6 +13,11 @@ import torch
 from mae_transfer.results.record import read_record
 
 TOOL = Path(__file__).parents[1] / "tools" / "run_transfer.py"
+ADE20K = ["--task", "ade20k", "--backbone", "random_vit_nano", "--preset", "smoke", "--device", "cpu"]
+TINY_ADE20K = [
+    *("data.image_size=32", "data.short_side=32", "data.long_side=128", "eval.stride=24"),
+    *("model.head_channels=32", "model.aux_channels=16"),
+]
 SIX_STEPS = ["schedule.steps=6", "train.checkpoint_every=2", "train.keep_checkpoints=10"]
 
 

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import TOOL, assert_same_run, kill_after, launched, run
+from command_line import ADE20K, TINY_ADE20K, TOOL, assert_same_run, kill_after, launched, run
 from PIL import Image
 
 from mae_transfer.cli import main
 from mae_transfer.results.record import read_record
 from mae_transfer.synthetic.ade20k import make_ade20k
 
-BASE = ["--task", "ade20k", "--backbone", "random_vit_nano", "--preset", "smoke", "--device", "cpu"]
 LONGER = ["schedule.steps=40", "train.checkpoint_every=5"]
-TINY = ["data.image_size=32", "data.short_side=32", "data.long_side=128", "eval.stride=24", "model.aux_channels=16"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(output: Path, data: Path, *more: str) -> list[str]:
-    return [*BASE, "--data", str(data), "--output", str(output), *TINY, *more]
+    return [*ADE20K, "--data", str(data), "--output", str(output), *TINY_ADE20K, *more]
 
 
 def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
@@ -93,9 +91,14 @@ def test_images_of_any_shape_two_classes_and_half_precision(tmp_path: Path) -> N
             Image.fromarray(image).save(tmp_path / split / "images" / f"{number}.jpg")
             Image.fromarray(image[..., 0] > 128).save(tmp_path / split / "masks" / f"{number}.png")
     output = tmp_path / "run"
-    assert main([*BASE, "--output", str(output), *TINY, *overrides, "train.micro_batch=1", "train.global_batch=2"]) == 2
+    assert (
+        main(
+            [*ADE20K, "--output", str(output), *TINY_ADE20K, *overrides, "train.micro_batch=1", "train.global_batch=2"]
+        )
+        == 2
+    )
     assert not output.exists()
-    assert main([*BASE, "--output", str(output), *TINY, *overrides]) == 0
+    assert main([*ADE20K, "--output", str(output), *TINY_ADE20K, *overrides]) == 0
     record = read_record(output / "record.json")
     assert 0 < record["metrics"]["mIoU"] < 100
     assert record["data"]["train_images"] == 5
@@ -261,5 +264,5 @@ def test_missing_opencv_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     for name in ours:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    assert main([*BASE, *TINY]) == 2
+    assert main([*ADE20K, *TINY_ADE20K]) == 2
     assert "error: OpenCV cannot be loaded" in capsys.readouterr().err

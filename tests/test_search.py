@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from command_line import launched, run
+from command_line import ADE20K, TINY_ADE20K, launched, run
 
 from mae_transfer.cli import main
 from mae_transfer.config_loading import config_folder, default_recipe, load_config, read_recipe, search_grid
@@ -14,8 +14,7 @@ from mae_transfer.results.record import read_record
 from mae_transfer.search import search_table
 from mae_transfer.synthetic.ade20k import make_ade20k
 
-BASE = ["--task", "ade20k", "--backbone", "random_vit_nano", "--preset", "smoke", "--device", "cpu", "--search"]
-TINY = ["data.image_size=32", "data.short_side=32", "data.long_side=128", "eval.stride=24", "model.aux_channels=16"]
+BASE = [*ADE20K, "--search"]
 
 
 @pytest.mark.parametrize("task", ["ade20k", "coco"])
@@ -55,7 +54,7 @@ def test_done_runs_are_skipped_and_stopped_ones_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_ade20k(tmp_path / "ade", train_images=4, val_images=2, size=(40, 64))
-    command = [*BASE, "--data", str(data), "--output", str(tmp_path / "search"), *TINY]
+    command = [*BASE, "--data", str(data), "--output", str(tmp_path / "search"), *TINY_ADE20K]
     assert main(command) == 0
     first = capsys.readouterr()
     assert first.out.splitlines()[0] == "| optim.lr | mIoU |"
@@ -90,7 +89,7 @@ def test_two_ranks_and_a_run_that_diverges(tmp_path: Path) -> None:
     text = (config_folder() / "ade20k" / "upernet_mae.yaml").read_text()
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(text.replace("optim.lr: [1.0e-4, 2.0e-4]", "optim.lr: [1.0e+18, 1.0e-4]"))
-    more = [*TINY, f"recipe={recipe}", "schedule.warmup_steps=0", "train.micro_batch=1"]
+    more = [*TINY_ADE20K, f"recipe={recipe}", "schedule.warmup_steps=0", "train.micro_batch=1"]
     done = run(launched([*BASE, "--data", str(data), "--output", str(tmp_path / "search"), *more], ranks=2))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("diverged") == 1
