@@ -74,7 +74,7 @@ def find_pairs(config: DataConfig, split: str) -> Pairs:
             f"{folder}: no file ends in {config.image_suffix!r} (it holds {found}); set data.image_suffix or the folder"
         )
     masked = set(_names(masks, config.mask_suffix))
-    missing = [name for name in names if name not in masked]
+    missing = [name + config.image_suffix for name in names if name not in masked]
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} of {len(names)} images have no mask in {masks}: {_some(missing)}; add <name>"
