@@ -53,7 +53,9 @@ DATA_PATHS = (
     *("data.root=", "data.train_json=", "data.train_images=", "data.val_json=", "data.val_images="),
     *("data.train_list=", "data.val_list="),
 )
-VERSIONS_OF = ("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "numpy", "pillow")
+VERSIONS_OF = (
+    *("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "scikit-learn", "numpy", "pillow"),
+)
 
 
 def run_transfer(
