@@ -54,7 +54,7 @@ DATA_PATHS = (
     *("data.train_list=", "data.val_list=", "data.train_masks=", "data.val_masks="),
 )
 VERSIONS_OF = (
-    *("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "numpy", "pillow"),
+    *("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "scikit-learn", "numpy", "pillow"),
     *("onedl-mmsegmentation", "onedl-mmcv", "opencv-python", "opencv-python-headless"),
 )
 

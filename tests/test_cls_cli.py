@@ -200,7 +200,7 @@ def test_the_runs_of_a_command_are_planned_and_printed(capsys: pytest.CaptureFix
         (["--blocks", "2"], "--blocks goes with --protocol partial"),
         (["--draws", "2"], "--draws goes with --shots"),
         (["--shots", "0"], "'data.shots': Input should be greater than or equal to 1"),
-        (["--protocol", "finetune,logreg", "--shots", "1"], "classes have one training image"),
+        (["--protocol", "finetune,logreg", "--shots", "1"], "every class has one training image"),
         (["protocol=linear"], "protocol= chooses the recipe's values and cannot be an override; use --protocol"),
         (["recipe=linear_mae", "--protocol", "knn"], "recipe linear_mae is for the protocol linear, not knn"),
         (["train.micro_batch=3", "train.global_batch=6"], "mixup and cutmix mix images in pairs.*a batch of 3"),

@@ -123,7 +123,10 @@ def test_holdout_is_stratified_disjoint_and_apart_from_the_shots() -> None:
     few_kept, few_held, _ = choose_training_images(listing, data_config(holdout=0.2, shots=5), None)
     assert np.bincount(listing.labels[few_kept]).tolist() == [4, 4, 4]
     assert np.bincount(listing.labels[few_held]).tolist() == [1, 1, 1]
-    with pytest.raises(UserError, match="data.holdout=0.1: 3 classes have one training image"):
+    uneven_kept, uneven_held, _ = choose_training_images(listing_of([1, 2, 30]), data_config(holdout=0.1), None)
+    assert np.bincount(listing_of([1, 2, 30]).labels[uneven_held]).tolist() == [0, 1, 3], "a single image is kept"
+    assert len(uneven_kept) == 29
+    with pytest.raises(UserError, match="data.holdout=0.1: every class has one training image"):
         choose_training_images(listing, data_config(holdout=0.1, shots=1), None)
 
 

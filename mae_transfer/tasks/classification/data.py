@@ -7,6 +7,7 @@ comes from (seed, epoch, index), so workers and ranks do not matter.
 
 import hashlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,28 +60,30 @@ def choose_training_images(
     Decided by a hash of each name (few shots: of name and draw) within its class, never by a seed: the same images on
     every machine, and fewer shots are a part of more.
 
-    Raises UserError when a class has too few images to set any aside.
+    Raises UserError when there are too few images to set any aside.
     """
     chosen = choose_subset(listing.names, subset)
     warnings = []
     if data.shots is not None:
-        chosen, short = _first_of_each_class(listing, chosen, lambda count: data.shots or 0, f"{data.draw}:")
+        chosen, short = _first_of_each_class(listing, chosen, lambda _: data.shots or 0, f"{data.draw}:")
         if short:
             warnings.append(f"{short} classes have fewer than data.shots={data.shots} training images; all are taken")
     if data.holdout == 0:
         return chosen, np.empty(0, dtype=np.int64), warnings
-    held, _ = _first_of_each_class(listing, chosen, lambda count: max(round(count * data.holdout), 1), "holdout:")
-    kept = np.setdiff1d(chosen, held)
-    lost = np.setdiff1d(listing.labels[held], listing.labels[kept])
-    if len(lost):
+    # a class with one image keeps it
+    share = data.holdout
+    held, _ = _first_of_each_class(listing, chosen, lambda n: min(max(round(n * share), 1), n - 1), "holdout:")
+    if not len(held):
         raise UserError(
-            f"data.holdout={data.holdout:g}: {len(lost)} classes have one training image, so none can be set aside to "
-            "choose by; use more shots, a larger subset, or data.holdout=0 where the protocol allows it"
+            f"data.holdout={share:g}: every class has one training image, so none can be set aside to choose by; use "
+            "more shots, a larger --subset, or data.holdout=0 where the protocol allows it"
         )
-    return kept, held, warnings
+    return np.setdiff1d(chosen, held), held, warnings
 
 
-def _first_of_each_class(listing: Listing, among: np.ndarray, wanted: Any, prefix: str) -> tuple[np.ndarray, int]:
+def _first_of_each_class(
+    listing: Listing, among: np.ndarray, wanted: Callable[[int], int], prefix: str
+) -> tuple[np.ndarray, int]:
     """The first images of each class by hash, `wanted(images of the class)` many; and how many classes had fewer."""
     digests = dict(zip(among.tolist(), _digests(listing, among, prefix), strict=True))
     by_class: dict[int, list[int]] = {}
