@@ -30,6 +30,7 @@ OPERATIONAL = frozenset(
         "data.class_names",
         "data.train_list",
         "data.val_list",
+        "data.val_root",
         "data.imagenet_a",
         "data.imagenet_r",
         "data.imagenet_sketch",

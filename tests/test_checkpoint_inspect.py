@@ -48,7 +48,7 @@ def test_help_is_quick_and_has_examples():
 def test_a_whole_account_with_the_line_to_use(tmp_path, main, capsys):
     path = tmp_path / "my file.pth"
     model = nano()
-    model.pos_embed.data = table(4, 64, columns_first=True)
+    model.pos_embed.data = table((4, 4), 64, columns_first=True)
     decoder = {k: t for k, t in mae_decoder().items() if k not in ("decoder_embed.weight", "decoder_pos_embed")}
     decoder |= {"decoder_embed.weight": torch.randn(16, 64), "decoder_pos_embed": torch.randn(1, 17, 16)}
     torch.save({"model": model.state_dict() | decoder, "epoch": 3}, path)

@@ -83,15 +83,20 @@ def load(
     state, ignored = unwrap(raw, source, key)
     reader, converted = read_layout(state, source, config)
     tensors = converted.tensors
+    trained_by = None
+    if reader is own and spec.init == "own":
+        facts, trained_by = own.facts_of_run(raw)
+        converted.facts = facts | converted.facts
     settled = settle(spec, converted, source)
-    vit = build(settled, img_size=_img_size(settled, tensors), drop_path=drop_path, device="meta")
+    img_size = converted.facts.get("img_size") or _img_size(settled, tensors)
+    vit = build(settled, img_size=img_size, drop_path=drop_path, device="meta")
     if not settled.class_token:
         _take_table_sizes(vit, tensors)
     _audit(settled, state, converted, vit.state_dict(), source)
     vit.load_state_dict(_float32(tensors, copy), strict=True, assign=True)
     report = LoadReport(spec.name, source, reader.NAME, fingerprint(tensors), sorted(tensors))
     report.ignored = ignored | converted.ignored
-    report.spec, report.shared_tables = settled, converted.shared_tables
+    report.spec, report.shared_tables, report.trained_by = settled, converted.shared_tables, trained_by
     report.final_norm = _float32(converted.final_norm, copy)
     report.settled = _differences(spec, settled)
     report.warnings = converted.warnings + [
@@ -166,7 +171,8 @@ def settle(spec: Spec, converted: Converted, source: str) -> Spec:
 
 
 def _registered() -> list[tuple[str, Spec]]:
-    return [(name, registry.find(name)) for name in registry.names() if not name.startswith("random")]
+    specs = ((name, registry.find(name)) for name in registry.names())
+    return [(name, spec) for name, spec in specs if spec.init not in ("own", "random")]
 
 
 def _differences(spec: Spec, settled: Spec) -> list[str]:
@@ -223,7 +229,7 @@ def pick(state: State, source: str) -> Reader:
     raise UserError(f"checkpoint {source}: unknown layout, its keys are {seen} ...; known layouts: {known}.")
 
 
-def _img_size(spec: Spec, tensors: State) -> int:
+def _img_size(spec: Spec, tensors: State) -> int | tuple[int, int]:
     """Pixels of the square grid that the position embedding or the tables are for; the spec's where that is unclear."""
     cells = [
         tensor.shape[1] - spec.position_prefix

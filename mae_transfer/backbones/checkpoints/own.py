@@ -4,14 +4,24 @@ A run with windowed attention has dropped the class token, and its positions: it
 position tables come along: those of each block (BEiT) and the two that blocks share (`rel_pos_window`,
 `rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of a run that used it. The
 task's own modules are not looked at.
+
+A run's checkpoint also says of its encoder what no tensor shows (`facts_of`): `vit_*` names take that over, so that a
+pre-training of this project transfers with nothing else to say.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from mae_transfer.backbones.checkpoints.layout import FINAL_NORM, Converted, State, final_norm, has, norm, width_of
+from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import TABLE
 
 NAME = "mae_transfer"
 
 _SHARED = ("rel_pos_window", "rel_pos_global")
+_FACTS = ("img_size", "in_chans", "mean", "std", "abs_pos", "rel_pos_tables")
+_DECODER = ("mask_token", "decoder_")
 
 
 def detects(state: State) -> bool:
@@ -26,7 +36,8 @@ def convert(state: State) -> Converted:
     for key, tensor in state.items():
         name = key.removeprefix(prefix)
         if not key.startswith(prefix):
-            ignored[key] = "another part of the task's model"
+            decoder = key.startswith(_DECODER)
+            ignored[key] = "decoder of the pre-training" if decoder else "another part of the task's model"
         elif name in _SHARED:
             shared[name] = tensor
         elif name in ("norm.weight", "norm.bias"):
@@ -46,6 +57,19 @@ def convert(state: State) -> Converted:
         shared,
         warnings,
     )
+
+
+def facts_of(spec: Spec, trained_by: str | None) -> dict[str, Any]:
+    """What a checkpoint of a run holds of its encoder, in plain values; `trained_by` titles a pre-training."""
+    values = dataclasses.asdict(spec)
+    return {name: values[name] for name in _FACTS} | {"trained_by": trained_by}
+
+
+def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Fields of the Spec and the title that the content of a run's checkpoint tells; none for other files."""
+    told = (raw.get("origin") or {}).get("encoder", {})
+    facts = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    return {name: facts[name] for name in _FACTS if name in facts}, facts.get("trained_by")
 
 
 def _windowed(tensors: State) -> bool:
