@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 
 from mae_transfer.errors import UserError
 
-Triple = tuple[float, float, float]
+Statistics = tuple[float, ...]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF: Triple = (0.5, 0.5, 0.5)
+HALF: Statistics = (0.5, 0.5, 0.5)
 
 TIMM_PREFIX = "timm:"
 
@@ -50,8 +50,8 @@ class Spec:
     depth: int
     num_heads: int
     patch_size: int
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    mean: Statistics = IMAGENET_MEAN
+    std: Statistics = IMAGENET_STD
     hub: str | None = None
     img_size: int | tuple[int, int] = 224
     in_chans: int = 3
@@ -93,7 +93,7 @@ def _spec(init: str, size: str, hub: str | None = None, **fields: object) -> Spe
 
 
 def _own(size: str, patch: int | None = None) -> Spec:
-    fields: dict[str, object] = {} if patch is None else {"patch_size": patch}
+    fields: dict = {} if patch is None else {"patch_size": patch}
     name = f"vit_{size}" if patch is None else f"vit_{size}_p{patch}"
     return replace(_spec("own", size, **fields), name=name)
 

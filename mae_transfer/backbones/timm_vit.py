@@ -105,7 +105,9 @@ def _describe_beit(name: str, model: Any) -> Spec:
     )
 
 
-def build(spec: Spec, *, img_size: int | tuple[int, int], drop_path: float = 0.0, device: str = "cpu") -> VisionTransformer:
+def build(
+    spec: Spec, *, img_size: int | tuple[int, int], drop_path: float = 0.0, device: str = "cpu"
+) -> VisionTransformer:
     """timm's VisionTransformer of a spec in float32, without final norm and head.
 
     `img_size` is the pixel size its position embedding and tables are for. Values are timm's initialisation; on the

@@ -219,7 +219,7 @@ class ViTEncoder(nn.Module):
         Each token is at its own place's position, at the encoder's native grid; no other patch is ever embedded. Same
         numbers as embedding all patches and then choosing, as MAE's `forward_encoder` does.
         """
-        assert self.rel_pos == "none" and not self.window_size, "relative positions need the whole grid"
+        assert self.rel_pos == "none", "relative positions need the whole grid"
         vit = self.vit
         weight = vit.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
         x = vit.patch_embed.norm(F.linear(patches, weight, vit.patch_embed.proj.bias))

@@ -4,11 +4,12 @@
     root/...                        training images at any depth, no val images (or those of data.val_root)
     *.tar                           WebDataset shards, see shards.py
 
-Images have labels when all lie in class folders (root[/train]/<class>/...) of the same names in both splits, or when all
-samples of the shards have one. Files are decoded as in image classification, without EXIF rotation.
+Images have labels when all lie in class folders (root[/train]/<class>/...) of the same names in both splits, or when
+all samples of the shards have one. Files are decoded as in image classification, without EXIF rotation.
 """
 
 import hashlib
+import io
 import logging
 import os
 from collections import Counter
@@ -110,9 +111,7 @@ def find_images(data: DataConfig) -> ImageSet:
         val: Source | None = open_shards(val_shards) if val_shards else None
     else:
         if not root.is_dir():
-            raise UserError(
-                f"data folder {root} (--data) is not there; expected are images at any depth, or .tar shards"
-            )
+            raise UserError(f"data folder {root} (--data) is not there; give a folder of images, or of .tar shards")
         split = (root / "train").is_dir()
         train = _list(root / "train" if split else root, data.channels)
         val = _list(root / "val", data.channels) if split and (root / "val").is_dir() else None
@@ -141,9 +140,8 @@ def _list(folder: Path, channels: int) -> Folder:
     found = []
     for place, subfolders, files in os.walk(folder, followlinks=True):
         subfolders.sort()
-        found += [
-            os.path.relpath(os.path.join(place, name), folder) for name in files if name.lower().endswith(suffixes)
-        ]
+        images = (name for name in files if name.lower().endswith(suffixes))
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in images]
     if not found:
         raise UserError(f"{folder} has no images ({', '.join(suffixes[:4])}, ...), at any depth")
     return Folder(str(folder), Names(sorted(found)))
@@ -253,8 +251,6 @@ class PretrainImages:
 
 
 def _decode_array(content: np.ndarray, name: str, channels: int) -> Tensor:
-    import io
-
     try:
         array = np.load(io.BytesIO(content.tobytes()), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -34,19 +34,22 @@ def grid_of(config: PretrainConfig) -> Grid:
         low = [side // patch * patch for side in (height, width)]
         near = " or ".join(f"{h}x{w}" for h, w in (low, [side + patch for side in low]) if h and w)
         raise UserError(
-            f"data.image_size={height}x{width} is no multiple of the patch {patch} of {config.backbone.name}; use {near}, "
-            f"or a patch that divides it, such as --backbone {config.backbone.name.split('_p')[0]}_p{patch // 2}"
+            f"data.image_size={height}x{width} is no multiple of the patch {patch} of {config.backbone.name}; use "
+            f"{near}, or another patch, as in --backbone vit_b_p8"
         )
     return height // patch, width // patch
 
 
-def new_encoder(spec: Spec, config: PretrainConfig, *, final_norm: bool = True) -> ViTEncoder:
+def new_encoder(
+    spec: Spec, config: PretrainConfig, *, rel_pos: bool | str = False, final_norm: bool = True
+) -> ViTEncoder:
     """All blocks, the class token and a final norm; timm's initial weights from the global generator."""
     vit = build(spec, img_size=config.data.size, drop_path=config.backbone.drop_path)
     encoder = ViTEncoder(
         vit,
         spec,
         img_size=config.data.size,
+        rel_pos=rel_pos,
         grad_checkpointing=config.backbone.grad_checkpointing,
         taps=(spec.depth - 1,),
     )

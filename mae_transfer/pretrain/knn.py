@@ -26,7 +26,9 @@ def knn_accuracy(model: nn.Module, task: "PretrainTask", fabric: "Fabric", progr
     """Top-1 in percent of the val images among the training images; the same on every rank."""
     options, encoder = task.config.eval, model.encoder
     train, val = task.train_dataset, task.val_dataset
-    assert val is not None and options.knn is not None and task.num_classes is not None
+    assert val is not None
+    assert options.knn is not None
+    assert task.num_classes is not None
     bank_set = PretrainImages(train.source, _bank(train, options.knn_images), train.views, task.config.data, seed=0)
     with evaluating(model):
         parts = [_features(encoder, dataset, task, fabric, progress) for dataset in (bank_set, val)]

@@ -1,5 +1,5 @@
-"""One pre-training, from options to a run record and checkpoints that transfer: the run of `transfer.py` with a task that
-makes its own encoder."""
+"""One pre-training, from options to a run record and checkpoints that transfer: a run of `transfer.py` whose task makes
+its own encoder."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext

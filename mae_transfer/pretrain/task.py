@@ -6,12 +6,11 @@ from collections.abc import Collection, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mae_transfer.backbones.registry import Spec
-from mae_transfer.engine.distributed import all_reduce
+from mae_transfer.engine.distributed import all_reduce, gather_objects
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.data import Batch, ImageSet, PretrainImages, find_images
@@ -51,8 +50,8 @@ class PretrainTask:
         knn = config.eval.knn is not None
         if knn and (self.train_dataset.labels is None or self.val_dataset is None or self.val_dataset.labels is None):
             raise UserError(
-                "eval.knn needs labels of training and val images: train/<class>/ and val/<class>/, or shards with .cls; "
-                "set eval.knn=null"
+                "eval.knn needs labels of training and val images: train/<class>/ and val/<class>/, or shards with "
+                ".cls; set eval.knn=null"
             )
         self._summary = self._summarise(images)
 
@@ -86,7 +85,8 @@ class PretrainTask:
 
     def build_encoder(self) -> "ViTEncoder":
         """New weights from the global generator; the method gives them its own initialisation."""
-        encoder = new_encoder(self.spec, self.config)
+        options = self.method.encoder_options(self.config) if hasattr(self.method, "encoder_options") else {}
+        encoder = new_encoder(self.spec, self.config, **options)
         encoder.load_report.trained_by = self.method.title(self.config)
         return encoder
 
@@ -145,8 +145,6 @@ class PretrainTask:
 
 def averaged(fabric: "Fabric", names: list[str], total: Tensor | None, count: int) -> dict[str, float]:
     """Means over the images of all ranks of sums (values,) over `count` images; a rank that saw none knows no names."""
-    from mae_transfer.engine.distributed import gather_objects
-
     names = next((known for known in gather_objects(fabric, names) if known), [])
     if not names:
         raise UserError("no val image could be decoded; fetch the images again, or set data.val_root")
@@ -160,8 +158,3 @@ def averaged(fabric: "Fabric", names: list[str], total: Tensor | None, count: in
 
 def find_method(name: str) -> ModuleType:
     return importlib.import_module(f"mae_transfer.pretrain.{name}")
-
-
-def sample_of_images(dataset: PretrainImages, count: int) -> np.ndarray:
-    """Indices of `count` images of a data set (all, if there are fewer), the same ones for the same data."""
-    return np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])

@@ -67,9 +67,11 @@ def facts_of(spec: Spec, trained_by: str | None) -> dict[str, Any]:
 
 def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Fields of the Spec and the title that the content of a run's checkpoint tells; none for other files."""
-    told = (raw.get("origin") or {}).get("encoder", {})
-    facts = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    return {name: facts[name] for name in _FACTS if name in facts}, facts.get("trained_by")
+    told: dict[str, Any] = (raw.get("origin") or {}).get("encoder", {})
+    facts = {name: told[name] for name in _FACTS if name in told}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}, told.get(
+        "trained_by"
+    )
 
 
 def _windowed(tensors: State) -> bool:
