@@ -5,8 +5,8 @@ place of each masked patch, and predicts the masked patches.
 
 The decoder here keeps the patches in their shuffled order, visible ones first, and shuffles the (fixed) position
 embedding instead: its blocks treat a sequence as a set, so that the numbers are those of the released code, which puts
-the tokens back into the order of the grid first. What is not needed is not computed: no embedding of masked patches, and
-after the last attention nothing of the visible ones.
+the tokens back into the order of the grid first. What is not needed is not computed: no embedding of masked patches,
+and after the last attention nothing of the visible ones.
 
 Names of the decoder's parameters, and all layouts and shapes, are those of the released weights.
 """
@@ -33,6 +33,7 @@ from mae_transfer.pretrain.views import Views
 
 EPS = 1e-6
 """Of all LayerNorms."""
+NORM: Any = partial(nn.LayerNorm, eps=EPS)
 
 
 class MaeViews(Views):
@@ -49,10 +50,10 @@ class MaeViews(Views):
 class MaskedAutoencoder(nn.Module):
     """Encoder, decoder and loss.
 
-    A batch holds "images" uint8 (B, C, H, W) and "noise" float32 (B, L). In training mode {"loss_mae": the mean over the
-    images of each image's mean over its masked patches}; every image has as many of them, so this is the released code's
-    mean over all, however a batch is cut. In eval mode {"loss": (B,), "patch_mean": (B,)}, the latter the loss that each
-    masked patch's own mean would have as prediction (targets of pixels only).
+    A batch holds "images" uint8 (B, C, H, W) and "noise" float32 (B, L). In training mode {"loss_mae": the mean over
+    the images of each image's mean over its masked patches}; every image has as many of them, so this is the released
+    code's mean over all, however a batch is cut. In eval mode {"loss": (B,), "patch_mean": (B,)}, the latter the loss
+    that each masked patch's own mean would have as prediction (targets of pixels only).
     """
 
     mean: Tensor
@@ -72,8 +73,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_embed = nn.Linear(encoder.embed_dim, width)
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 1 + self.num_patches, width), requires_grad=False)
         self.decoder_blocks = nn.ModuleList(
-            Block(width, model.decoder_heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=EPS))
-            for _ in range(model.decoder_depth)
+            Block(width, model.decoder_heads, qkv_bias=True, norm_layer=NORM) for _ in range(model.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=EPS)
         self.decoder_pred = nn.Linear(width, target.width)
@@ -206,9 +206,7 @@ def make_views(config: MaeConfig) -> MaeViews:
 
 def encoder_spec(spec: Spec, config: MaeConfig) -> Spec:
     if spec.embed_dim % 4:
-        raise UserError(
-            f"{spec.name}: a width of {spec.embed_dim} does not divide by 4, as its position embedding must"
-        )
+        raise UserError(f"{spec.name}: its width {spec.embed_dim} does not divide by 4, as a position embedding must")
     return spec
 
 

@@ -1,4 +1,4 @@
-"""From a decoded image to what the model takes of it: MAE Table 1 (e), on uint8 tensors, drawn by the sample's generator.
+"""From a decoded image to what the model takes of it: MAE Table 1 (e), on uint8 tensors, by the sample's generator.
 
 The crop is flipped and jittered before it is resized, so that a second view of it at another size (a tokenizer's) shows
 the same.
