@@ -12,7 +12,7 @@ Names of the decoder's parameters, and all layouts and shapes, are those of the 
 """
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,8 +28,15 @@ from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import MaeConfig
 from mae_transfer.pretrain.encoder import grid_of
 from mae_transfer.pretrain.masking import Shuffle, check_grid, draw_noise, num_visible, shuffle, take
-from mae_transfer.pretrain.targets import NormPixelTarget, PcaTarget, PixelTarget, Target
+from mae_transfer.pretrain.targets import NormPixelTarget, PcaTarget, PixelTarget, Target, TokenTarget
+from mae_transfer.pretrain.tokens import TOKEN_VIEW, Tokens, prepare_tokens, token_view, view_size, vocabulary
 from mae_transfer.pretrain.views import Views
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.pretrain.task import PretrainTask
 
 EPS = 1e-6
 """Of all LayerNorms."""
@@ -37,14 +44,18 @@ NORM: Any = partial(nn.LayerNorm, eps=EPS)
 
 
 class MaeViews(Views):
-    """Adds "noise", float32 (L,), which says what is masked."""
+    """Adds "noise", float32 (L,), which says what is masked, and a tokenizer's own view where one is needed."""
 
     def __init__(self, config: MaeConfig) -> None:
         super().__init__(config)
         self.mask, self.grid = config.mask, grid_of(config)
+        self.token_size = view_size(config, config.tokenizer) if config.model.target == "token" else None
 
     def extras(self, region: Tensor, rng: np.random.Generator) -> dict[str, Any]:
-        return {"noise": draw_noise(self.mask.kind, self.grid, self.mask.ratio, rng)}
+        extras: dict[str, Any] = {"noise": draw_noise(self.mask.kind, self.grid, self.mask.ratio, rng)}
+        if self.token_size is not None:
+            extras[TOKEN_VIEW] = token_view(region, self.token_size)
+        return extras
 
 
 class MaskedAutoencoder(nn.Module):
@@ -78,6 +89,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(width, eps=EPS)
         self.decoder_pred = nn.Linear(width, target.width)
         self.target = target
+        self.tokens = Tokens()
         # once for each value of a patch, whose channels are last
         values = encoder.patch_size**2
         self.register_buffer("mean", torch.tensor(encoder.mean).repeat(values), persistent=False)
@@ -123,9 +135,15 @@ class MaskedAutoencoder(nn.Module):
             result["patch_mean"] = (aims - aims.mean(-1, keepdim=True)).square().mean((1, 2))
         return result
 
+    def predictions(self, batch: dict[str, Any]) -> Tensor:
+        """Of all patches, float32 (B, L, target width), in the order of the grid."""
+        order = shuffle(batch["noise"], self.visible)
+        predicted = self.decode(self.encode(self.patchify(batch["images"]), order), order, 0)
+        return take(predicted.float(), order.restore)
+
     def ids(self, batch: dict[str, Any], places: Tensor) -> Tensor | None:
         """The tokens of patches, for a target of tokens."""
-        return None
+        return self.tokens(batch).gather(1, places) if isinstance(self.target, TokenTarget) else None
 
     def patchify(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float32 (B, L, p * p * C), normalised; channels last within a patch."""
@@ -218,8 +236,17 @@ def build_model(encoder: ViTEncoder, config: MaeConfig, num_classes: int | None)
             f"model.pca_coefficients={config.model.pca_coefficients}: a patch of {encoder.name} has {values} values"
         )
     target: Target
-    if kind == "pca":
+    if kind == "token":
+        target = TokenTarget(vocabulary(config.tokenizer))
+    elif kind == "pca":
         target = PcaTarget(values, config.model.pca_coefficients)
     else:
         target = NormPixelTarget(values) if kind == "norm_pixel" else PixelTarget(values)
     return MaskedAutoencoder(encoder, target, config)
+
+
+def prepare(
+    model: MaskedAutoencoder, task: "PretrainTask", fabric: "Fabric", folder: "RunFolder | None", progress: bool
+) -> None:
+    if isinstance(model.target, TokenTarget):
+        prepare_tokens(model.tokens, task, fabric, folder)
