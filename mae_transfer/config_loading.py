@@ -65,7 +65,7 @@ TASKS = {
 PRETRAIN = TaskEntry(
     "mae_transfer.pretrain.config:METHODS",
     "pretrain",
-    protocols=(("mae", "mae"), ("beit", "beit"), ("supervised", "supervised")),
+    protocols=(("mae", "mae"), ("beit", "beit"), ("supervised", "supervised"), ("dvae", "dvae")),
     option="method",
 )
 """Not to transfer to. Its methods are what protocols are to a task, each with a configuration class of its own."""

@@ -29,8 +29,7 @@ def reference(height, width, count, least, most, draws):
         for _ in range(10):
             area = draws.uniform(least, room)
             aspect = math.exp(draws.uniform(math.log(0.3), math.log(1 / 0.3)))
-            h = int(round(math.sqrt(area * aspect)))
-            w = int(round(math.sqrt(area / aspect)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if w < width and h < height:
                 top, left = draws.randint(0, height - h), draws.randint(0, width - w)
                 cells = {(y, x) for y in range(top, top + h) for x in range(left, left + w)}

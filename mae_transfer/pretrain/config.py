@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mae_transfer.config import RunConfig, Section
+from mae_transfer.tasks.classification.config import ClassifierConfig
 
 Side = Annotated[int, Field(ge=4)]
 
@@ -17,8 +18,7 @@ class DataConfig(Section):
     val_root: str | None = None
     """Images to evaluate on, where they are not in `val/` of `root`."""
     channels: int = Field(3, ge=1)
-    """3: images are read as RGB; 1: as grey. Any other number, or arrays in general: .npy files, uint8 (H, W, channels).
-    """
+    """3: images are read as RGB; 1: as grey. For any other number: .npy files of uint8 (H, W, channels)."""
     mean: tuple[float, ...] | None = None
     """Normalisation of pixels in 0 .. 1, a number for each channel; None is ImageNet's."""
     std: tuple[float, ...] | None = None
@@ -117,10 +117,25 @@ class MaeModelConfig(Section):
     """`encoder`: masked patches go through the encoder as mask tokens, the slow variant of MAE Table 1 (c)."""
 
 
+class TokenizerConfig(Section):
+    """What turns patches into tokens, for targets of tokens."""
+
+    kind: str | None = None
+    """`kmeans`, fitted to training images before the run; or the path of a tokenizer: OpenAI's encoder.pkl, or the
+    folder of a run that trained (--method dvae) or used one."""
+    vocab_size: int = Field(8192, ge=2)
+    """kmeans: number of tokens."""
+    fit_images: int = Field(4096, ge=1)
+    """kmeans: training images that it is fitted to."""
+    patches_per_image: int = Field(100, ge=1)
+    """kmeans: patches of each of them."""
+
+
 class MaeConfig(PretrainConfig):
     method: Literal["mae"]
     mask: MaskConfig
     model: MaeModelConfig
+    tokenizer: TokenizerConfig
 
     @model_validator(mode="after")
     def _decoder_fits(self) -> "MaeConfig":
@@ -133,4 +148,76 @@ class MaeConfig(PretrainConfig):
         return self
 
 
-METHODS: dict[str, type[PretrainConfig]] = {"mae": MaeConfig}
+# --- BEiT -----------------------------------------------------------------------------------------------------------
+
+
+class BlockMaskConfig(Section):
+    ratio: float = Field(gt=0, lt=1)
+    """Most of the patches that are masked; blocks may stop short of it."""
+    min_patches: int = Field(ge=1)
+    """Least area of a block."""
+    max_patches: int | None = Field(None, ge=1)
+    """Largest area of a block; None is what is left to mask."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "BlockMaskConfig":
+        if self.max_patches is not None and self.max_patches < self.min_patches:
+            raise ValueError(f"max_patches={self.max_patches} is below min_patches={self.min_patches}")
+        return self
+
+
+class BeitModelConfig(Section):
+    rel_pos: bool
+    """A table of relative positions that all blocks share."""
+    layer_scale: float | None = Field(None, gt=0)
+    """LayerScale's first value; None is no LayerScale."""
+    abs_pos: bool
+    """A learned embedding of absolute positions."""
+
+
+class BeitConfig(PretrainConfig):
+    method: Literal["beit"]
+    mask: BlockMaskConfig
+    model: BeitModelConfig
+    tokenizer: TokenizerConfig
+
+
+# --- supervised -----------------------------------------------------------------------------------------------------
+
+
+class SupervisedConfig(PretrainConfig):
+    method: Literal["supervised"]
+    model: ClassifierConfig
+
+
+# --- a tokenizer ----------------------------------------------------------------------------------------------------
+
+
+class DvaeModelConfig(Section):
+    vocab_size: int = Field(ge=2)
+    width: int = Field(ge=1)
+    """Channels of all convolutions, and of a token's embedding."""
+    blocks: int = Field(ge=0)
+    """Residual blocks, of the encoder and of the decoder."""
+    temperature: float = Field(gt=0)
+    """Of the Gumbel-softmax."""
+    kl_weight: float = Field(ge=0)
+
+
+class DvaeConfig(PretrainConfig):
+    method: Literal["dvae"]
+    model: DvaeModelConfig
+
+    @model_validator(mode="after")
+    def _no_encoder(self) -> "DvaeConfig":
+        if self.eval.knn is not None or self.train.compile:
+            raise ValueError("eval.knn and train.compile are for encoders, and --method dvae trains none")
+        return self
+
+
+METHODS: dict[str, type[PretrainConfig]] = {
+    "mae": MaeConfig,
+    "beit": BeitConfig,
+    "supervised": SupervisedConfig,
+    "dvae": DvaeConfig,
+}

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -42,8 +43,8 @@ NO_LABEL = -1
 class Shards:
     """The images of a set of shards, in the order of the shards and of their members.
 
-    `names` are `<shard>/<member>`; `shard`, `offset`, `size` (int64, (n,)) say where the bytes are; `labels` int64 (n,),
-    None if not every image has one.
+    `names` are `<shard>/<member>`; `shard`, `offset`, `size` (int64, (n,)) say where the bytes are; `labels` int64
+    (n,), None if not every image has one.
     """
 
     paths: tuple[Path, ...]
@@ -62,13 +63,9 @@ class Shards:
         try:
             content = np.fromfile(path, dtype=np.uint8, count=size, offset=int(self.offset[index]))
         except OSError as error:
-            raise ImageError(
-                f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
-            ) from None
+            raise ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
         if len(content) != size:
-            raise ImageError(
-                f"{path}: ends within {self.names[index]}; it was cut since the run began, fetch it again"
-            )
+            raise ImageError(f"{path}: ends within {self.names[index]}; it was cut since the run began, fetch it again")
         return content
 
     @property
@@ -82,7 +79,7 @@ class Shards:
 
 
 def is_shards(data: str | Path) -> bool:
-    """Whether a data path means shards: a pattern ending in .tar, or a folder with .tar files (in train/, if it is there)."""
+    """Whether a data path means shards: a pattern ending in .tar, or a folder with .tar files, itself or in train/."""
     text = str(data)
     if text.endswith(".tar"):
         return True
@@ -128,7 +125,9 @@ def expand(pattern: str) -> list[Path]:
     found = sorted(Path(name) for name in glob.glob(pattern)) if glob.has_magic(pattern) else [Path(pattern)]
     missing = next((path for path in found if not path.is_file()), None)
     if missing is not None or not found:
-        raise UserError(f"shard {missing or pattern} is not there; give --data a folder of .tar files or a pattern of them")
+        raise UserError(
+            f"shard {missing or pattern} is not there; give --data a folder of .tar files or a pattern of them"
+        )
     return found
 
 
@@ -154,9 +153,7 @@ def open_shards(paths: Sequence[Path]) -> Shards:
             [[i, *numbers] for i, found in enumerate(members) for _, *numbers in found], dtype=np.int64
         ).reshape(-1, 4)
         names = b"\0".join(
-            os.fsencode(f"{path.name}/{name}")
-            for path, found in zip(paths, members, strict=True)
-            for name, *_ in found
+            os.fsencode(f"{path.name}/{name}") for path, found in zip(paths, members, strict=True) for name, *_ in found
         )
         if writable:
             with atomic_write(file) as out:
@@ -181,7 +178,8 @@ def list_images(path: Path) -> list[tuple[str, int, int, int]]:
                 if f".{kind.lower()}" in IMAGE_SUFFIXES:
                     if key in images:
                         raise UserError(
-                            f"shard {path}: {images[key][0]} and {member.name} are two images of one sample; name them apart"
+                            f"shard {path}: {images[key][0]} and {member.name} are two images of one sample; name "
+                            "them apart"
                         )
                     images[key] = (member.name, member.offset_data, member.size)
                 elif kind in ("cls", "json"):
@@ -215,7 +213,7 @@ def _label(path: Path, name: str, kind: str, content: bytes) -> int | None:
     raise UserError(f"shard {path}: {name} holds {content[:20]!r}, not the number of a class (0, 1, 2, ...)")
 
 
-def _ends(file: "tarfile._Fileobj", end: int) -> bool:  # type: ignore[name-defined]
+def _ends(file: BinaryIO, end: int) -> bool:
     """Whether an archive ends properly after its last member: zeros, a block at least, and nothing else.
 
     Python's tarfile takes a damaged header, and the end of the file, for the end of the archive.
@@ -252,7 +250,9 @@ def _locked(path: Path) -> Iterator[bool]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
     except OSError as error:
-        _LOG.warning("%s: cannot be written (%s); the shards are indexed anew in every run", path.parent, error.strerror)
+        _LOG.warning(
+            "%s: cannot be written (%s); the shards are indexed anew in every run", path.parent, error.strerror
+        )
         yield False
         return
     with lock:

@@ -5,7 +5,10 @@ last, as in facebookresearch/mae `patchify`.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mae_transfer.errors import UserError
 
 EPS = 1e-6
 """Added to a patch's variance: facebookresearch/mae `models_mae.py`."""
@@ -52,6 +55,21 @@ class NormPixelTarget(PixelTarget):
         """With the mean and deviation of the true patch, which the prediction does not hold."""
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return prediction * (variance + EPS).sqrt() + mean
+
+
+class TokenTarget(Target):
+    """The token of a patch among `width` of a vocabulary, by cross-entropy."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.width = vocab_size
+
+    def loss(self, prediction: Tensor, patches: Tensor, ids: Tensor | None = None) -> Tensor:
+        assert ids is not None, "tokens come from a tokenizer"
+        return F.cross_entropy(prediction.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+
+    def to_pixels(self, prediction: Tensor, patches: Tensor) -> Tensor:
+        raise UserError("this run predicts tokens, which are no pixels to show; take one with another model.target")
 
 
 class PcaTarget(Target):

@@ -87,6 +87,7 @@ def load(
     if reader is own and spec.init == "own":
         facts, trained_by = own.facts_of_run(raw)
         converted.facts = facts | converted.facts
+        own.spread_table(converted)
     settled = settle(spec, converted, source)
     img_size = converted.facts.get("img_size") or _img_size(settled, tensors)
     vit = build(settled, img_size=img_size, drop_path=drop_path, device="meta")

@@ -2,8 +2,8 @@
 
 A run with windowed attention has dropped the class token, and its positions: it is then loaded without one. Relative
 position tables come along: those of each block (BEiT) and the two that blocks share (`rel_pos_window`,
-`rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of a run that used it. The
-task's own modules are not looked at.
+`rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of a run that used it, or
+the norm before a classifier (`fc_norm`). The task's own modules are not looked at.
 
 A run's checkpoint also says of its encoder what no tensor shows (`facts_of`): `vit_*` names take that over, so that a
 pre-training of this project transfers with nothing else to say.
@@ -13,7 +13,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mae_transfer.backbones.checkpoints.layout import FINAL_NORM, Converted, State, final_norm, has, norm, width_of
+from mae_transfer.backbones.checkpoints.layout import (
+    FINAL_NORM,
+    Converted,
+    State,
+    depth_of,
+    final_norm,
+    has,
+    norm,
+    width_of,
+)
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import TABLE
 
@@ -35,7 +44,9 @@ def convert(state: State) -> Converted:
     ignored = {}
     for key, tensor in state.items():
         name = key.removeprefix(prefix)
-        if not key.startswith(prefix):
+        if key in ("fc_norm.weight", "fc_norm.bias"):
+            ignored[key] = FINAL_NORM
+        elif not key.startswith(prefix):
             decoder = key.startswith(_DECODER)
             ignored[key] = "decoder of the pre-training" if decoder else "another part of the task's model"
         elif name in _SHARED:
@@ -46,7 +57,7 @@ def convert(state: State) -> Converted:
             tensors[name.removeprefix("vit.")] = tensor
     facts = {"class_token": False, "reg_tokens": 0, "position_prefix": 0} if _windowed(tensors) else {}
     warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
-    last = f"{prefix}norm"
+    last = f"{prefix}norm" if has(state, f"{prefix}norm") else "fc_norm"
     return Converted(
         tensors,
         ignored,
@@ -72,6 +83,18 @@ def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}, told.get(
         "trained_by"
     )
+
+
+def spread_table(converted: Converted) -> None:
+    """Give every block the table that all share in a BEiT-style pre-training, as BEiT's fine-tuning does."""
+    if converted.shared_tables.keys() != {"rel_pos_global"}:
+        return
+    table = converted.shared_tables.pop("rel_pos_global")
+    name, inner = f".attn.{TABLE}", converted.original
+    converted.tensors |= {f"blocks.{i}{name}": table for i in range(depth_of(converted.tensors))}
+    converted.facts["rel_pos_tables"] = True
+    whole = inner("").removesuffix("vit.") + "rel_pos_global"
+    converted.original = lambda key: whole if key.endswith(name) else inner(key)
 
 
 def _windowed(tensors: State) -> bool:

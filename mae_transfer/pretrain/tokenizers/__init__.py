@@ -1,1 +1,1 @@
-"""Images -> one token of a visual vocabulary a patch: the targets of BEiT, and of MAE in the last row of its Table 1d."""
+"""Images -> a token of a visual vocabulary for each patch: the targets of BEiT, and of the last row of MAE Table 1d."""

@@ -49,8 +49,8 @@ class Tokenizer(nn.Module):
         """
         if patch_size != self.patch_size and not self.fits_any_patch:
             raise UserError(
-                f"the tokenizer {self.kind} has patches of {self.patch_size} pixels and the encoder of {patch_size}, so "
-                "their grids differ; use a tokenizer made for this patch size"
+                f"the tokenizer {self.kind} has patches of {self.patch_size} pixels and the encoder of {patch_size}, "
+                "so their grids differ; use a tokenizer made for this patch size"
             )
         height, width = (side // patch_size * self.patch_size for side in image_size)
         return height, width

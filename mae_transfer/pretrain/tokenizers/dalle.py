@@ -3,8 +3,8 @@
 Architecture, from openai/DALL-E `dall_e/encoder.py` and `utils.py`: 7x7 convolution to n_hid = 256; four groups of two
 residual blocks of widths 1, 2, 4, 8 x n_hid, a 2x2 max-pool after each of the first three; ReLU; 1x1 convolution to the
 8192 logits. A block is x or its 1x1 convolution, plus 1 / 64 (one over the square of the number of blocks) of ReLU and
-convolution four times (3, 3, 3, 1 wide, a quarter of the width inside). Pixels in 0 .. 1 are mapped to 0.1 .. 0.9; the id
-is the argmax. In float32 everywhere (OpenAI's code computes in float16 on CUDA, but for input and output).
+convolution four times (3, 3, 3, 1 wide, a quarter of the width inside). Pixels in 0 .. 1 are mapped to 0.1 .. 0.9; the
+id is the argmax. In float32 everywhere (OpenAI's code computes in float16 on CUDA, but for input and output).
 
 The published file is a pickle of Python objects. It is read without running any of their code: torch's restricted
 unpickler gets one inert class that takes the place of every class it names (`read_pickled_module`).
@@ -134,15 +134,15 @@ def read_pickled_module(path: Path) -> dict[str, Tensor]:
 
     UserError if the file names anything beside CLASSES and what torch's restricted unpickler knows.
     """
-    stand_ins = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in CLASSES]
+    stand_ins: list[Any] = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in CLASSES]
     try:
         with torch.serialization.safe_globals(stand_ins):
             module = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise UserError(
-            f"tokenizer {path}: cannot be read safely ({reason}); where you trust the file, load it with OpenAI's dall_e "
-            "package and save its state_dict()"
+            f"tokenizer {path}: cannot be read safely ({reason}); where you trust the file, load it with OpenAI's "
+            "dall_e package and save its state_dict()"
         ) from error
     state: dict[str, Tensor] = {}
     _collect(module, "", state)

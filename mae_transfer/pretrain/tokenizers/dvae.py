@@ -34,7 +34,9 @@ class DVAETokenizer(Tokenizer):
 
     kind = "dvae"
 
-    def __init__(self, *, vocab_size: int, patch_size: int, width: int = 128, blocks: int = 2, channels: int = 3) -> None:
+    def __init__(
+        self, *, vocab_size: int, patch_size: int, width: int = 128, blocks: int = 2, channels: int = 3
+    ) -> None:
         super().__init__()
         self.vocab_size, self.patch_size, self.width, self.channels = vocab_size, patch_size, width, channels
         self.blocks = blocks
@@ -61,8 +63,11 @@ class DVAETokenizer(Tokenizer):
 
 
 class DiscreteVAE(nn.Module):
-    """The tokenizer with what trains it: batch -> {"loss_pixels", "loss_kl"}. In eval mode nothing is drawn: the
-    decoder sees the likeliest tokens."""
+    """The tokenizer with what trains it.
+
+    In training mode a batch with "images" uint8 (B, C, H, W) gives {"loss_pixels", "loss_kl"}. In eval mode nothing is
+    drawn, the decoder sees the likeliest tokens: {"pixels", "kl"}, each (B,) and without the weight.
+    """
 
     def __init__(self, tokenizer: DVAETokenizer, *, temperature: float = 1.0, kl_weight: float = 0.0) -> None:
         super().__init__()
@@ -83,12 +88,27 @@ class DiscreteVAE(nn.Module):
             draw = F.gumbel_softmax(logits, tau=self.temperature, hard=True, dim=1)
         else:
             draw = F.one_hot(logits.argmax(1), self.tokenizer.vocab_size).movedim(-1, 1).to(logits.dtype)
-        embedded = torch.einsum("bvhw,vd->bdhw", draw, self.codebook.weight)
-        losses = {"loss_pixels": F.mse_loss(self.decoder(embedded).float(), pixels)}
-        log_p = logits.log_softmax(1)
-        # KL(q, uniform) = sum q (log q + log V), a mean over images and positions
-        losses["loss_kl"] = self.kl_weight * ((log_p.exp() * log_p).sum(1).mean() + math.log(self.tokenizer.vocab_size))
-        return losses
+        painted = self.decoder(torch.einsum("bvhw,vd->bdhw", draw, self.codebook.weight)).float()
+        error = (painted - pixels).square().flatten(1).mean(1)
+        log_q = logits.log_softmax(1)
+        # KL(q, uniform) = sum q (log q + log V), a mean over the positions
+        kl = (log_q.exp() * log_q).sum(1).flatten(1).mean(1) + math.log(self.tokenizer.vocab_size)
+        if self.training:
+            return {"loss_pixels": error.mean(), "loss_kl": self.kl_weight * kl.mean()}
+        return {"pixels": error, "kl": kl}
+
+
+def facts_of(state: dict[str, Tensor]) -> dict[str, int]:
+    """`DVAETokenizer.facts` by the shapes of its tensors."""
+    convolutions = [state[f"layers.{i}.weight"] for i in range(len(state)) if f"layers.{i}.weight" in state]
+    *stem, head = convolutions
+    return {
+        "vocab_size": head.shape[0],
+        "patch_size": math.prod(2 if weight.shape[-1] == 4 else weight.shape[-1] for weight in stem),
+        "width": head.shape[1],
+        "blocks": sum(name.endswith(".out.weight") for name in state),
+        "channels": stem[0].shape[1],
+    }
 
 
 def strides(patch_size: int) -> list[int]:
@@ -97,7 +117,7 @@ def strides(patch_size: int) -> list[int]:
     while patch_size % 2 == 0:
         found.append(2)
         patch_size //= 2
-    return [*found, patch_size] if patch_size > 1 else found
+    return [*found, patch_size] if patch_size > 1 or not found else found
 
 
 def to_range(images: Tensor) -> Tensor:

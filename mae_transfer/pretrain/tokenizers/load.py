@@ -1,7 +1,8 @@
 """Tokenizers to and from files.
 
-A tokenizer of this project is a safetensors file whose metadata name its kind and facts; a run that made or used one
-has it as `tokenizer.safetensors`. OpenAI's dVAE comes as their `encoder.pkl` or its state dict.
+A tokenizer of this project is a safetensors file whose metadata name its kind and facts; a run that used one has it as
+`tokenizer.safetensors`. A run that trained one (`--method dvae`) has it in its checkpoints. OpenAI's dVAE comes as
+their `encoder.pkl` or its state dict.
 """
 
 import json
@@ -16,7 +17,7 @@ from mae_transfer.backbones.checkpoints import files
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.tokenizers import dalle
 from mae_transfer.pretrain.tokenizers.base import Tokenizer
-from mae_transfer.pretrain.tokenizers.dvae import DVAETokenizer
+from mae_transfer.pretrain.tokenizers.dvae import DVAETokenizer, facts_of
 from mae_transfer.pretrain.tokenizers.kmeans import KMeansTokenizer
 
 FILE = "tokenizer.safetensors"
@@ -38,17 +39,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / FILE).is_file():
-            raise UserError(
-                f"tokenizer {path}: the folder has no {FILE}; pass that of a finished run of --method dvae, of a run that "
-                "used a tokenizer, or the file itself"
-            )
-        path = path / FILE
+        path = path / FILE if (path / FILE).is_file() else files.find(path)
     if not path.is_file():
         raise UserError(f"tokenizer {path}: no such file; pass kmeans, a tokenizer file, or the folder of a run")
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"
-    tokenizer = _own(path) if is_safetensors else dalle.from_state(_dalle_state(path), str(path))
+    tokenizer = _own(path) if is_safetensors else _from_torch(path)
     for name, tensor in tokenizer.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f"tokenizer {path}: {name} holds NaN or infinite values; fetch it again")
@@ -61,7 +57,9 @@ def _own(path: Path) -> Tokenizer:
             about = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
     except (SafetensorError, OSError) as error:
-        raise UserError(f"tokenizer {path}: damaged ({' '.join(str(error).split())}); make or fetch it again") from error
+        raise UserError(
+            f"tokenizer {path}: damaged ({' '.join(str(error).split())}); make or fetch it again"
+        ) from error
     if about is None:
         return dalle.from_state(tensors, str(path))
     facts = json.loads(about)
@@ -79,14 +77,26 @@ def _own(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _dalle_state(path: Path) -> dict[str, torch.Tensor]:
-    """Of a state dict, or of a pickled module, which the reader of state dicts refuses as code."""
+def _from_torch(path: Path) -> Tokenizer:
+    """Of a training run, of a state dict, or of a pickled module, which the reader of state dicts refuses as code."""
     try:
-        state = files.read(path)
+        raw = files.read(path)
     except UserError as refused:
         if "Python code" not in str(refused):
             raise
-        return dalle.read_pickled_module(path)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        return dalle.from_state(dalle.read_pickled_module(path), str(path))
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"tokenizer {path}: holds a {type(raw).__name__}; pass OpenAI's encoder.pkl or a tokenizer file"
+        )
+    if {"step", "model", "optimizer"} <= raw.keys():
+        own = {k.removeprefix("tokenizer."): v for k, v in raw["model"].items() if k.startswith("tokenizer.")}
+        if not own:
+            raise UserError(f"tokenizer {path}: a checkpoint of a run that trained none; use one of --method dvae")
+        tokenizer = DVAETokenizer(**facts_of(own))
+        tokenizer.load_state_dict(own)
+        return tokenizer
+    state = {name: tensor for name, tensor in raw.items() if isinstance(tensor, torch.Tensor)}
+    if len(state) < len(raw):
         raise UserError(f"tokenizer {path}: no state dict of tensors; pass OpenAI's encoder.pkl or a tokenizer file")
-    return state
+    return dalle.from_state(state, str(path))
