@@ -31,7 +31,7 @@ def sin_cos(grid: tuple[int, int], width: int) -> np.ndarray:
 
 def patches_of(image: Tensor, patch: int) -> Tensor:
     """(C, H, W) -> (L, patch * patch * C): rows of patches, in each the pixels row by row, channels last."""
-    channels, height, width = image.shape
+    _, height, width = image.shape
     found = []
     for top in range(0, height, patch):
         for left in range(0, width, patch):
@@ -47,7 +47,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def block(x: Tensor, w: dict[str, Tensor], name: str, heads: int) -> Tensor:
     """A pre-norm Transformer block on (N, C)."""
-    count, width = x.shape
+    width = x.shape[1]
     size = width // heads
     y = layer_norm(x, w[f"{name}.norm1.weight"], w[f"{name}.norm1.bias"])
     qkv = y @ w[f"{name}.attn.qkv.weight"].T + w[f"{name}.attn.qkv.bias"]
@@ -118,7 +118,7 @@ def predict(
 
 
 def target_of(pixels: Tensor, normalised: bool) -> Tensor:
-    """The target of patches (L, V): their pixels, or these less the mean over the deviation of the unbiased variance."""
+    """The target of patches (L, V): their pixels, or these less the mean, over the unbiased variance's deviation."""
     if not normalised:
         return pixels
     mean = pixels.sum(1, keepdim=True) / pixels.shape[1]
@@ -127,7 +127,14 @@ def target_of(pixels: Tensor, normalised: bool) -> Tensor:
 
 
 def loss_of(
-    images: Tensor, noise: Tensor, w: dict[str, Tensor], *, patch: int, normalised: bool, on_all: bool = False, **options
+    images: Tensor,
+    noise: Tensor,
+    w: dict[str, Tensor],
+    *,
+    patch: int,
+    normalised: bool,
+    on_all: bool = False,
+    **options: int,
 ) -> Tensor:
     """The sum of the squared errors of all masked patches of all images over their number of values."""
     total, values = torch.zeros(()), 0

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from mae_transfer.backbones.checkpoints.fixed_position import table
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.vit import ViTEncoder
+from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import MaeConfig
 from mae_transfer.pretrain.encoder import grid_of
@@ -250,3 +251,18 @@ def prepare(
 ) -> None:
     if isinstance(model.target, TokenTarget):
         prepare_tokens(model.tokens, task, fabric, folder)
+    if isinstance(model.target, PcaTarget):  # a resumed run then takes those of its checkpoint, which are the same
+        model.target.load_state_dict(on_rank_zero(fabric, lambda: fit_components(model, task)))
+
+
+def fit_components(model: MaskedAutoencoder, task: "PretrainTask") -> dict[str, Tensor]:
+    """The state of a PCA target from all patches of training images, as the first epoch shows them."""
+    dataset, target = task.train_dataset, model.target
+    assert isinstance(target, PcaTarget)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[: task.config.model.pca_images])
+    count, total, products = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for index in chosen.tolist():
+        patches = model.patchify(dataset[(0, index)]["image"][None])[0].double()
+        count, total, products = count + len(patches), total + patches.sum(0), products + patches.T @ patches
+    target.fit(count, total, products)
+    return target.state_dict()

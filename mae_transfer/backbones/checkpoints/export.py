@@ -18,7 +18,8 @@ from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import TABLE, resolve
 from mae_transfer.errors import UserError
 
-FORMATS = ("official", "timm", "hf")
+FORMATS = ("official", "official_full", "timm", "hf")
+_DECODER = ("mask_token", "decoder_")
 
 _REGISTERS = {"reg_token": "dist_token"}
 
@@ -26,8 +27,9 @@ _REGISTERS = {"reg_token": "dist_token"}
 def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: str | None = None) -> list[str]:
     """Write the weights of `path`, which must fit `backbone`, to `out`; gives lines that say what was written.
 
-    `form`: official (a `.pth` with `{"model": ...}`), timm (`.safetensors`, else torch's format) or hf (a folder with
-    model.safetensors, config.json and preprocessor_config.json). Raises UserError if the weights do not load, have
+    `form`: official (a `.pth` with `{"model": ...}`), official_full (the same with the decoder, of this project's MAE),
+    timm (`.safetensors`, else torch's format) or hf (a folder with model.safetensors, config.json and
+    preprocessor_config.json). Raises UserError if the weights do not load, have
     parts that the form has no place for, or `out` cannot be written.
     """
     out, file = Path(out), files.find(path)
@@ -40,7 +42,9 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
     order = [name for name in vit.state_dict() if name in converted.tensors]
     tensors = {name: converted.tensors[name] for name in order} | converted.final_norm
     _check(spec, tensors, form, converted.shared_tables)
-    if form == "official":
+    if form == "official_full":
+        tensors |= _decoder(state, str(file))
+    if form.startswith("official"):
         with atomic_write(out) as target:
             torch.save({"model": _owned(tensors)}, target)
     elif form == "timm":
@@ -67,6 +71,18 @@ def _check(spec: Spec, tensors: State, form: str, shared: State) -> None:
         raise UserError(
             f"--export {form}: has no place for {odd[0]} as {spec.name} has it; use another format or file."
         )
+
+
+def _decoder(state: State, source: str) -> State:
+    """The decoder of an MAE, whose names and shapes are official in either layout."""
+    decoder = {name: tensor for name, tensor in state.items() if name.startswith(_DECODER)}
+    widths = {decoder[name].shape[-1] for name in ("mask_token", "decoder_pos_embed") if name in decoder}
+    if len(widths) != 1:
+        raise UserError(
+            f"--export official_full: {source} has no decoder that gets the mask tokens; use --export official for the "
+            "encoder alone."
+        )
+    return decoder
 
 
 def _owned(tensors: State) -> State:
