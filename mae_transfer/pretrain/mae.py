@@ -259,6 +259,7 @@ def fit_components(model: MaskedAutoencoder, task: "PretrainTask") -> dict[str, 
     """The state of a PCA target from all patches of training images, as the first epoch shows them."""
     dataset, target = task.train_dataset, model.target
     assert isinstance(target, PcaTarget)
+    assert isinstance(task.config, MaeConfig)
     chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[: task.config.model.pca_images])
     count, total, products = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for index in chosen.tolist():
