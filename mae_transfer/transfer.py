@@ -214,7 +214,7 @@ def run_task(
             origin = {
                 "run_id": new_run_id(),
                 "backbone": describe_backbone(config, encoder),
-                "encoder": facts_of(encoder.spec, encoder.load_report.trained_by),
+                "encoder": facts_of(encoder),
                 "norm_batch": min(config.train.micro_batch * fabric.world_size, config.train.global_batch),
                 "data_fingerprint": task.data_summary["fingerprint"],
             }

@@ -11,7 +11,7 @@ pre-training of this project transfers with nothing else to say.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mae_transfer.backbones.checkpoints.layout import (
     FINAL_NORM,
@@ -23,8 +23,10 @@ from mae_transfer.backbones.checkpoints.layout import (
     norm,
     width_of,
 )
-from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import TABLE
+
+if TYPE_CHECKING:
+    from mae_transfer.backbones.vit import ViTEncoder
 
 NAME = "mae_transfer"
 
@@ -70,10 +72,12 @@ def convert(state: State) -> Converted:
     )
 
 
-def facts_of(spec: Spec, trained_by: str | None) -> dict[str, Any]:
+def facts_of(encoder: "ViTEncoder") -> dict[str, Any]:
     """What a checkpoint of a run holds of its encoder, in plain values; `trained_by` titles a pre-training."""
-    values = dataclasses.asdict(spec)
-    return {name: values[name] for name in _FACTS} | {"trained_by": trained_by}
+    values = dataclasses.asdict(encoder.spec)
+    if encoder.rel_pos == "shared" and not encoder.window_size:
+        values["rel_pos_tables"] = True  # see `spread_table`; so that a file without its table is found out
+    return {name: values[name] for name in _FACTS} | {"trained_by": encoder.load_report.trained_by}
 
 
 def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
