@@ -335,3 +335,33 @@ def test_learning_rate_at_every_step_is_the_released_codes() -> None:
         epoch = step / 25
         lr = peak * (epoch / 4 if epoch < 4 else 0.5 * (1 + math.cos(math.pi * (epoch - 4) / (20 - 4))))
         assert config.optim.lr * schedule.factor(step) == pytest.approx(lr, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_lean_mlp_is_timms_to_the_bit(autocast: bool) -> None:
+    from timm.layers import Mlp
+
+    from mae_transfer.backbones.lean_mlp import LeanMlp
+
+    torch.manual_seed(0)
+    theirs, ours = Mlp(16, 64), LeanMlp(16, 64)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 5, 16)
+    inputs = [x.clone().requires_grad_() for _ in "ab"]
+    saved: list[list[int]] = [[], []]
+    for mlp, given, sizes in zip((theirs, ours), inputs, saved, strict=True):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda t, sizes=sizes: (sizes.append(t.shape[-1]), t)[1], lambda t: t
+            ),
+        ):
+            output = mlp(given)
+        (output * torch.arange(16)).sum().backward()
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+    wide = [sum(width == 64 for width in sizes) for sizes in saved]
+    assert wide[1] < wide[0]

@@ -106,7 +106,12 @@ def _describe_beit(name: str, model: Any) -> Spec:
 
 
 def build(
-    spec: Spec, *, img_size: int | tuple[int, int], drop_path: float = 0.0, device: str = "cpu"
+    spec: Spec,
+    *,
+    img_size: int | tuple[int, int],
+    drop_path: float = 0.0,
+    device: str = "cpu",
+    mlp_layer: type[nn.Module] = Mlp,
 ) -> VisionTransformer:
     """timm's VisionTransformer of a spec in float32, without final norm and head.
 
@@ -145,6 +150,7 @@ def build(
                 no_embed_class=spec.class_token and spec.position_prefix == 0,
                 pos_embed="learn" if spec.abs_pos else "none",
                 final_norm=False,
+                mlp_layer=mlp_layer,
                 **shared,
             )
         if spec.rel_pos_tables:

@@ -5,6 +5,7 @@ import dataclasses
 from torch import nn
 
 from mae_transfer.backbones.checkpoints.report import LoadReport
+from mae_transfer.backbones.lean_mlp import LeanMlp
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import build, resolve
 from mae_transfer.backbones.vit import Grid, ViTEncoder
@@ -44,7 +45,7 @@ def new_encoder(
     spec: Spec, config: PretrainConfig, *, rel_pos: bool | str = False, final_norm: bool = True
 ) -> ViTEncoder:
     """All blocks, the class token and a final norm; timm's initial weights from the global generator."""
-    vit = build(spec, img_size=config.data.size, drop_path=config.backbone.drop_path)
+    vit = build(spec, img_size=config.data.size, drop_path=config.backbone.drop_path, mlp_layer=LeanMlp)
     encoder = ViTEncoder(
         vit,
         spec,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.backbones.checkpoints.fixed_position import table
+from mae_transfer.backbones.lean_mlp import LeanMlp
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.engine.distributed import on_rank_zero
@@ -85,7 +86,8 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_embed = nn.Linear(encoder.embed_dim, width)
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 1 + self.num_patches, width), requires_grad=False)
         self.decoder_blocks = nn.ModuleList(
-            Block(width, model.decoder_heads, qkv_bias=True, norm_layer=NORM) for _ in range(model.decoder_depth)
+            Block(width, model.decoder_heads, qkv_bias=True, norm_layer=NORM, mlp_layer=LeanMlp)
+            for _ in range(model.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=EPS)
         self.decoder_pred = nn.Linear(width, target.width)
