@@ -1,7 +1,12 @@
 """Features kept in the run folder: what is stored, what a resume computes, what bad images leave, and that training on
 them is training on the frozen encoder."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ from mae_transfer.tasks.classification import features
 from mae_transfer.tasks.classification.features import FeatureSet, store_features
 from mae_transfer.transfer import build_encoder, run_transfer
 
+ROOT = Path(__file__).parents[1]
 PLAIN = ("data.crop=center", "data.flip=0", "data.image_size=32", "data.workers=0", "eval.batch_size=4")
 
 
@@ -175,3 +181,22 @@ def test_feature_sets_keep_the_contract_of_keys(folder, tmp_path):
     train = store(task, model, tmp_path / "run")["train"]
     assert isinstance(train, FeatureSet)
     assert train[(7, 3)] == train[3] == 3
+
+
+def test_two_processes_record_what_one_records(images, tmp_path):
+    """A sweep, nearest neighbours and logistic regression, through the command line."""
+    overrides = [*PLAIN, "train.precision=fp32", "data.holdout=0.25", "probe.lrs=[0.01,0.4]", "probe.k=[1,5]"]
+    overrides += ["probe.c_count=3", "schedule.steps=6", "schedule.warmup_steps=0", "train.global_batch=12"]
+    records = []
+    for ranks in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+        command = [sys.executable, *launcher, str(ROOT / "tools/run_transfer.py"), "--task", "folder"]
+        command += ["--protocol", "linear,knn,logreg", "--backbone", "random_vit_nano", "--data", str(images)]
+        command += ["--output", str(tmp_path / str(ranks)), *overrides]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        records.append([json.loads(file.read_text()) for file in sorted((tmp_path / str(ranks)).rglob("record.json"))])
+    assert [record["protocol"]["protocol"] for record in records[0]] == ["knn", "linear", "logreg"]
+    for one, two in zip(*records, strict=True):
+        assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-9)
+        assert any(name.startswith("holdout_top1/") for name in one["metrics"])

@@ -158,7 +158,7 @@ def test_only_the_attentive_head_learns_and_does(images, tmp_path):
     data = {"images": torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), "labels": torch.arange(4)}
     model.train()(data)["loss_ce"].backward()
     assert all((p.grad is not None) == (not name.startswith("encoder.")) for name, p in model.named_parameters())
-    record = run("attentive", images, tmp_path / "run", "train.global_batch=8", "schedule.epochs=8")
+    record = run("attentive", images, tmp_path / "run", "train.global_batch=8", "optim.lr=1e-3", "schedule.epochs=8")
     assert record["history"][-1]["loss"] < 0.8 * record["history"][0]["loss"]
 
 

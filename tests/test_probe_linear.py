@@ -26,7 +26,10 @@ def folder(tmp_path_factory):
 def build(*overrides, num_classes=4, recipe="linear_mae"):
     torch.manual_seed(0)
     config = load_config(
-        "folder", "random_vit_nano", protocol="linear", overrides=[f"recipe={recipe}", "data.image_size=32", *overrides]
+        "imagenet",
+        "random_vit_nano",
+        protocol="linear",
+        overrides=[f"recipe={recipe}", "data.image_size=32", *overrides],
     )
     encoder = load_backbone("random_vit_nano", **linear.encoder_options(config))
     return linear.build_model(encoder, num_classes, config), config

@@ -339,25 +339,24 @@ def _listing(path: Path, folder: Path, rows: list[tuple[str, int]], num_classes:
 
 
 def from_lists(train: Path, val: Path, root: str | None) -> Found:
-    tables = {path: _read_list(path) for path in (train.expanduser(), val.expanduser())}
-    train_path, val_path = tables
-    are_numbers = {pd.api.types.is_integer_dtype(table["label"]) for table in tables.values()}
+    paths = (train.expanduser(), val.expanduser())
+    tables = [_read_list(path) for path in paths]
+    are_numbers = {pd.api.types.is_integer_dtype(table["label"]) for table in tables}
     if len(are_numbers) > 1:
-        raise UserError(f"{train_path} and {val_path}: one has labels that are numbers and one has names; use one kind")
+        raise UserError(f"{train} and {val}: one has labels that are numbers and one has names; use one kind")
+    known = tables[0]["label"].unique()
     if are_numbers == {True}:
-        _check_numbers(train_path, sorted(int(label) for label in tables[train_path]["label"].unique()))
-        class_names = [str(i) for i in range(int(tables[train_path]["label"].max()) + 1)]
+        _check_numbers(train, sorted(int(label) for label in known))
+        class_names = [str(i) for i in range(len(known))]
     else:
-        class_names = sorted(tables[train_path]["label"].astype(str).unique())
+        class_names = sorted(str(label) for label in known)
     numbers = {name: label for label, name in enumerate(class_names)}
     listings = []
-    for path, table in tables.items():
+    for path, table in zip(paths, tables, strict=True):
         labels = table["label"].astype(str).map(numbers)
         if labels.isna().any():
-            row = int(np.flatnonzero(labels.isna())[0])
-            raise UserError(
-                f"{path}: {table['path'].iloc[row]} has label {table['label'].iloc[row]}, which {train} has not"
-            )
+            row = table.iloc[int(np.flatnonzero(labels.isna())[0])]
+            raise UserError(f"{path}: {row['path']} has label {row['label']}, which {train} has not")
         folder = Path(root).expanduser() if root is not None else path.parent
         listings.append(Listing(folder, Names(table["path"].astype(str)), labels.to_numpy(dtype=np.int64)))
     return listings[0], listings[1], class_names, []

@@ -12,7 +12,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from timm.data.auto_augment import rand_augment_transform
+from PIL import Image
+from timm.data import auto_augment
+from timm.data.auto_augment import RandAugment
+from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
@@ -105,21 +108,34 @@ def draw_single_crop(height: int, width: int, scale_min: float, rng: np.random.G
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
-def make_randaugment(policy: str, side: int, mean: tuple[float, ...]):  # type: ignore[no-untyped-def]
+def make_randaugment(policy: str, side: int, mean: tuple[float, ...]) -> RandAugment:
     """timm's policy with the parameters that timm's own transforms_imagenet_train gives it at interpolation bicubic."""
-    from timm.data.transforms import str_to_pil_interp
-
     options = {
         "translate_const": int(side * 0.45),
         "img_mean": tuple(min(255, round(255 * value)) for value in mean),
         "interpolation": str_to_pil_interp("bicubic"),
     }
     try:
-        return rand_augment_transform(policy, options)
+        augment = auto_augment.rand_augment_transform(policy, options)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
             f"data.randaugment={policy}: timm cannot read this policy ({error}); an example is rand-m9-mstd0.5-inc1"
         ) from None
+    for operation in augment.ops:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = posterize
+    return augment
+
+
+def posterize(image: Image.Image, bits_to_keep: int, **options: object) -> Image.Image:
+    """timm's, where no bits at all give a black image.
+
+    A magnitude of 9 with deviation 0.5 is 10 now and then, which means 0 bits. Pillow made that black, in the published
+    runs too, until its version 13 refused it.
+    """
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep, **options)
 
 
 @contextmanager
