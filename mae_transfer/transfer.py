@@ -192,9 +192,12 @@ def run_task(
     progress: bool,
     make_encoder: Callable[[RunConfig, Task], ViTEncoder] | None = None,
 ) -> dict[str, Any]:
-    """One run in the folder `path`; its record. `make_encoder` takes the place of `build_encoder`."""
+    """One run in the folder `path`; its record.
+
+    make_encoder: instead of `build_encoder`, for a pre-training, which makes an encoder of its own.
+    """
     config: RunConfig = task.config
-    make_encoder = make_encoder or build_encoder
+    trained_here, make_encoder = make_encoder is not None, make_encoder or build_encoder
     surroundings = describe_surroundings(fabric)
     schedule = check_run(fabric, task, eval_only=eval_only)
     seed_for_model(config.seed)
@@ -211,12 +214,18 @@ def run_task(
         if eval_only and schedule is not None:
             result = _trained(fabric, model, folder, schedule.total)
         else:
+            norm_batch = min(config.train.micro_batch * fabric.world_size, config.train.global_batch)
+            fingerprint = task.data_summary["fingerprint"]
+            if trained_here:
+                encoder.load_report.trained_as = protocol_id(
+                    make_protocol(config.model_dump(mode="json"), data_fingerprint=fingerprint, norm_batch=norm_batch)
+                )
             origin = {
                 "run_id": new_run_id(),
                 "backbone": describe_backbone(config, encoder),
                 "encoder": facts_of(encoder),
-                "norm_batch": min(config.train.micro_batch * fabric.world_size, config.train.global_batch),
-                "data_fingerprint": task.data_summary["fingerprint"],
+                "norm_batch": norm_batch,
+                "data_fingerprint": fingerprint,
             }
             workers = task.config.data.workers
             if schedule is None:
@@ -264,6 +273,7 @@ def describe_backbone(config: RunConfig, encoder: ViTEncoder) -> dict[str, Any]:
         "weights": config.backbone.weights,
         "checkpoint": config.backbone.checkpoint,
         "fingerprint": encoder.load_report.fingerprint,
+        "trained_as": encoder.load_report.trained_as,
         "load_report": encoder.load_report.lines(),
     }
 

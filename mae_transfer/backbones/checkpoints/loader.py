@@ -83,9 +83,9 @@ def load(
     state, ignored = unwrap(raw, source, key)
     reader, converted = read_layout(state, source, config)
     tensors = converted.tensors
-    trained_by = None
+    of_run: dict[str, str | None] = {}
     if reader is own and spec.init == "own":
-        facts, trained_by = own.facts_of_run(raw)
+        facts, of_run = own.facts_of_run(raw)
         converted.facts = facts | converted.facts
         own.spread_table(converted)
     settled = settle(spec, converted, source)
@@ -95,9 +95,9 @@ def load(
         _take_table_sizes(vit, tensors)
     _audit(settled, state, converted, vit.state_dict(), source)
     vit.load_state_dict(_float32(tensors, copy), strict=True, assign=True)
-    report = LoadReport(spec.name, source, reader.NAME, fingerprint(tensors), sorted(tensors))
+    report = LoadReport(spec.name, source, reader.NAME, fingerprint(tensors), sorted(tensors), **of_run)  # type: ignore[arg-type]
     report.ignored = ignored | converted.ignored
-    report.spec, report.shared_tables, report.trained_by = settled, converted.shared_tables, trained_by
+    report.spec, report.shared_tables = settled, converted.shared_tables
     report.final_norm = _float32(converted.final_norm, copy)
     report.settled = _differences(spec, settled)
     report.warnings = converted.warnings + [

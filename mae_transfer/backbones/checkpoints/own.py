@@ -73,20 +73,20 @@ def convert(state: State) -> Converted:
 
 
 def facts_of(encoder: "ViTEncoder") -> dict[str, Any]:
-    """What a checkpoint of a run holds of its encoder, in plain values; `trained_by` titles a pre-training."""
+    """What a checkpoint of a run holds of its encoder, in plain values; see LoadReport for those of a pre-training."""
     values = dataclasses.asdict(encoder.spec)
     if encoder.rel_pos == "shared" and not encoder.window_size:
         values["rel_pos_tables"] = True  # see `spread_table`; so that a file without its table is found out
-    return {name: values[name] for name in _FACTS} | {"trained_by": encoder.load_report.trained_by}
+    report = encoder.load_report
+    told = {"trained_by": report.trained_by, "trained_as": report.trained_as}
+    return {name: values[name] for name in _FACTS} | told
 
 
-def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Fields of the Spec and the title that the content of a run's checkpoint tells; none for other files."""
+def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """What the content of a run's checkpoint tells: fields of the Spec, and of the LoadReport; none for other files."""
     told: dict[str, Any] = (raw.get("origin") or {}).get("encoder", {})
-    facts = {name: told[name] for name in _FACTS if name in told}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}, told.get(
-        "trained_by"
-    )
+    facts = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items() if name in _FACTS}
+    return facts, {name: told.get(name) for name in ("trained_by", "trained_as")}
 
 
 def spread_table(converted: Converted) -> None:
