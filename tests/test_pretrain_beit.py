@@ -424,3 +424,24 @@ def test_encoder_of_a_run_transfers_with_nothing_else_to_say(overrides, tmp_path
         torch.save(missing, tmp_path / "step_00000002.pt")
         with pytest.raises(UserError, match=r"step_00000002\.pt.*missing encoder\.vit\.blocks\.0\.attn\.rel_pos_table"):
             load_backbone("vit_nano_p8", checkpoint=tmp_path / "step_00000002.pt")
+
+
+def test_a_run_exports_to_timms_beit(tmp_path) -> None:
+    from timm.models.beit import Beit
+
+    from mae_transfer.backbones.checkpoints.export import export
+    from mae_transfer.backbones.checkpoints.own import facts_of
+
+    model = model_of().eval()
+    content = {"step": 1, "model": model.state_dict(), "optimizer": {}, "ema": None}
+    torch.save(content | {"origin": {"encoder": facts_of(model.encoder)}}, tmp_path / "run.pt")
+    export(tmp_path / "run.pt", "vit_nano_p8", "timm", tmp_path / "timm.pth")
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 8, "num_heads": 4, "num_classes": 0}
+    theirs = Beit(**shape, init_values=0.1, use_abs_pos_emb=False, use_rel_pos_bias=True, global_pool="").eval()
+    theirs.load_state_dict(torch.load(tmp_path / "timm.pth", weights_only=True), strict=True)
+    images = normalised(batch_of()["images"])
+    with torch.no_grad():
+        (ours,) = model.encoder.tokens(images, (7,))
+        torch.testing.assert_close(theirs.forward_features(images), model.encoder.norm(ours), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="--export official: has no place for"):
+        export(tmp_path / "run.pt", "vit_nano_p8", "official", tmp_path / "official.pth")
