@@ -151,6 +151,21 @@ def test_a_corrupt_shard_ends_the_run_before_it_begins(images, tmp_path, monkeyp
     assert not (tmp_path / "run").exists()
 
 
+def test_labels_have_to_be_in_both_splits(images, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "shards").mkdir()
+    shards_of(images, tmp_path / "shards", "train", 1)
+    plain = f"data.val_root={images / 'val' / 'birch'}"  # a folder of images without classes
+    with pytest.raises(UserError, match="--method supervised needs labels"):
+        pretrain(tmp_path / "run", "supervised", plain, data=tmp_path / "shards" / "train-0000.tar", tokenizer=None)
+    with tarfile.open(tmp_path / "shards" / "val-0000.tar", "w") as tar:
+        tar.add(next((images / "val").rglob("*.JPEG")), "x.jpeg")
+        (tmp_path / "label").write_text("9")
+        tar.add(tmp_path / "label", "x.cls")
+    with pytest.raises(UserError, match=r"shards: a val image has the label 9, which no training image has"):
+        pretrain(tmp_path / "run", "supervised", data=tmp_path / "shards", tokenizer=None)
+
+
 def test_two_processes_do_what_one_does(images, tmp_path, monkeypatch) -> None:
     """Rank 0 fits the tokenizer, the other gets it; masks of different sizes and accumulation change nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -20,6 +20,9 @@ examples:
   the baselines:
     python tools/run_pretrain.py --method beit --tokenizer kmeans --backbone vit_b --data /data/imagenet
     python tools/run_pretrain.py --method supervised --backbone vit_b --data /data/imagenet
+  a tokenizer of your own, then BEiT with it (OpenAI's is given as --tokenizer encoder.pkl):
+    python tools/run_pretrain.py --method dvae --backbone vit_b --data /data/imagenet --output my_tokenizer
+    python tools/run_pretrain.py --method beit --tokenizer my_tokenizer --backbone vit_b --data /data/imagenet
   go on after a stop; then transfer:
     python tools/run_pretrain.py <the same options> --resume
     python tools/run_transfer.py --task coco --backbone vit_l --checkpoint RUN_FOLDER
@@ -33,12 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--method", required=True, help="mae, beit or supervised")
+    parser.add_argument("--method", required=True, help="mae, beit, supervised, or dvae (a tokenizer for beit)")
     parser.add_argument(
         "--backbone", required=True, help="vit_ti, vit_s, vit_b, vit_l, vit_h; another patch as in vit_b_p8"
     )
     parser.add_argument("--data", help="folder of images or of .tar shards, a pattern of shards, or 'synthetic'")
-    parser.add_argument("--tokenizer", help="for targets of tokens: kmeans, dvae, or the file of a tokenizer")
+    parser.add_argument("--tokenizer", help="for targets of tokens: kmeans, or a tokenizer's file or run folder")
     parser.add_argument("--preset", default="full", help="full (the published recipe), mini or smoke; default: full")
     parser.add_argument("--subset", type=int, help="use only this many images of each split, always the same ones")
     parser.add_argument("--seed", type=int, help="default: 0")

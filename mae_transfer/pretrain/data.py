@@ -121,6 +121,14 @@ def find_images(data: DataConfig) -> ImageSet:
         train, val, num_classes = _label(train, val)
     else:
         num_classes = None if train.labels is None else int(train.labels.max()) + 1
+    if num_classes is not None and val is not None:
+        if val.labels is None:
+            num_classes = None
+        elif val.labels.max() >= num_classes:
+            raise UserError(
+                f"{data.val_root or data.root}: a val image has the label {val.labels.max()}, which no training image "
+                f"has; both need 0 to {num_classes - 1}"
+            )
     warnings = [] if val is not None else ["no val images: nothing is evaluated; data.val_root=FOLDER names some"]
     return ImageSet(train, val, num_classes, warnings)
 

@@ -33,9 +33,9 @@ def run_pretrain(
     """Pre-train one encoder; the same as `tools/run_pretrain.py` with the options of these names.
 
     Args:
-        method: mae, beit or supervised.
+        method: mae, beit, supervised, or dvae (which trains a tokenizer).
         backbone: vit_ti, vit_s, vit_b, vit_l or vit_h, with `_p8` and the like for another patch.
-        tokenizer: kmeans, dvae, or a tokenizer's file, for a method that predicts tokens.
+        tokenizer: kmeans, or a tokenizer's file or run folder, for a method that predicts tokens.
         overrides: `key=value` strings for any field of the configuration.
 
     Returns:

@@ -68,8 +68,13 @@ def fit_kmeans(
             f"k-means: {vocab_size} tokens cannot be made of {len(points)} patches ({len(sample)} images); lower "
             "tokenizer.vocab_size or raise tokenizer.fit_images"
         )
-    # random_state is an integer: with the same patches the centres are the same
     clusters = MiniBatchKMeans(
-        vocab_size, random_state=seed, batch_size=max(4 * vocab_size, 1024), n_init=1, compute_labels=False
+        vocab_size,
+        random_state=seed,
+        batch_size=max(vocab_size, 1024),
+        init_size=min(max(3 * vocab_size, 1024), len(points)),
+        max_iter=20,
+        n_init=1,
+        compute_labels=False,
     ).fit(points)
     return KMeansTokenizer(torch.from_numpy(clusters.cluster_centers_), patch_size=patch_size)

@@ -41,8 +41,8 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.label_smoothing = config.label_smoothing
         self.erase, self.mix = make_erasing(config), make_mixup(config, num_classes)
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | Tensor:
         images = normalise(batch["images"], self.mean, self.std)
