@@ -4,9 +4,9 @@
     python benchmarks/pretrain_baselines.py --data /data/tiny_imagenet --output results/runs/baselines
 
 The data set has train/<class>/ and val/<class>/. Compute is counted in operations of matrix products: MAE gets
-`--steps` steps and each of the others as many as cost the same. Every encoder (and one of random weights) is then probed
-by nearest neighbours and by a linear classifier on the mean of its patch tokens, on the same data set, with the seed of
-its pre-training. What is there already is not run again, so the command can be repeated after a stop.
+`--steps` steps and each of the others as many as cost the same. Every encoder (and one of random weights) is then
+probed by nearest neighbours and by a linear classifier on the mean of its patch tokens, on the same data set, with the
+seed of its pre-training. What is there already is not run again, so the command can be repeated after a stop.
 """
 
 import argparse
