@@ -7,7 +7,7 @@ anything else.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mae_transfer.backbones import registry
 from mae_transfer.errors import (
@@ -62,8 +62,8 @@ examples:
 
 def backbone_names() -> str:
     """The registered names, a line for each initialisation."""
-    found = registry.names()
-    lines = [" ".join(name for name in found if name.startswith(f"{init}_")) for init in registry.INITS]
+    specs = [registry.find(name) for name in registry.names()]
+    lines = [" ".join(spec.name for spec in specs if spec.init == init) for init in registry.INITS]
     return "".join(f"  {line}\n" for line in lines) + "  timm:<model[.tag]>, any plain ViT of timm"
 
 
@@ -137,8 +137,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_intermixed_args(argv)
+    return exit_code(lambda: run(args))
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """What `run` returns, or the exit code of the error that it ends with, which is printed in one line."""
     try:
-        return run(args)
+        return run()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         print(f"error: {error}" if rank == "0" else f"[rank {rank}] error: {error}", file=sys.stderr)

@@ -30,6 +30,7 @@ OPERATIONAL = frozenset(
         "data.class_names",
         "data.train_list",
         "data.val_list",
+        "data.val_root",
         "data.imagenet_a",
         "data.imagenet_r",
         "data.imagenet_sketch",
@@ -87,7 +88,9 @@ class OptimConfig(Section):
     """`sgd` and `lars` only."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Layer-wise lr decay of the encoder; 1.0 is none. Everything outside the encoder has the full lr."""
-    no_weight_decay: tuple[Literal["norm", "bias", "pos_embed", "rel_pos", "token", "layer_scale"], ...] = ()
+    no_weight_decay: tuple[
+        Literal["norm", "bias", "pos_embed", "rel_pos", "token", "class_token", "layer_scale"], ...
+    ] = ()
     """Kinds of parameters without weight decay."""
     clip_grad: float | None = Field(None, gt=0)
     """Largest gradient norm; None is no clipping."""

@@ -25,13 +25,15 @@ class TaskEntry:
     """Where a task's configuration comes from."""
 
     schema: str
-    """module:class of its configuration."""
+    """module:class of its configuration, or module:mapping from protocols to classes."""
     folder: str
     """Folder of its recipes in `configs/`."""
     recipe: str = ""
     """The default recipe of a task without protocols."""
     protocols: tuple[tuple[str, str], ...] = ()
     """(protocol, its default recipe); the first is the default protocol."""
+    option: str = "protocol"
+    """What a protocol is called on the command line and in the configuration."""
 
 
 CLASSIFICATION = TaskEntry(
@@ -60,6 +62,14 @@ TASKS = {
     "folder": CLASSIFICATION,
 }
 
+PRETRAIN = TaskEntry(
+    "mae_transfer.pretrain.config:METHODS",
+    "pretrain",
+    protocols=(("mae", "mae"), ("beit", "beit"), ("supervised", "supervised"), ("dvae", "dvae")),
+    option="method",
+)
+"""Not to transfer to. Its methods are what protocols are to a task, each with a configuration class of its own."""
+
 INSTEAD_OF = (
     ("schedule.steps", "schedule.epochs"),
     ("schedule.epochs", "schedule.steps"),
@@ -68,18 +78,28 @@ INSTEAD_OF = (
 )
 """Naming the first of a pair replaces the recipe's value of the second."""
 
-FLAGS_ONLY = {"task": "--task", "protocol": "--protocol", "preset": "--preset", "backbone.name": "--backbone"}
+FLAGS_ONLY = {
+    "task": "--task",
+    "protocol": "--protocol",
+    "method": "--method",
+    "preset": "--preset",
+    "backbone.name": "--backbone",
+}
 """Keys that choose the recipe's layers, and so cannot be set after them."""
 
 
-def config_class(task: str) -> type[RunConfig]:
+def config_class(task: str, protocol: str | None = None) -> type[RunConfig]:
     """The configuration class of a task; UserError for an unknown task, with the nearest name."""
-    module, name = task_entry(task).schema.split(":")
-    return getattr(importlib.import_module(module), name)
+    entry = task_entry(task)
+    module, name = entry.schema.split(":")
+    found = getattr(importlib.import_module(module), name)
+    return found[protocol or entry.protocols[0][0]] if isinstance(found, dict) else found
 
 
 def task_entry(task: str) -> TaskEntry:
     """The entry of a task; UserError for an unknown one, with the nearest name."""
+    if task == "pretrain":
+        return PRETRAIN
     if task not in TASKS:
         raise UserError(f"unknown task '{task}'{nearest(task, TASKS)}; tasks: {', '.join(TASKS)}")
     return TASKS[task]
@@ -94,7 +114,8 @@ def default_recipe(task: str, protocol: str | None) -> str:
         raise UserError(f"--protocol {protocol}: the task {task} has no protocols; these have some: {with_some}")
     if protocol is not None and protocol not in recipes:
         raise UserError(
-            f"unknown protocol '{protocol}'{nearest(protocol, recipes)}; protocols of {task}: {', '.join(recipes)}"
+            f"unknown {entry.option} '{protocol}'{nearest(protocol, recipes)}; {entry.option}s of {task}: "
+            f"{', '.join(recipes)}"
         )
     return recipes[protocol or next(iter(recipes))] if recipes else entry.recipe
 
@@ -115,16 +136,16 @@ def load_config(
         options: dotted keys to values, from the command line's own flags; those that are None are left to the recipe.
         overrides: `key=value` strings with dotted keys and YAML values; they win over everything else.
     """
-    schema = config_class(task)
     overrides = list(overrides)
     assigned = [parse_override(text) for text in overrides]
     recipe_name = default_recipe(task, protocol)
+    entry, schema = task_entry(task), config_class(task, protocol)
     recipe_name = next((str(value) for key, value in reversed(assigned) if key == "recipe"), recipe_name)
-    recipe = read_recipe(task_entry(task).folder, recipe_name)
-    if protocol not in (None, recipe["base"].get("protocol")):
+    recipe = read_recipe(entry.folder, recipe_name)
+    if protocol not in (None, recipe["base"].get(entry.option)):
         raise UserError(
-            f"recipe {recipe_name} is for the protocol {recipe['base'].get('protocol')}, not {protocol}; drop one of "
-            "recipe= and --protocol"
+            f"recipe {recipe_name} is for the {entry.option} {recipe['base'].get(entry.option)}, not {protocol}; drop "
+            f"one of recipe= and --{entry.option}"
         )
     if preset not in recipe["presets"]:
         raise UserError(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from mae_transfer.backbones.checkpoints.own import facts_of
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.backbones.vit import ViTEncoder
@@ -130,6 +131,8 @@ def resolve_config(
     overrides: Sequence[str] = (),
 ) -> RunConfig:
     """The configuration that `run_transfer` resolves from the same options."""
+    if task == "pretrain":
+        raise UserError("pre-training is no task to transfer to; run tools/run_pretrain.py --method mae")
     if data is None and preset == "smoke" and not any(text.startswith(DATA_PATHS) for text in overrides):
         data = "synthetic"
     options = {
@@ -158,10 +161,11 @@ def default_output(config: RunConfig) -> Path:
 
 
 def run_label(config: RunConfig) -> str:
-    """What tells the runs of a series apart: protocol, blocks, shots and draw; empty for a task without protocols."""
+    """What tells the runs of a series apart: protocol, blocks, shots and draw, or the method of a pre-training; empty
+    for a task that has none."""
     values = flatten(config.model_dump(mode="json"))
     if "protocol" not in values:
-        return ""
+        return str(values.get("method", ""))
     blocks, shots = values["model.blocks"], values["data.shots"]
     return (
         values["protocol"]
@@ -182,15 +186,26 @@ def check_run(fabric: Fabric, task: Task, *, eval_only: bool) -> Schedule | None
 
 
 def run_task(
-    fabric: Fabric, task: Task, path: Path, *, resume: bool, eval_only: bool, progress: bool
+    fabric: Fabric,
+    task: Task,
+    path: Path,
+    *,
+    resume: bool,
+    eval_only: bool,
+    progress: bool,
+    make_encoder: Callable[[RunConfig, Task], ViTEncoder] | None = None,
 ) -> dict[str, Any]:
-    """One run in the folder `path`; its record."""
+    """One run in the folder `path`; its record.
+
+    make_encoder: instead of `build_encoder`, for a pre-training, which makes an encoder of its own.
+    """
     config: RunConfig = task.config
+    trained_here, make_encoder = make_encoder is not None, make_encoder or build_encoder
     surroundings = describe_surroundings(fabric)
     schedule = check_run(fabric, task, eval_only=eval_only)
     seed_for_model(config.seed)
     # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
-    encoder = first_on_each_node(fabric, lambda: build_encoder(config, task))
+    encoder = first_on_each_node(fabric, lambda: make_encoder(config, task))
     model = task.build_model(encoder)
     with open_run_folder(fabric, path, config.model_dump(mode="json"), resume=resume or eval_only) as folder:
         if fabric.is_global_zero:
@@ -202,11 +217,18 @@ def run_task(
         if eval_only and schedule is not None:
             result = _trained(fabric, model, folder, schedule.total)
         else:
+            norm_batch = min(config.train.micro_batch * fabric.world_size, config.train.global_batch)
+            fingerprint = task.data_summary["fingerprint"]
+            if trained_here:
+                encoder.load_report.trained_as = protocol_id(
+                    make_protocol(config.model_dump(mode="json"), data_fingerprint=fingerprint, norm_batch=norm_batch)
+                )
             origin = {
                 "run_id": new_run_id(),
                 "backbone": describe_backbone(config, encoder),
-                "norm_batch": min(config.train.micro_batch * fabric.world_size, config.train.global_batch),
-                "data_fingerprint": task.data_summary["fingerprint"],
+                "encoder": facts_of(encoder),
+                "norm_batch": norm_batch,
+                "data_fingerprint": fingerprint,
             }
             workers = task.config.data.workers
             if schedule is None:
@@ -224,7 +246,7 @@ def run_task(
 def build_encoder(config: RunConfig, task: Task) -> ViTEncoder:
     """The encoder of a configuration, as the task wants it, with its weights loaded."""
     backbone = config.backbone
-    return load_backbone(
+    encoder = load_backbone(
         backbone.name,
         checkpoint=backbone.checkpoint,
         checkpoint_key=backbone.checkpoint_key,
@@ -236,6 +258,12 @@ def build_encoder(config: RunConfig, task: Task) -> ViTEncoder:
         grad_checkpointing=backbone.grad_checkpointing,
         **task.encoder_options(resolve(backbone.name).patch_size),
     )
+    if encoder.spec.in_chans != 3:
+        raise UserError(
+            f"checkpoint {backbone.checkpoint}: its images have {encoder.spec.in_chans} channels; the tasks have RGB "
+            "images only"
+        )
+    return encoder
 
 
 def describe_backbone(config: RunConfig, encoder: ViTEncoder) -> dict[str, Any]:
@@ -243,11 +271,12 @@ def describe_backbone(config: RunConfig, encoder: ViTEncoder) -> dict[str, Any]:
     spec = encoder.spec
     return {
         "name": config.backbone.name,
-        "init": "random" if config.backbone.weights == "random" else spec.init,
+        "init": "random" if config.backbone.weights == "random" else encoder.load_report.trained_by or spec.init,
         "size": spec.size or f"{spec.embed_dim}x{spec.depth}",
         "weights": config.backbone.weights,
         "checkpoint": config.backbone.checkpoint,
         "fingerprint": encoder.load_report.fingerprint,
+        "trained_as": encoder.load_report.trained_as,
         "load_report": encoder.load_report.lines(),
     }
 

@@ -146,7 +146,7 @@ def test_erasing_and_mixing_are_timms_objects_in_timms_order(seed: int) -> None:
 
 def test_mixed_images_and_targets_have_their_closed_form() -> None:
     """Image and target are lam of the one and 1 - lam of its mirror in the batch; smoothing 0.1 over the classes."""
-    mix = finetune.make_mixup(config("model.cutmix=0"), CLASSES)
+    mix = finetune.make_mixup(config("model.cutmix=0").model, CLASSES)
     assert mix is not None
     images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 3, 3, 6])
     before = images.clone()
@@ -159,8 +159,8 @@ def test_mixed_images_and_targets_have_their_closed_form() -> None:
     one_hot = torch.full((4, CLASSES), 0.1 / CLASSES)
     one_hot[range(4), labels] += 0.9
     torch.testing.assert_close(targets, one_hot * share + one_hot.flip(0) * (1 - share))
-    assert finetune.make_mixup(config("model.mixup=0", "model.cutmix=0"), CLASSES) is None
-    assert finetune.make_erasing(config("model.erasing=0")) is None
+    assert finetune.make_mixup(config("model.mixup=0", "model.cutmix=0").model, CLASSES) is None
+    assert finetune.make_erasing(config("model.erasing=0").model) is None
 
 
 def test_layer_decay_and_weight_decay_are_those_of_mae_and_of_timm() -> None:

@@ -32,11 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--export",
         nargs=2,
         metavar=("FORMAT", "OUT"),
-        help="also write the encoder: official (.pth), timm (.safetensors or .pth) or hf (a folder)",
+        help="also write the encoder: official (.pth), official_full (with MAE's decoder), timm (.safetensors or .pth) "
+        "or hf (a folder)",
     )
     args = parser.parse_args(argv)
-    if args.export and args.export[0] not in ("official", "timm", "hf"):
-        parser.error(f"--export {args.export[0]}: choose from official, timm, hf")
+    if args.export and args.export[0] not in ("official", "official_full", "timm", "hf"):
+        parser.error(f"--export {args.export[0]}: choose from official, official_full, timm, hf")
 
     from mae_transfer.backbones.checkpoints.export import export
     from mae_transfer.backbones.checkpoints.inspect import inspect

@@ -13,17 +13,21 @@ How the published weights differ from those behind MAE Table 4 (Li et al. 2021, 
 - beit: trained on ImageNet-22K and then fine-tuned there with labels; Li et al. pre-trained their own for 800 epochs on
   ImageNet-1K without labels (not released). Files of BEiT's own pre-training load as a checkpoint.
 - mocov3: published by its authors only for s and b, and not in timm: pass the file. Its s has 12 heads, not 6.
+
+`vit_<size>` (init `own`) is the plain architecture, for this project's pre-training and its checkpoints; `vit_b_p8` is
+one with patches of 8 pixels instead of the size's own.
 """
 
 import difflib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from mae_transfer.errors import UserError
 
-Triple = tuple[float, float, float]
+Statistics = tuple[float, ...]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF: Triple = (0.5, 0.5, 0.5)
+HALF: Statistics = (0.5, 0.5, 0.5)
 
 TIMM_PREFIX = "timm:"
 
@@ -46,10 +50,11 @@ class Spec:
     depth: int
     num_heads: int
     patch_size: int
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    mean: Statistics = IMAGENET_MEAN
+    std: Statistics = IMAGENET_STD
     hub: str | None = None
-    img_size: int = 224
+    img_size: int | tuple[int, int] = 224
+    in_chans: int = 3
     mlp_ratio: float = 4.0
     layer_scale: float | None = None
     position_prefix: int = 1
@@ -73,7 +78,7 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 }
 """Embed dim, depth, heads, patch. `nano` is for tests and smoke runs only."""
 
-INITS = ("mae", "sup", "beit", "mocov3", "dino", "random")
+INITS = ("mae", "sup", "beit", "mocov3", "dino", "own", "random")
 
 
 def size_of(embed_dim: int, depth: int) -> str | None:
@@ -85,6 +90,12 @@ def _spec(init: str, size: str, hub: str | None = None, **fields: object) -> Spe
     embed_dim, depth, num_heads, patch_size = SIZES[size]
     values: dict = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "patch_size": patch_size, **fields}
     return Spec(name=f"{init}_vit_{size}", init=init, size=size, hub=hub, **values)
+
+
+def _own(size: str, patch: int | None = None) -> Spec:
+    fields: dict = {} if patch is None else {"patch_size": patch}
+    name = f"vit_{size}" if patch is None else f"vit_{size}_p{patch}"
+    return replace(_spec("own", size, **fields), name=name)
 
 
 _BEIT = {"mean": HALF, "std": HALF, "abs_pos": False, "rel_pos_tables": True}
@@ -110,9 +121,11 @@ _SPECS = {
         _spec("mocov3", "b"),
         _spec("dino", "s", "vit_small_patch16_224.dino"),
         _spec("dino", "b", "vit_base_patch16_224.dino"),
+        *(_own(size) for size in SIZES),
         *(_spec("random", size) for size in SIZES),
     )
 }
+_OWN_WITH_PATCH = re.compile(rf"vit_({'|'.join(SIZES)})_p([1-9][0-9]*)")
 
 
 def names() -> list[str]:
@@ -122,6 +135,8 @@ def names() -> list[str]:
 
 def find(name: str) -> Spec:
     """The spec of a registered name; raises UserError with the nearest names if there is none."""
+    if own := _OWN_WITH_PATCH.fullmatch(name):
+        return _own(own[1], int(own[2]))
     if name not in _SPECS:
         near = difflib.get_close_matches(name, _SPECS, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(_SPECS)}."

@@ -105,7 +105,14 @@ def _describe_beit(name: str, model: Any) -> Spec:
     )
 
 
-def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "cpu") -> VisionTransformer:
+def build(
+    spec: Spec,
+    *,
+    img_size: int | tuple[int, int],
+    drop_path: float = 0.0,
+    device: str = "cpu",
+    mlp_layer: type[nn.Module] = Mlp,
+) -> VisionTransformer:
     """timm's VisionTransformer of a spec in float32, without final norm and head.
 
     `img_size` is the pixel size its position embedding and tables are for. Values are timm's initialisation; on the
@@ -117,6 +124,8 @@ def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "c
         "dynamic_img_size": True,
         "drop_path_rate": drop_path,
     }
+    if spec.in_chans != 3:
+        shared["in_chans"] = spec.in_chans
     vit: Any
     if device == "meta":
         shared["weight_init"] = "skip"
@@ -141,6 +150,7 @@ def build(spec: Spec, *, img_size: int, drop_path: float = 0.0, device: str = "c
                 no_embed_class=spec.class_token and spec.position_prefix == 0,
                 pos_embed="learn" if spec.abs_pos else "none",
                 final_norm=False,
+                mlp_layer=mlp_layer,
                 **shared,
             )
         if spec.rel_pos_tables:

@@ -163,8 +163,9 @@ class ViTEncoder(nn.Module):
                 table.requires_grad_(False)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile in place what `forward` and `tokens` share; nn.Module's own would reach `forward` alone."""
+        """Compile in place what the forwards are made of; nn.Module's own would reach `forward` alone."""
         self.tokens = torch.compile(self.tokens, *args, **kwargs)  # type: ignore[method-assign]
+        self.visible_tokens = torch.compile(self.visible_tokens, *args, **kwargs)  # type: ignore[method-assign]
 
     def train(self, mode: bool = True) -> "ViTEncoder":
         super().train(mode)
@@ -177,12 +178,25 @@ class ViTEncoder(nn.Module):
         tokens = self.tokens(images, self.taps)
         return [x[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2) for x in tokens]
 
-    def tokens(self, images: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
-        """The tokens (B, prefix + h * w, C), prefix tokens first, after each of `blocks` (0-based, ascending)."""
+    def tokens(
+        self,
+        images: Tensor,
+        blocks: tuple[int, ...],
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The tokens (B, prefix + h * w, C), prefix tokens first, after each of `blocks` (0-based, ascending).
+
+        Patches where `mask` bool (B, h * w) is true go in as the `mask_token` (C,), before positions are added: the
+        pre-training of BEiT, and of MAE with mask tokens in the encoder.
+        """
         grid = self.grid_of(images.shape[2], images.shape[3])
         learning = torch.is_grad_enabled()
         with torch.set_grad_enabled(learning and not self._resting):
-            x = self._embed(self.vit.patch_embed(images), grid)
+            patches = self.vit.patch_embed(images)
+            if mask is not None and mask_token is not None:
+                patches = torch.where(mask.view(len(mask), *grid, 1), mask_token.to(patches.dtype), patches)
+            x = self._embed(patches, grid)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         shared = self._shared_biases(grid, dtype)
         taken = []
@@ -196,6 +210,31 @@ class ViTEncoder(nn.Module):
             if i in blocks:
                 taken.append(x)
         return taken
+
+    def visible_tokens(self, patches: Tensor, keep: Tensor) -> Tensor:
+        """The masked forward of MAE: the tokens (B, prefix + n, C) after the last block, of n patches of each image.
+
+        patches: (B, n, p * p * channels), a patch's pixels row by row with the channels last, normalised.
+        keep: int64 (B, n), the places of these patches in the grid, row by row.
+        Each token is at its own place's position, at the encoder's native grid; no other patch is ever embedded. Same
+        numbers as embedding all patches and then choosing, as MAE's `forward_encoder` does.
+        """
+        assert self.rel_pos == "none", "relative positions need the whole grid"
+        vit = self.vit
+        weight = vit.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        x = vit.patch_embed.norm(F.linear(patches, weight, vit.patch_embed.proj.bias))
+        rows = 0 if vit.no_embed_class else self.prefix
+        x = x + vit.pos_embed[0, rows:][keep]
+        tokens = torch.cat([token for token in (vit.cls_token, vit.reg_token) if token is not None], dim=1)
+        tokens = (tokens + vit.pos_embed[:, :rows]) if rows else tokens
+        x = vit.norm_pre(vit.pos_drop(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1)))
+        for block in vit.blocks:
+            args = (x, block, False, self.native_grid, x.dtype, (None, None))
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self._run_block, *args, use_reentrant=False)
+            else:
+                x = self._run_block(*args)
+        return x
 
     def _embed(self, patches: Tensor, grid: Grid) -> Tensor:
         """Add positions and put prefix tokens first: (B, h, w, C) -> (B, prefix + h * w, C), as timm's `_pos_embed`."""

@@ -18,6 +18,7 @@ Which parameters keep no weight decay is said by kind (`optim.no_weight_decay`);
     pos_embed    absolute position embeddings
     rel_pos      tables of relative position
     token        class, register, distillation and mask tokens
+    class_token  the class token alone
     layer_scale  LayerScale's gamma (BEiT: gamma_1, gamma_2)
 """
 
@@ -108,6 +109,7 @@ def _kinds(name: str) -> set[str]:
         "bias": leaf.endswith("bias") and not is_table,
         "pos_embed": "pos_embed" in leaf,
         "token": leaf.endswith(("token", "tokens")),
+        "class_token": leaf == "cls_token",
         "layer_scale": leaf == "gamma" or leaf.startswith("gamma_"),
     }
     return {kind for kind, holds in tests.items() if holds}

@@ -92,7 +92,8 @@ def to_frame(records: Iterable[dict[str, Any]], metrics: Mapping[str, Mapping[st
                     "data_fingerprint": record["data"]["fingerprint"],
                     "init": record["backbone"]["init"],
                     "backbone": record["backbone"]["name"],
-                    "weights": record["backbone"]["fingerprint"] or "random",
+                    # of pre-trainings by one protocol each seed has weights of its own, which may share a cell
+                    "weights": record["backbone"].get("trained_as") or record["backbone"]["fingerprint"] or "random",
                     "size": record["backbone"]["size"],
                     "seed": record["seed"],
                     "draw": record["data"].get("draw", 0),

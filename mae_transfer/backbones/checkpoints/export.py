@@ -5,6 +5,7 @@ leaves out, is kept where the file has it.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import safetensors.torch
 import torch
 
 from mae_transfer.atomic import atomic_write
-from mae_transfer.backbones.checkpoints import files, hf_config, hf_vit, loader
+from mae_transfer.backbones.checkpoints import files, hf_config, hf_vit, loader, own
 from mae_transfer.backbones.checkpoints.layout import State
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import TABLE, resolve
 from mae_transfer.errors import UserError
 
-FORMATS = ("official", "timm", "hf")
+FORMATS = ("official", "official_full", "timm", "hf")
+_DECODER = ("mask_token", "decoder_")
 
 _REGISTERS = {"reg_token": "dist_token"}
 
@@ -26,8 +28,9 @@ _REGISTERS = {"reg_token": "dist_token"}
 def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: str | None = None) -> list[str]:
     """Write the weights of `path`, which must fit `backbone`, to `out`; gives lines that say what was written.
 
-    `form`: official (a `.pth` with `{"model": ...}`), timm (`.safetensors`, else torch's format) or hf (a folder with
-    model.safetensors, config.json and preprocessor_config.json). Raises UserError if the weights do not load, have
+    `form`: official (a `.pth` with `{"model": ...}`), official_full (the same with the decoder, of this project's MAE),
+    timm (`.safetensors`, else torch's format) or hf (a folder with model.safetensors, config.json and
+    preprocessor_config.json). Raises UserError if the weights do not load, have
     parts that the form has no place for, or `out` cannot be written.
     """
     out, file = Path(out), files.find(path)
@@ -37,15 +40,20 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
     _, converted = loader.read_layout(state, str(file), config)
     spec = report.spec
     assert spec is not None
+    if spec.init == "own":
+        own.spread_table(converted)
     order = [name for name in vit.state_dict() if name in converted.tensors]
     tensors = {name: converted.tensors[name] for name in order} | converted.final_norm
     _check(spec, tensors, form, converted.shared_tables)
-    if form == "official":
+    if form == "official_full":
+        tensors |= _decoder(state, str(file))
+    if form.startswith("official"):
         with atomic_write(out) as target:
             torch.save({"model": _owned(tensors)}, target)
     elif form == "timm":
         names = _REGISTERS if spec.position_prefix == 2 else {}
-        _write(out, {names.get(name, name): tensor for name, tensor in tensors.items()})
+        tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
+        _write(out, _beit(tensors) if spec.rel_pos_tables else tensors)
     else:
         _write_hugging_face(out, tensors, spec)
     lines = [f"written: {out} ({form}, {len(tensors)} tensors)"]
@@ -58,7 +66,8 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
 
 def _check(spec: Spec, tensors: State, form: str, shared: State) -> None:
     kinds = ("cls_token", "pos_embed", "patch_embed.proj.", "blocks.", "norm.")
-    odd = [name for name in tensors if name.endswith(TABLE)] + list(shared)
+    tables = [name for name in tensors if name.endswith(TABLE)]
+    odd = [*shared, *(tables if form != "timm" or not spec.class_token else [])]
     if form != "timm":
         odd += [name for name in tensors if not name.startswith(kinds) or ".ls" in name or "_norm." in name]
         odd += [name for name in ("cls_token", "pos_embed") if name not in tensors]
@@ -67,6 +76,33 @@ def _check(spec: Spec, tensors: State, form: str, shared: State) -> None:
         raise UserError(
             f"--export {form}: has no place for {odd[0]} as {spec.name} has it; use another format or file."
         )
+
+
+def _beit(tensors: State) -> State:
+    """By the names of timm's Beit, which has no biases of the keys: they have no effect, softmax cannot see them."""
+    state: State = {}
+    for name, tensor in tensors.items():
+        module, _, _ = name.rpartition(".")
+        if name.endswith(".qkv.bias"):
+            attn = module.removesuffix(".qkv")
+            state[f"{attn}.q_bias"], _, state[f"{attn}.v_bias"] = tensor.chunk(3)
+        elif name.endswith(TABLE):
+            state[f"{module}.relative_position_bias_table"] = tensor
+        else:
+            state[re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)] = tensor
+    return state
+
+
+def _decoder(state: State, source: str) -> State:
+    """The decoder of an MAE, whose names and shapes are official in either layout."""
+    decoder = {name: tensor for name, tensor in state.items() if name.startswith(_DECODER)}
+    widths = {decoder[name].shape[-1] for name in ("mask_token", "decoder_pos_embed") if name in decoder}
+    if len(widths) != 1:
+        raise UserError(
+            f"--export official_full: {source} has no decoder that gets the mask tokens; use --export official for the "
+            "encoder alone."
+        )
+    return decoder
 
 
 def _owned(tensors: State) -> State:

@@ -15,13 +15,13 @@ MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}
 """Embed dim -> heads."""
 
 
-def table(side: int, width: int, *, columns_first: bool) -> Tensor:
-    """(1, 1 + side * side, width) float32, zeros for the class token."""
-    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float32) / (width // 4))
-    places = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
+def table(grid: tuple[int, int], width: int, *, columns_first: bool) -> Tensor:
+    """(1, 1 + h * w, width) float32 from float64 arithmetic, zeros for the class token; the width divides by 4."""
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    places = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
     angles = [place.flatten()[:, None] * omega for place in (places[::-1] if columns_first else places)]
-    grid = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
-    return torch.cat([torch.zeros(1, width), grid])[None]
+    waves = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), waves])[None].float()
 
 
 def origin(position: Tensor | None) -> str | None:
@@ -32,7 +32,7 @@ def origin(position: Tensor | None) -> str | None:
     if side < 2 or position.shape != (1, 1 + side * side, width):
         return None
     for name, columns_first in (("mae", True), ("mocov3", False)):
-        if torch.allclose(position.float(), table(side, width, columns_first=columns_first), atol=1e-2):
+        if torch.allclose(position.float(), table((side, side), width, columns_first=columns_first), atol=1e-2):
             return name
     return None
 

@@ -106,8 +106,10 @@ def _of_run(file: Path) -> tuple[dict[str, Any], list[str]]:
     if not path.is_file():
         return {}, []
     try:
-        section = yaml.safe_load(path.read_text(encoding="utf-8"))["backbone"]
-        options = ("window_size", "num_global_blocks", "rel_pos")
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        section = config["backbone"]
+        # a pre-training's are no choice, and the recipe of the transfer has its own
+        options = () if config["task"] == "pretrain" else ("window_size", "num_global_blocks", "rel_pos")
         return section, [f"backbone.{name}={json.dumps(section[name])}" for name in options]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(

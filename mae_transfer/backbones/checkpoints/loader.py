@@ -83,13 +83,19 @@ def load(
     state, ignored = unwrap(raw, source, key)
     reader, converted = read_layout(state, source, config)
     tensors = converted.tensors
+    of_run: dict[str, str | None] = {}
+    if reader is own and spec.init == "own":
+        facts, of_run = own.facts_of_run(raw)
+        converted.facts = facts | converted.facts
+        own.spread_table(converted)
     settled = settle(spec, converted, source)
-    vit = build(settled, img_size=_img_size(settled, tensors), drop_path=drop_path, device="meta")
+    img_size = converted.facts.get("img_size") or _img_size(settled, tensors)
+    vit = build(settled, img_size=img_size, drop_path=drop_path, device="meta")
     if not settled.class_token:
         _take_table_sizes(vit, tensors)
     _audit(settled, state, converted, vit.state_dict(), source)
     vit.load_state_dict(_float32(tensors, copy), strict=True, assign=True)
-    report = LoadReport(spec.name, source, reader.NAME, fingerprint(tensors), sorted(tensors))
+    report = LoadReport(spec.name, source, reader.NAME, fingerprint(tensors), sorted(tensors), **of_run)  # type: ignore[arg-type]
     report.ignored = ignored | converted.ignored
     report.spec, report.shared_tables = settled, converted.shared_tables
     report.final_norm = _float32(converted.final_norm, copy)
@@ -166,7 +172,8 @@ def settle(spec: Spec, converted: Converted, source: str) -> Spec:
 
 
 def _registered() -> list[tuple[str, Spec]]:
-    return [(name, registry.find(name)) for name in registry.names() if not name.startswith("random")]
+    specs = ((name, registry.find(name)) for name in registry.names())
+    return [(name, spec) for name, spec in specs if spec.init not in ("own", "random")]
 
 
 def _differences(spec: Spec, settled: Spec) -> list[str]:
@@ -223,7 +230,7 @@ def pick(state: State, source: str) -> Reader:
     raise UserError(f"checkpoint {source}: unknown layout, its keys are {seen} ...; known layouts: {known}.")
 
 
-def _img_size(spec: Spec, tensors: State) -> int:
+def _img_size(spec: Spec, tensors: State) -> int | tuple[int, int]:
     """Pixels of the square grid that the position embedding or the tables are for; the spec's where that is unclear."""
     cells = [
         tensor.shape[1] - spec.position_prefix

@@ -3,15 +3,36 @@
 A run with windowed attention has dropped the class token, and its positions: it is then loaded without one. Relative
 position tables come along: those of each block (BEiT, and any backbone after ADE20K) and the two that blocks share
 (`rel_pos_window`, `rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of a run
-that used it. The task's own modules are not looked at.
+that used it, or the norm before a classifier (`fc_norm`). The task's own modules are not looked at.
+
+A run's checkpoint also says of its encoder what no tensor shows (`facts_of`): `vit_*` names take that over, so that a
+pre-training of this project transfers with nothing else to say.
 """
 
-from mae_transfer.backbones.checkpoints.layout import FINAL_NORM, Converted, State, final_norm, has, norm, width_of
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mae_transfer.backbones.checkpoints.layout import (
+    FINAL_NORM,
+    Converted,
+    State,
+    depth_of,
+    final_norm,
+    has,
+    norm,
+    width_of,
+)
 from mae_transfer.backbones.timm_vit import TABLE
+
+if TYPE_CHECKING:
+    from mae_transfer.backbones.vit import ViTEncoder
 
 NAME = "mae_transfer"
 
 _SHARED = ("rel_pos_window", "rel_pos_global")
+_FACTS = ("img_size", "in_chans", "mean", "std", "abs_pos", "rel_pos_tables")
+_DECODER = ("mask_token", "decoder_")
 
 
 def detects(state: State) -> bool:
@@ -25,8 +46,11 @@ def convert(state: State) -> Converted:
     ignored = {}
     for key, tensor in state.items():
         name = key.removeprefix(prefix)
-        if not key.startswith(prefix):
-            ignored[key] = "another part of the task's model"
+        if key in ("fc_norm.weight", "fc_norm.bias"):
+            ignored[key] = FINAL_NORM
+        elif not key.startswith(prefix):
+            decoder = key.startswith(_DECODER)
+            ignored[key] = "decoder of the pre-training" if decoder else "another part of the task's model"
         elif name in _SHARED:
             shared[name] = tensor
         elif name in ("norm.weight", "norm.bias"):
@@ -37,7 +61,7 @@ def convert(state: State) -> Converted:
     warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
     if any(key.endswith(TABLE) for key in tensors):
         facts["rel_pos_tables"] = True  # also of a backbone that had none before it was transferred
-    last = f"{prefix}norm"
+    last = f"{prefix}norm" if has(state, f"{prefix}norm") else "fc_norm"
     return Converted(
         tensors,
         ignored,
@@ -48,6 +72,35 @@ def convert(state: State) -> Converted:
         shared,
         warnings,
     )
+
+
+def facts_of(encoder: "ViTEncoder") -> dict[str, Any]:
+    """What a checkpoint of a run holds of its encoder, in plain values; see LoadReport for those of a pre-training."""
+    values = dataclasses.asdict(encoder.spec)
+    if encoder.rel_pos == "shared" and not encoder.window_size:
+        values["rel_pos_tables"] = True  # see `spread_table`; so that a file without its table is found out
+    report = encoder.load_report
+    told = {"trained_by": report.trained_by, "trained_as": report.trained_as}
+    return {name: values[name] for name in _FACTS} | told
+
+
+def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """What the content of a run's checkpoint tells: fields of the Spec, and of the LoadReport; none for other files."""
+    told: dict[str, Any] = (raw.get("origin") or {}).get("encoder", {})
+    facts = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items() if name in _FACTS}
+    return facts, {name: told.get(name) for name in ("trained_by", "trained_as")}
+
+
+def spread_table(converted: Converted) -> None:
+    """Give every block the table that all share in a BEiT-style pre-training, as BEiT's fine-tuning does."""
+    if converted.shared_tables.keys() != {"rel_pos_global"}:
+        return
+    table = converted.shared_tables.pop("rel_pos_global")
+    name, inner = f".attn.{TABLE}", converted.original
+    converted.tensors |= {f"blocks.{i}{name}": table for i in range(depth_of(converted.tensors))}
+    converted.facts["rel_pos_tables"] = True
+    whole = inner("").removesuffix("vit.") + "rel_pos_global"
+    converted.original = lambda key: whole if key.endswith(name) else inner(key)
 
 
 def _windowed(tensors: State) -> bool:

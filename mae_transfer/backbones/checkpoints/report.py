@@ -18,7 +18,8 @@ class LoadReport:
     for the same weights in any layout or container; None for random weights. `resized` and `new`: parameter -> how.
     `ignored`: key in the file -> why. `settled`: what the file decided instead of the name. `shared_tables`: relative
     position tables of a run, for the encoder to take, and `final_norm` the norm after the blocks, by timm's names, for
-    an encoder that asks for it. `spec`: that of the name with what is settled.
+    an encoder that asks for it. `spec`: that of the name with what is settled. `trained_by`: the title of this
+    project's pre-training that the file is from; `trained_as`: the id of its protocol, which other seeds share.
     """
 
     name: str
@@ -34,6 +35,8 @@ class LoadReport:
     shared_tables: dict[str, Tensor] = field(default_factory=dict, repr=False)
     final_norm: dict[str, Tensor] = field(default_factory=dict, repr=False)
     spec: Spec | None = field(default=None, repr=False)
+    trained_by: str | None = None
+    trained_as: str | None = None
 
     def lines(self) -> list[str]:
         """The account in lines to print; ignored tensors are grouped by reason."""

@@ -56,11 +56,9 @@ class DataConfig(Section):
         return self.crop != "center" or self.flip > 0 or self.randaugment is not None
 
 
-class ModelConfig(Section):
-    """What finetune and partial put on the encoder, and the regularisation on the device."""
+class ClassifierConfig(Section):
+    """What is put on an encoder that is trained with labels, and the regularisation on the device."""
 
-    blocks: float | None = Field(None, gt=0)
-    """partial: how many of the last blocks are trained; 0.5 is the MLP of the last one."""
     head_std: float = Field(2e-5, gt=0)
     """Standard deviation of the classifier's first weights."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -69,6 +67,13 @@ class ModelConfig(Section):
     cutmix: float = Field(0.0, ge=0)
     erasing: float = Field(0.0, ge=0, le=1)
     """Probability of random erasing, with noise per pixel."""
+
+
+class ModelConfig(ClassifierConfig):
+    """Of finetune and partial."""
+
+    blocks: float | None = Field(None, gt=0)
+    """partial: how many of the last blocks are trained; 0.5 is the MLP of the last one."""
 
 
 class EvalConfig(Section):

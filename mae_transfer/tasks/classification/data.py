@@ -6,6 +6,7 @@ comes from (seed, epoch, index), so workers and ranks do not matter.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Callable
 from typing import Any
@@ -33,19 +34,28 @@ def read_rgb(path: str) -> Tensor:
 
     Raises UndecodableImageError when it cannot be decoded, ImageError when it cannot be opened.
     """
+    return decode(read_bytes(path), path)
+
+
+def read_bytes(path: str) -> np.ndarray:
+    """The file's content, uint8 (n,); raises ImageError when it cannot be opened."""
     try:
-        content = np.fromfile(path, dtype=np.uint8)
+        return np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+
+
+def decode(content: np.ndarray, path: str, *, grey: bool = False) -> Tensor:
+    """The content of an image file as uint8 (3, H, W) RGB, or (1, H, W); UndecodableImageError naming `path`."""
     try:
-        image = decode_image(torch.from_numpy(content), ImageReadMode.RGB)
+        image = decode_image(torch.from_numpy(content), ImageReadMode.GRAY if grey else ImageReadMode.RGB)
         if image.dtype == torch.uint8:
             return image
     except (RuntimeError, ValueError):  # damaged, or of a kind that only Pillow knows: its word is the last
         pass
     try:
-        with Image.open(path) as file:
-            return F.pil_to_tensor(file.convert("RGB"))
+        with Image.open(io.BytesIO(content.tobytes())) as file:
+            return F.pil_to_tensor(file.convert("L" if grey else "RGB"))
     except DECODE_ERRORS as error:
         reason = str(error).replace("\n", " ").replace(path, "file")
         remedy = "fetch it again, or go on without such images with data.on_bad_image=skip"

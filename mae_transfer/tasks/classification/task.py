@@ -19,6 +19,7 @@ from mae_transfer.tasks.classification.data import (
 from mae_transfer.tasks.classification.evaluate import count, metrics_of
 from mae_transfer.tasks.classification.layouts import ImageSet, find_images
 from mae_transfer.tasks.classification.protocols import find_protocol
+from mae_transfer.tasks.classification.protocols.finetune import check_pairs
 from mae_transfer.tasks.classification.robustness import evaluate_sets, find_sets
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 from mae_transfer.tasks.images import choose_subset
@@ -118,14 +119,7 @@ class ClassificationTask:
         return getattr(self.protocol, "TRAINS", True)
 
     def check_batches(self, sizes: Collection[int]) -> None:
-        model = self.config.model
-        odd = [size for size in sizes if size % 2]
-        if (model.mixup or model.cutmix) and odd:
-            raise UserError(
-                f"mixup and cutmix mix images in pairs and train.micro_batch={self.config.train.micro_batch} makes a "
-                f"batch of {odd[0]}; choose an even train.micro_batch that leaves no odd rest of a device's images, or "
-                "model.mixup=0 model.cutmix=0"
-            )
+        check_pairs(sizes, self.config.model, self.config.train.micro_batch)
         if self.config.protocol == "linear" and self.config.probe.batch_norm and 1 in sizes:
             raise UserError(
                 "BatchNorm needs more than one image and a device gets a batch of 1; choose another train.global_batch "

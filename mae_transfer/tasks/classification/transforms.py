@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.classification.config import ClassificationConfig, DataConfig
+from mae_transfer.tasks.classification.config import ClassificationConfig
 
 RATIO = (3 / 4, 4 / 3)
 """Aspect ratios of random crops: torchvision's and timm's default."""
@@ -34,7 +34,8 @@ class TrainTransform:
     def __init__(self, config: ClassificationConfig, mean: tuple[float, ...]) -> None:
         self.data = config.data
         self.centre = EvalTransform(config)
-        self.augment = None if self.data.randaugment is None else make_randaugment(self.data, mean)
+        policy, side = self.data.randaugment, self.data.image_size
+        self.augment = None if policy is None else make_randaugment(policy, side, mean)
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         side = self.data.image_size
@@ -107,25 +108,23 @@ def draw_single_crop(height: int, width: int, scale_min: float, rng: np.random.G
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
-def make_randaugment(data: DataConfig, mean: tuple[float, ...]) -> RandAugment:
+def make_randaugment(policy: str, side: int, mean: tuple[float, ...]) -> RandAugment:
     """timm's policy with the parameters that timm's own transforms_imagenet_train gives it at interpolation bicubic."""
-    assert data.randaugment is not None
     options = {
-        "translate_const": int(data.image_size * 0.45),
+        "translate_const": int(side * 0.45),
         "img_mean": tuple(min(255, round(255 * value)) for value in mean),
         "interpolation": str_to_pil_interp("bicubic"),
     }
     try:
-        policy = auto_augment.rand_augment_transform(data.randaugment, options)
+        augment = auto_augment.rand_augment_transform(policy, options)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
-            f"data.randaugment={data.randaugment}: timm cannot read this policy ({error}); an example is "
-            "rand-m9-mstd0.5-inc1"
+            f"data.randaugment={policy}: timm cannot read this policy ({error}); an example is rand-m9-mstd0.5-inc1"
         ) from None
-    for operation in policy.ops:
+    for operation in augment.ops:
         if operation.aug_fn is auto_augment.posterize:
             operation.aug_fn = posterize
-    return policy
+    return augment
 
 
 def posterize(image: Image.Image, bits_to_keep: int, **options: object) -> Image.Image:

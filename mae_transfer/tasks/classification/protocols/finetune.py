@@ -4,6 +4,7 @@ The encoder's last block -> mean of the patch tokens -> a new LayerNorm (`fc_nor
 checkpoint's own final norm is not used. The position embedding is resampled once to the input's grid and trained.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_transfer.tasks.classification.config import ClassificationConfig
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.classification.config import ClassificationConfig, ClassifierConfig
 from mae_transfer.tasks.classification.transforms import normalise
 
 if TYPE_CHECKING:
@@ -30,17 +32,17 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> None:
+    def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassifierConfig) -> None:
         super().__init__()
         self.encoder = encoder
         self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=encoder.spec.eps or 1e-6)
         self.head = nn.Linear(encoder.embed_dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=config.model.head_std)
+        nn.init.trunc_normal_(self.head.weight, std=config.head_std)
         nn.init.zeros_(self.head.bias)
-        self.label_smoothing = config.model.label_smoothing
+        self.label_smoothing = config.label_smoothing
         self.erase, self.mix = make_erasing(config), make_mixup(config, num_classes)
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | Tensor:
         images = normalise(batch["images"], self.mean, self.std)
@@ -61,27 +63,37 @@ class Classifier(nn.Module):
         return self.head(self.fc_norm(tokens.mean((2, 3))))
 
 
-def make_erasing(config: ClassificationConfig) -> RandomErasing | None:
+def make_erasing(config: ClassifierConfig) -> RandomErasing | None:
     """timm's, on normalised batches, one rectangle of noise; the device is set at each call."""
-    if not config.model.erasing:
+    if not config.erasing:
         return None
-    return RandomErasing(config.model.erasing, mode="pixel", max_count=1, num_splits=0)
+    return RandomErasing(config.erasing, mode="pixel", max_count=1, num_splits=0)
 
 
-def make_mixup(config: ClassificationConfig, num_classes: int) -> Mixup | None:
+def make_mixup(config: ClassifierConfig, num_classes: int) -> Mixup | None:
     """timm's, with its defaults beside the alphas: always, half of the batches each, one ratio for a micro-batch."""
-    model = config.model
-    if not model.mixup and not model.cutmix:
+    if not config.mixup and not config.cutmix:
         return None
     return Mixup(
-        mixup_alpha=model.mixup,
-        cutmix_alpha=model.cutmix,
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
         prob=1.0,
         switch_prob=0.5,
         mode="batch",
-        label_smoothing=model.label_smoothing,
+        label_smoothing=config.label_smoothing,
         num_classes=num_classes,
     )
+
+
+def check_pairs(sizes: Collection[int], config: ClassifierConfig, micro_batch: int) -> None:
+    """UserError if one of these numbers of images in a micro-batch cannot be mixed in pairs."""
+    odd = [size for size in sizes if size % 2]
+    if (config.mixup or config.cutmix) and odd:
+        raise UserError(
+            f"mixup and cutmix mix images in pairs and train.micro_batch={micro_batch} makes a batch of {odd[0]}; "
+            "choose an even train.micro_batch that leaves no odd rest of a device's images, or model.mixup=0 "
+            "model.cutmix=0"
+        )
 
 
 def encoder_options(config: ClassificationConfig) -> dict[str, Any]:
@@ -89,4 +101,4 @@ def encoder_options(config: ClassificationConfig) -> dict[str, Any]:
 
 
 def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> Classifier:
-    return Classifier(encoder, num_classes, config)
+    return Classifier(encoder, num_classes, config.model)

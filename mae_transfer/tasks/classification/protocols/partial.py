@@ -19,4 +19,4 @@ __all__ = ["build_model", "encoder_options"]
 def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> Classifier:
     assert config.model.blocks is not None, "the configuration has checked it"
     encoder.freeze(config.model.blocks)
-    return Classifier(encoder, num_classes, config)
+    return Classifier(encoder, num_classes, config.model)

@@ -1,0 +1,272 @@
+"""Images to pre-train on: folders or tar shards, with labels where they have some; samples keyed as the engine wants.
+
+    root/train/..., root/val/...    training and val images at any depth
+    root/...                        training images at any depth, no val images (or those of data.val_root)
+    *.tar                           WebDataset shards, see shards.py
+
+Images have labels when all lie in class folders (root[/train]/<class>/...) of the same names in both splits, or when
+all samples of the shards have one. Files are decoded as in image classification, without EXIF rotation.
+"""
+
+import hashlib
+import io
+import logging
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae_transfer.errors import UserError
+from mae_transfer.pretrain.config import DataConfig
+from mae_transfer.pretrain.shards import find_shards, is_shards, open_shards
+from mae_transfer.pretrain.views import Views, to_tensor
+from mae_transfer.synthetic.classification import cached_classification
+from mae_transfer.tasks.base import SampleKey
+from mae_transfer.tasks.classification.data import decode, read_bytes
+from mae_transfer.tasks.classification.layouts import IMAGE_SUFFIXES, Names
+from mae_transfer.tasks.images import ImageError, UndecodableImageError
+
+_LOG = logging.getLogger(__name__)
+ARRAYS = ".npy"
+_EVALUATION = 1
+"""Last word of the generator of an evaluated image, which neither the seed nor the epoch changes."""
+
+Batch = dict[str, Any]
+
+
+class Source(Protocol):
+    """The images of a split: `names` for messages, bytes to decode, `labels` int64 (n,) or None."""
+
+    @property
+    def names(self) -> Names: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """The bytes of an image file, uint8 (n,); ImageError if they cannot be had."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Image files under a folder, by their paths relative to it."""
+
+    root: str
+    names: Names
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> np.ndarray:
+        return read_bytes(os.path.join(self.root, self.names[index]))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of names and labels; not of where the folder lies nor of the pixels."""
+        digest = hashlib.sha256()
+        for index, name in enumerate(self.names):
+            label = "" if self.labels is None else int(self.labels[index])
+            digest.update(f"{name}\t{label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    train: Source
+    val: Source | None
+    num_classes: int | None
+    """None: no labels."""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        both = f"{self.train.fingerprint} {self.val.fingerprint if self.val else None}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+
+def find_images(data: DataConfig) -> ImageSet:
+    """The images of a configuration; UserError, one line, for anything that is missing or does not fit."""
+    if data.root is None:
+        raise UserError("no data: give --data a folder of images, with or without train/ and val/, or .tar shards")
+    if data.root == "synthetic":
+        if data.channels not in (1, 3):
+            raise UserError(f"data.channels={data.channels}: the generated images are RGB; give --data .npy files")
+        return find_images(data.model_copy(update={"root": str(cached_classification("folder"))}))
+    root = Path(data.root).expanduser()
+    if is_shards(data.root):
+        train_shards, val_shards = find_shards(data.root)
+        train: Source = open_shards(train_shards)
+        val: Source | None = open_shards(val_shards) if val_shards else None
+    else:
+        if not root.is_dir():
+            raise UserError(f"data folder {root} (--data) is not there; give a folder of images, or of .tar shards")
+        split = (root / "train").is_dir()
+        train = _list(root / "train" if split else root, data.channels)
+        val = _list(root / "val", data.channels) if split and (root / "val").is_dir() else None
+    if data.val_root is not None:
+        val = _open_val(data.val_root, data.channels)
+    if isinstance(train, Folder):
+        train, val, num_classes = _label(train, val)
+    else:
+        num_classes = None if train.labels is None else int(train.labels.max()) + 1
+    if num_classes is not None and val is not None:
+        if val.labels is None:
+            num_classes = None
+        elif val.labels.max() >= num_classes:
+            raise UserError(
+                f"{data.val_root or data.root}: a val image has the label {val.labels.max()}, which no training image "
+                f"has; both need 0 to {num_classes - 1}"
+            )
+    warnings = [] if val is not None else ["no val images: nothing is evaluated; data.val_root=FOLDER names some"]
+    return ImageSet(train, val, num_classes, warnings)
+
+
+def _open_val(text: str, channels: int) -> Source:
+    if is_shards(text):
+        return open_shards(find_shards(text)[0])
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.val_root={text} is not there; give a folder of images or .tar shards")
+    return _list(folder, channels)
+
+
+def _list(folder: Path, channels: int) -> Folder:
+    """All images in a folder, at any depth, sorted; arrays where the number of channels is no picture's."""
+    suffixes = (*IMAGE_SUFFIXES, ARRAYS) if channels in (1, 3) else (ARRAYS,)
+    found = []
+    for place, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders.sort()
+        images = (name for name in files if name.lower().endswith(suffixes))
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in images]
+    if not found:
+        raise UserError(f"{folder} has no images ({', '.join(suffixes[:4])}, ...), at any depth")
+    return Folder(str(folder), Names(sorted(found)))
+
+
+def _label(train: Folder, val: Source | None) -> tuple[Folder, Source | None, int | None]:
+    """Labels by class folders, if all images of both splits lie in such."""
+    classes = sorted({_class(name) for name in train.names})
+    ids = {name: label for label, name in enumerate(classes)}
+    if "" in ids or len(classes) < 2:
+        return train, val, None
+    if isinstance(val, Folder):
+        if not {_class(name) for name in val.names} <= ids.keys():
+            return train, val, None
+        val = Folder(val.root, val.names, np.array([ids[_class(name)] for name in val.names]))
+    return Folder(train.root, train.names, np.array([ids[_class(name)] for name in train.names])), val, len(classes)
+
+
+def _class(name: str) -> str:
+    return name.split(os.sep, 1)[0] if os.sep in name else ""
+
+
+class PretrainImages:
+    """Samples of images `indices` of a source, keyed by (epoch, index) in training and by index in evaluation.
+
+    A sample is what `Views` gives, "label" (-1 without labels), "name" and "skipped": names of images that could not be
+    decoded and that this one stands in for (training), or "image" None (evaluation).
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray, views: Views, data: DataConfig, *, seed: int) -> None:
+        self.source, self.indices, self.views, self.seed = source, indices, views, seed
+        self.channels, self.on_bad_image = data.channels, data.on_bad_image
+        self.skipped: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int64 (n,), in the order of the data set."""
+        return None if self.source.labels is None else self.source.labels[self.indices]
+
+    def name(self, index: int) -> str:
+        return self.source.names[int(self.indices[index])]
+
+    def read(self, index: int) -> Tensor:
+        """uint8 (C, H, W); UndecodableImageError if the file holds no such image."""
+        content, name = self.source.read(int(self.indices[index])), self.name(index)
+        if name.lower().endswith(ARRAYS):
+            return _decode_array(content, name, self.channels)
+        return decode(content, name, grey=self.channels == 1)
+
+    def __getitem__(self, key: SampleKey | int) -> dict[str, Any]:
+        if isinstance(key, int):
+            return self._evaluated(key)
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        skipped: list[str] = []
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            try:
+                image = self.read(place)
+                break
+            except UndecodableImageError:
+                if self.on_bad_image == "error":
+                    raise
+                skipped.append(self.name(place))
+        else:
+            raise ImageError(f"none of the {len(self)} training images can be decoded, e.g. {self.name(0)}")
+        return self.views.train(image, rng) | self._about(place) | {"skipped": skipped}
+
+    def _evaluated(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((0, 0, int(self.indices[index]), _EVALUATION))
+        try:
+            return self.views.test(self.read(index), rng) | self._about(index) | {"skipped": []}
+        except UndecodableImageError:
+            if self.on_bad_image == "error":
+                raise
+            return {"image": None, **self._about(index), "skipped": [self.name(index)]}
+
+    def _about(self, index: int) -> dict[str, Any]:
+        labels = self.source.labels
+        return {"label": -1 if labels is None else int(labels[self.indices[index]]), "name": self.name(index)}
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> Batch:
+        """{"images", "labels" int64 (B,), "names", "skipped"} and a stack of each of a sample's other entries, of the
+        samples that have an image; no "images" if none has."""
+        usable = [sample for sample in samples if sample["image"] is not None]
+        batch: Batch = {
+            "labels": torch.tensor([sample["label"] for sample in usable], dtype=torch.int64),
+            "names": [sample["name"] for sample in usable],
+            "skipped": [name for sample in samples for name in sample["skipped"]],
+        }
+        for key in usable[0] if usable else ():
+            if key not in ("label", "name", "skipped"):
+                stacked = torch.stack([to_tensor(sample[key]) for sample in usable])
+                batch["images" if key == "image" else key] = stacked
+        return batch
+
+    def report_skipped(self, batch: Batch) -> None:
+        """Count a batch's skipped images, in the process that consumes the batches, and log each file once."""
+        for name in batch["skipped"]:
+            if name not in self.skipped:
+                _LOG.warning("%s: corrupt image, skipped (data.on_bad_image=skip)", name)
+            self.skipped[name] += 1
+
+
+def _decode_array(content: np.ndarray, name: str, channels: int) -> Tensor:
+    try:
+        array = np.load(io.BytesIO(content.tobytes()), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UndecodableImageError(f"{name}: no readable .npy array ({error}); write it again") from None
+    if array.ndim == 2 and channels == 1:
+        array = array[:, :, None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels:
+        raise ImageError(
+            f"{name}: {array.dtype} {array.shape}, but data.channels={channels} asks for uint8 (H, W, {channels})"
+        )
+    return torch.from_numpy(array).permute(2, 0, 1)

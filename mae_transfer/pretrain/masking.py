@@ -1,0 +1,91 @@
+"""Which patches are masked: random, block-wise or on a grid (MAE Figure 6), drawn for each sample by its own generator.
+
+A mask is given as `noise`, a number for each patch: the patches of the lowest noise are visible. That is how MAE
+shuffles (facebookresearch/mae `models_mae.py`), and it says for any kind of mask which patches are visible and in which
+order the encoder sees them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from mae_transfer.errors import UserError
+from mae_transfer.pretrain.block_masking import block_mask
+
+Grid = tuple[int, int]
+
+
+def num_visible(grid: Grid, ratio: float) -> int:
+    """Patches that stay visible, int(L * (1 - ratio)); UserError if that leaves or masks none."""
+    patches = grid[0] * grid[1]
+    visible = int(patches * (1 - ratio))
+    if not 0 < visible < patches:
+        what = "leaves no patch visible" if visible == 0 else "masks no patch"
+        raise UserError(f"mask.ratio={ratio:g} {what} of {grid[0]}x{grid[1]}; choose one between 0 and 1 that does not")
+    return visible
+
+
+def check_grid(grid: Grid, ratio: float) -> None:
+    """UserError if one patch of each 2x2 square is no mask of this ratio."""
+    if ratio != 0.75 or grid[0] % 2 or grid[1] % 2:
+        raise UserError(
+            f"mask.kind=grid keeps one of every four patches: it needs mask.ratio=0.75 and an even grid, not {ratio:g} "
+            f"and {grid[0]}x{grid[1]}"
+        )
+
+
+def draw_noise(kind: str, grid: Grid, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """float32 (L,), of which the lowest `num_visible` are the visible patches.
+
+    random: uniform. block: BEiT's rectangles, made up to the number that is masked by single patches, since a batch
+    needs as many visible ones in each image; visible patches come in the order of the grid. grid: the upper left patch
+    of each 2x2 square is visible, of every image (the paper says no more than "regularly keeps one of every four").
+    """
+    if kind == "random":
+        return rng.random(grid[0] * grid[1], dtype=np.float32)
+    if kind == "block":
+        masked = grid[0] * grid[1] - num_visible(grid, ratio)
+        return block_mask(grid, masked, rng, exact=True).reshape(-1).astype(np.float32)
+    check_grid(grid, ratio)
+    noise = np.ones(grid, dtype=np.float32)
+    noise[::2, ::2] = 0
+    return noise.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """The patches of a batch in the order of their noise: the first `visible` are visible, the others masked."""
+
+    order: Tensor
+    """int64 (B, L): order[b, i] is the place in the grid of the i-th patch."""
+    visible: int
+
+    @property
+    def keep(self) -> Tensor:
+        """(B, visible): places of the visible patches."""
+        return self.order[:, : self.visible]
+
+    @property
+    def masked(self) -> Tensor:
+        """(B, L - visible): places of the masked patches."""
+        return self.order[:, self.visible :]
+
+    @property
+    def restore(self) -> Tensor:
+        """(B, L): where each patch of the grid is in the order; undoes the shuffle."""
+        return self.order.argsort(1)
+
+    def mask(self) -> Tensor:
+        """bool (B, L) in the order of the grid, true where masked."""
+        return self.restore >= self.visible
+
+
+def shuffle(noise: Tensor, visible: int) -> Shuffle:
+    """The shuffle of noise float32 (B, L); among patches of equal noise the first comes first."""
+    return Shuffle(noise.argsort(dim=1, stable=True), visible)
+
+
+def take(patches: Tensor, places: Tensor) -> Tensor:
+    """(B, L, C) and int64 (B, n) -> (B, n, C)."""
+    return patches.gather(1, places[:, :, None].expand(-1, -1, patches.shape[2]))

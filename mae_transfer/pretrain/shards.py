@@ -1,0 +1,260 @@
+"""WebDataset tar shards as a list of images that can be read in any order.
+
+The `webdataset` library streams shards and shuffles in a buffer, so what a step sees depends on workers, ranks and
+restarts. The engine's contract is that a sample is a function of (seed, epoch, index): here the members of all shards
+are indexed once (and the index is kept in the user's cache folder), after which an image is one seek and one read. Tar
+files must not be compressed; images in them are already.
+
+As in WebDataset, a sample is the members of one name up to the first dot: `n01/0001.jpg` and `n01/0001.cls`. The image
+is the member with an image's suffix, the label the number in `.cls`, or "label" in `.json`; others are left alone.
+"""
+
+import fcntl
+import glob
+import hashlib
+import json
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mae_transfer.atomic import atomic_write
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.classification.layouts import IMAGE_SUFFIXES, Names
+from mae_transfer.tasks.images import ImageError
+
+_LOG = logging.getLogger(__name__)
+
+VERSION = 1
+_BLOCK = 512
+_THREADS = 8
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The images of a set of shards, in the order of the shards and of their members.
+
+    `names` are `<shard>/<member>`; `shard`, `offset`, `size` (int64, (n,)) say where the bytes are; `labels` int64
+    (n,), None if not every image has one.
+    """
+
+    paths: tuple[Path, ...]
+    names: Names
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> np.ndarray:
+        """The bytes of an image file, uint8 (n,); ImageError if they are no longer there."""
+        path, size = self.paths[self.shard[index]], int(self.size[index])
+        try:
+            content = np.fromfile(path, dtype=np.uint8, count=size, offset=int(self.offset[index]))
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+        if len(content) != size:
+            raise ImageError(f"{path}: ends within {self.names[index]}; it was cut since the run began, fetch it again")
+        return content
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all names, sizes and labels; not of where the shards lie nor of the pixels."""
+        digest = hashlib.sha256()
+        labels = np.full(len(self), NO_LABEL) if self.labels is None else self.labels
+        for name, size, label in zip(self.names, self.size.tolist(), labels.tolist(), strict=True):
+            digest.update(f"{name}\t{size}\t{label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+def is_shards(data: str | Path) -> bool:
+    """Whether a data path means shards: a pattern ending in .tar, or a folder with .tar files, itself or in train/."""
+    text = str(data)
+    if text.endswith(".tar"):
+        return True
+    folder = Path(text).expanduser()
+    return any(any(place.glob("*.tar")) for place in (folder / "train", folder))
+
+
+def find_shards(data: str | Path) -> tuple[list[Path], list[Path]]:
+    """The sorted shards of the training and the validation set (which may be none).
+
+    Of a folder: train/*.tar and val/*.tar, else train*.tar and val*.tar, else *.tar for training. Or a pattern such as
+    `shards/train-{000000..000146}.tar`, with braces as WebDataset writes them or the shell's * and ?, for training.
+
+    Raises UserError if there is none, or if one of a range is missing.
+    """
+    text = str(Path(data).expanduser())
+    if text.endswith(".tar"):
+        return expand(text), []
+    folder = Path(text)
+    if (folder / "train").is_dir():
+        groups = [sorted((folder / split).glob("*.tar")) for split in ("train", "val")]
+    else:
+        groups = [sorted(folder.glob(f"{split}*.tar")) for split in ("train", "val")]
+        if not groups[0]:
+            groups = [sorted(set(folder.glob("*.tar")) - set(groups[1])), groups[1]]
+    if not groups[0]:
+        raise UserError(f"{folder}: has no .tar shards to train on; give --data a folder or a pattern of them")
+    return groups[0], groups[1]
+
+
+def expand(pattern: str) -> list[Path]:
+    """The files of a pattern with `{000..146}`, `{a,b}`, `*` and `?`; UserError for what is not there."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*))\}", pattern)
+    if match is not None:
+        first, last, listed = match.groups()
+        if listed is None:
+            parts = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+        else:
+            parts = listed.split(",")
+        if not parts:
+            raise UserError(f"{pattern}: the range {{{first}..{last}}} is empty; the first number comes first")
+        return [path for part in parts for path in expand(pattern[: match.start()] + part + pattern[match.end() :])]
+    found = sorted(Path(name) for name in glob.glob(pattern)) if glob.has_magic(pattern) else [Path(pattern)]
+    missing = next((path for path in found if not path.is_file()), None)
+    if missing is not None or not found:
+        raise UserError(
+            f"shard {missing or pattern} is not there; give --data a folder of .tar files or a pattern of them"
+        )
+    return found
+
+
+def open_shards(paths: Sequence[Path]) -> Shards:
+    """The images of shards, from the index in the cache if they have not changed since it was made.
+
+    Raises UserError, naming the shard, for one that is truncated, corrupt, compressed or holds no image.
+    """
+    paths = [path.resolve() for path in paths]
+    stats = [path.stat() for path in paths]
+    state = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    digest = hashlib.sha256(json.dumps([VERSION, state]).encode()).hexdigest()[:24]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mae_transfer"
+    file = cache / f"shards_{digest}.npz"
+    with _locked(file.with_suffix(".lock")) as writable:  # of the processes of a node, one makes it
+        if file.is_file():
+            with np.load(file, allow_pickle=False) as index:
+                return _from_index(paths, index["names"].tobytes(), index["rows"])
+        _LOG.info("indexing %d shards", len(paths))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            members = list(pool.map(list_images, paths))
+        rows = np.array(
+            [[i, *numbers] for i, found in enumerate(members) for _, *numbers in found], dtype=np.int64
+        ).reshape(-1, 4)
+        names = b"\0".join(
+            os.fsencode(f"{path.name}/{name}") for path, found in zip(paths, members, strict=True) for name, *_ in found
+        )
+        if writable:
+            with atomic_write(file) as out:
+                np.savez(out, names=np.frombuffer(names, dtype=np.uint8), rows=rows)
+    return _from_index(paths, names, rows)
+
+
+def list_images(path: Path) -> list[tuple[str, int, int, int]]:
+    """(name, offset, size, label) of the images in a shard, label NO_LABEL where there is none."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, int] = {}
+    end = 0
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                if not member.isfile() or member.issparse():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, kind = base.partition(".")
+                key = f"{folder}/{stem}"
+                if f".{kind.lower()}" in IMAGE_SUFFIXES:
+                    if key in images:
+                        raise UserError(
+                            f"shard {path}: {images[key][0]} and {member.name} are two images of one sample; name "
+                            "them apart"
+                        )
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif kind in ("cls", "json"):
+                    label = _label(path, member.name, kind, _content(tar, member))
+                    if label is not None and (kind == "cls" or key not in labels):
+                        labels[key] = label
+            whole = _ends(file, end)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"shard {path}: {_why(path, error)}") from None
+    if not whole:
+        raise UserError(f"shard {path}: truncated or corrupt after {end} bytes; fetch it again")
+    if not images:
+        raise UserError(f"shard {path}: holds no image ({', '.join(IMAGE_SUFFIXES[:4])}, ...); leave it out")
+    return [(*image, labels.get(key, NO_LABEL)) for key, image in images.items()]
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def _label(path: Path, name: str, kind: str, content: bytes) -> int | None:
+    """The label in a `.cls` or `.json` member; None for a `.json` without one."""
+    try:
+        value = int(content) if kind == "cls" else json.loads(content).get("label")
+        if value is None or (type(value) is int and value >= 0):
+            return value
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"shard {path}: {name} holds {content[:20]!r}, not the number of a class (0, 1, 2, ...)")
+
+
+def _ends(file: BinaryIO, end: int) -> bool:
+    """Whether an archive ends properly after its last member: zeros, a block at least, and nothing else.
+
+    Python's tarfile takes a damaged header, and the end of the file, for the end of the archive.
+    """
+    file.seek(end)
+    size = 0
+    while piece := file.read(1 << 20):
+        if any(piece):
+            return False
+        size += len(piece)
+    return size >= _BLOCK
+
+
+def _why(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read ({error.strerror}); check the file and its permissions"
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "is compressed, so that no image in it can be found without the others; unpack it to a plain .tar"
+    return f"truncated or corrupt ({error}); fetch it again"
+
+
+def _from_index(paths: Sequence[Path], names: bytes, rows: np.ndarray) -> Shards:
+    shard, offset, size, labels = rows.T
+    found = Names(os.fsdecode(name) for name in names.split(b"\0"))
+    return Shards(tuple(paths), found, shard, offset, size, None if (labels == NO_LABEL).any() else labels)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold a lock file; False where the cache folder cannot be written, which only costs time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        _LOG.warning(
+            "%s: cannot be written (%s); the shards are indexed anew in every run", path.parent, error.strerror
+        )
+        yield False
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield True

@@ -1,0 +1,122 @@
+"""The tokens of a batch: which tokenizer a run uses, and where it comes from.
+
+The tokenizer is no part of the model: it is neither trained nor in checkpoints, and DDP need not know of it. A run
+keeps its own in the run folder, from where a resume takes it.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from mae_transfer.backbones.timm_vit import resolve
+from mae_transfer.engine.distributed import on_rank_zero
+from mae_transfer.errors import UserError
+from mae_transfer.pretrain.config import PretrainConfig, TokenizerConfig
+from mae_transfer.pretrain.tokenizers.base import Tokenizer
+from mae_transfer.pretrain.tokenizers.kmeans import fit_kmeans
+from mae_transfer.pretrain.tokenizers.load import FILE, load_tokenizer, save_tokenizer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.pretrain.data import PretrainImages
+    from mae_transfer.pretrain.task import PretrainTask
+
+_LOG = logging.getLogger(__name__)
+KMEANS = "kmeans"
+TOKEN_VIEW = "token_view"
+
+
+class Tokens:
+    """A batch -> the tokens of its patches, int64 (B, L)."""
+
+    tokenizer: Tokenizer | None = None
+    """Given by `prepare_tokens`."""
+
+    def __call__(self, batch: dict[str, Any]) -> Tensor:
+        assert self.tokenizer is not None, "prepare_tokens comes first"
+        view: Tensor = batch[TOKEN_VIEW] if TOKEN_VIEW in batch else batch["images"]
+        return self.tokenizer.to(view.device)(view)
+
+
+def given(tokenizer: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer that the configuration names by its file; None for k-means, which is fitted later."""
+    kind = tokenizer.kind
+    if kind == KMEANS:
+        return None
+    if kind == "dvae":
+        raise UserError(
+            "--tokenizer dvae: train one first, by tools/run_pretrain.py --method dvae with the same --backbone and "
+            "--data, and pass its run folder"
+        )
+    if kind in ("dalle", "dall-e", "openai"):
+        raise UserError(f"--tokenizer {kind}: pass the path of OpenAI's encoder.pkl, or of its state dict")
+    if kind is None:
+        raise UserError("targets of tokens need a tokenizer: --tokenizer kmeans, or the file or run folder of one")
+    return load_tokenizer(kind)
+
+
+def vocabulary(config: TokenizerConfig) -> int:
+    tokenizer = given(config)
+    return config.vocab_size if tokenizer is None else tokenizer.vocab_size
+
+
+def view_size(config: PretrainConfig, tokenizer: TokenizerConfig) -> tuple[int, int] | None:
+    """Height and width of the tokenizer's own view of the images; None if it takes the encoder's.
+
+    Raises UserError for a tokenizer of another grid or another number of channels.
+    """
+    found, data = given(tokenizer), config.data
+    if found is None:
+        return None
+    if found.channels != data.channels:
+        raise UserError(
+            f"the tokenizer {tokenizer.kind} is for images of {found.channels} channels, not {data.channels}; use "
+            " one made for these images"
+        )
+    size = found.view_size(data.size, resolve(config.backbone.name).patch_size)
+    return None if size == data.size else size
+
+
+def token_view(region: Tensor, size: tuple[int, int]) -> Tensor:
+    """The crop uint8 (C, h', w') at a tokenizer's size, by Lanczos as in BEiT (unilm `beit/transforms.py`)."""
+    image = F.to_pil_image(region).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return F.pil_to_tensor(image)
+
+
+def prepare_tokens(tokens: Tokens, task: "PretrainTask", fabric: "Fabric", folder: "RunFolder | None") -> None:
+    """Give every rank the run's tokenizer: that of its folder, else the one it is told to use, which is kept there."""
+    config: TokenizerConfig = task.config.tokenizer  # type: ignore[attr-defined]
+    patch_size = resolve(task.config.backbone.name).patch_size
+
+    def make() -> Tokenizer:
+        assert folder is not None, "rank 0 has the folder"
+        file = folder.path / FILE
+        if file.is_file():
+            return load_tokenizer(file)
+        tokenizer = given(config)
+        if tokenizer is None:
+            _LOG.info("k-means: %d tokens of patches of %d pixels", config.vocab_size, patch_size)
+            tokenizer = fit_kmeans(
+                _sample(task.train_dataset, config.fit_images),
+                vocab_size=config.vocab_size,
+                patch_size=patch_size,
+                patches_per_image=config.patches_per_image,
+                seed=task.config.seed,
+            )
+        save_tokenizer(tokenizer, file)
+        _LOG.info("tokenizer %s of %d tokens kept in %s", tokenizer.kind, tokenizer.vocab_size, file)
+        return tokenizer
+
+    tokens.tokenizer = on_rank_zero(fabric, make)
+
+
+def _sample(dataset: "PretrainImages", count: int) -> Any:
+    """Training images as the first epoch shows them."""
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:count]
+    return (dataset[(0, int(index))]["image"] for index in np.sort(chosen))

@@ -1,0 +1,148 @@
+"""Masked autoencoding written out from the paper's formulas, an image at a time, without a line of the code under test.
+
+Weights come as a dict of the model's parameters by name; all arithmetic is elementary, so that gradients are autograd's
+of that arithmetic.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+
+
+def sin_cos(grid: tuple[int, int], width: int) -> np.ndarray:
+    """(1 + h * w, width) by the definition: sin and cos of the column, then of the row; zeros for the class token."""
+    table = np.zeros((1 + grid[0] * grid[1], width))
+    quarter = width // 4
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            for k in range(quarter):
+                frequency = 1 / 10000 ** (k / quarter)
+                entry = table[1 + row * grid[1] + column]
+                entry[k] = math.sin(column * frequency)
+                entry[quarter + k] = math.cos(column * frequency)
+                entry[2 * quarter + k] = math.sin(row * frequency)
+                entry[3 * quarter + k] = math.cos(row * frequency)
+    return table
+
+
+def patches_of(image: Tensor, patch: int) -> Tensor:
+    """(C, H, W) -> (L, patch * patch * C): rows of patches, in each the pixels row by row, channels last."""
+    _, height, width = image.shape
+    found = []
+    for top in range(0, height, patch):
+        for left in range(0, width, patch):
+            found.append(image[:, top : top + patch, left : left + patch].permute(1, 2, 0).reshape(-1))
+    return torch.stack(found)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    mean = x.sum(-1, keepdim=True) / x.shape[-1]
+    variance = ((x - mean) ** 2).sum(-1, keepdim=True) / x.shape[-1]
+    return (x - mean) / torch.sqrt(variance + EPS) * weight + bias
+
+
+def block(x: Tensor, w: dict[str, Tensor], name: str, heads: int) -> Tensor:
+    """A pre-norm Transformer block on (N, C)."""
+    width = x.shape[1]
+    size = width // heads
+    y = layer_norm(x, w[f"{name}.norm1.weight"], w[f"{name}.norm1.bias"])
+    qkv = y @ w[f"{name}.attn.qkv.weight"].T + w[f"{name}.attn.qkv.bias"]
+    query, key, value = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
+    outputs = []
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        scores = torch.exp(query[:, part] @ key[:, part].T / math.sqrt(size))
+        outputs.append(scores / scores.sum(1, keepdim=True) @ value[:, part])
+    x = x + torch.cat(outputs, 1) @ w[f"{name}.attn.proj.weight"].T + w[f"{name}.attn.proj.bias"]
+    y = layer_norm(x, w[f"{name}.norm2.weight"], w[f"{name}.norm2.bias"])
+    hidden = y @ w[f"{name}.mlp.fc1.weight"].T + w[f"{name}.mlp.fc1.bias"]
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    return x + hidden @ w[f"{name}.mlp.fc2.weight"].T + w[f"{name}.mlp.fc2.bias"]
+
+
+def embed(pixels: Tensor, w: dict[str, Tensor], patch: int, channels: int) -> Tensor:
+    """A patch's pixels (patch * patch * C) -> (width,), as the convolution has it."""
+    image = pixels.reshape(patch, patch, channels).permute(2, 0, 1)
+    weight = w["encoder.vit.patch_embed.proj.weight"]
+    return (weight * image).sum((1, 2, 3)) + w["encoder.vit.patch_embed.proj.bias"]
+
+
+def predict(
+    image: Tensor,
+    noise: Tensor,
+    w: dict[str, Tensor],
+    *,
+    patch: int,
+    keep: int,
+    heads: int,
+    decoder_heads: int,
+    mask_in_encoder: bool = False,
+) -> tuple[Tensor, list[int]]:
+    """Predictions (L, width) for a normalised image (C, H, W), and the places of the masked patches."""
+    channels, height, width = image.shape
+    grid = (height // patch, width // patch)
+    count = grid[0] * grid[1]
+    order = sorted(range(count), key=lambda i: (float(noise[i]), i))
+    visible, masked = order[:keep], sorted(order[keep:])
+    pixels = patches_of(image, patch)
+    position = torch.from_numpy(sin_cos(grid, w["encoder.vit.cls_token"].shape[-1])).float()
+    cls = w["encoder.vit.cls_token"][0, 0] + position[0]
+    if mask_in_encoder:
+        entries = [
+            (w["mask_token"][0, 0] if i in masked else embed(pixels[i], w, patch, channels)) + position[1 + i]
+            for i in range(count)
+        ]
+    else:
+        entries = [embed(pixels[i], w, patch, channels) + position[1 + i] for i in visible]
+    x = torch.stack([cls, *entries])
+    depth = 1 + max(int(name.split(".")[3]) for name in w if name.startswith("encoder.vit.blocks."))
+    for i in range(depth):
+        x = block(x, w, f"encoder.vit.blocks.{i}", heads)
+    x = layer_norm(x, w["encoder.norm.weight"], w["encoder.norm.bias"])
+    x = x @ w["decoder_embed.weight"].T + w["decoder_embed.bias"]
+    if mask_in_encoder:
+        full = list(x[1:])
+    else:
+        full = [x[1 + visible.index(i)] if i in visible else w["mask_token"][0, 0] for i in range(count)]
+    position = torch.from_numpy(sin_cos(grid, x.shape[-1])).float()
+    x = torch.stack([x[0], *full]) + position
+    depth = 1 + max(int(name.split(".")[1]) for name in w if name.startswith("decoder_blocks."))
+    for i in range(depth):
+        x = block(x, w, f"decoder_blocks.{i}", decoder_heads)
+    x = layer_norm(x, w["decoder_norm.weight"], w["decoder_norm.bias"])
+    return (x @ w["decoder_pred.weight"].T + w["decoder_pred.bias"])[1:], masked
+
+
+def target_of(pixels: Tensor, normalised: bool) -> Tensor:
+    """The target of patches (L, V): their pixels, or these less the mean, over the unbiased variance's deviation."""
+    if not normalised:
+        return pixels
+    mean = pixels.sum(1, keepdim=True) / pixels.shape[1]
+    variance = ((pixels - mean) ** 2).sum(1, keepdim=True) / (pixels.shape[1] - 1)
+    return (pixels - mean) / (variance + 1e-6) ** 0.5
+
+
+def loss_of(
+    images: Tensor,
+    noise: Tensor,
+    w: dict[str, Tensor],
+    *,
+    patch: int,
+    normalised: bool,
+    on_all: bool = False,
+    **options: int,
+) -> Tensor:
+    """The sum of the squared errors of all masked patches of all images over their number of values."""
+    total, values = torch.zeros(()), 0
+    for image, of_image in zip(images, noise, strict=True):
+        prediction, masked = predict(image, of_image, w, patch=patch, **options)
+        places = range(len(prediction)) if on_all else masked
+        aims = target_of(patches_of(image, patch), normalised)
+        for i in places:
+            total = total + ((prediction[i] - aims[i]) ** 2).sum()
+            values += aims.shape[1]
+    return total / values

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Pre-train an encoder to transfer: see --help, or docs/pretraining.md."""
+
+import sys
+
+from mae_transfer.pretrain.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Pictures of what a masked autoencoder reconstructs: see --help, or docs/pretraining.md."""
+
+import sys
+
+from mae_transfer.pretrain.visualize import main
+
+if __name__ == "__main__":
+    sys.exit(main())
