@@ -77,6 +77,8 @@ def test_done_runs_are_skipped_and_stopped_ones_go_on(
 
     assert main([*command, "optim.weight_decay=0.1"]) == 2
     assert "optim.weight_decay: 0.05 -> 0.1" in capsys.readouterr().err
+    assert main([*command, "eval.mode=whole"]) == 2, "another evaluation of runs that are done"
+    assert "optim.lr=0.0001 is of eval.mode=slide, not what is asked now" in capsys.readouterr().err
     assert main([*command, "--eval-only"]) == 2
     record = json.loads(done)
     record["protocol"]["data_fingerprint"] = "of other data"

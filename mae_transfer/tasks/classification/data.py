@@ -23,7 +23,7 @@ from mae_transfer.tasks.classification.config import DataConfig
 from mae_transfer.tasks.classification.layouts import Listing
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 from mae_transfer.tasks.dataset import ImageDataset
-from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, UndecodableImageError, choose_subset
+from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, choose_subset, unusable
 
 Batch = dict[str, Any]
 
@@ -47,9 +47,7 @@ def read_rgb(path: str) -> Tensor:
         with Image.open(path) as file:
             return F.pil_to_tensor(file.convert("RGB"))
     except DECODE_ERRORS as error:
-        reason = str(error).replace("\n", " ").replace(path, "file")
-        remedy = "fetch it again, or go on without such images with data.on_bad_image=skip"
-        raise UndecodableImageError(f"{path}: truncated or corrupt image ({reason}); {remedy}") from None
+        raise unusable(path, error) from None
 
 
 def choose_training_images(
