@@ -104,8 +104,8 @@ def _take_final_norm(encoder: ViTEncoder, report: LoadReport) -> None:
     missing = encoder.norm.state_dict().keys() - tensors.keys()
     if missing:
         raise UserError(
-            f"checkpoint {report.source}: has no norm.{min(missing)}, the final norm that features of a frozen encoder go "
-            "through; pass a file of the pre-training, or set probe.final_norm=false."
+            f"checkpoint {report.source}: has no norm.{min(missing)}, the final norm that features of a frozen encoder "
+            "go through; pass a file of the pre-training, or set probe.final_norm=false."
         )
     encoder.norm.load_state_dict(tensors)
     report.loaded += sorted(report.final_norm)

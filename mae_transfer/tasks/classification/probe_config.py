@@ -13,7 +13,7 @@ class ProbeConfig(Section):
     """What a probe reads from the frozen encoder, and how."""
 
     final_norm: bool = True
-    """Features go through the LayerNorm that follows the blocks in the weights' file; false takes the blocks' output."""
+    """Features go through the LayerNorm after the blocks, of the weights' file; false takes the blocks' output."""
     cache: bool = True
     """Without augmentation: compute the features of all images once, keep them in the run folder and train on them."""
     blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
