@@ -201,7 +201,8 @@ def search_grid(
         check_key(schema, key)
         if not isinstance(values, list) or not values:
             raise UserError(f"recipe {name}: search.{preset}.{key} must be a list of values")
-    return {key: values for key, values in grid.items() if key not in assigned}
+    fixed = {*assigned, *(other for key, other in INSTEAD_OF if key in assigned)}
+    return {key: values for key, values in grid.items() if key not in fixed}
 
 
 def backbone_spec(name: str) -> registry.Spec:

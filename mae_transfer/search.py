@@ -21,7 +21,7 @@ from mae_transfer.engine.progress import console
 from mae_transfer.engine.run_folder import check_same_recipe
 from mae_transfer.errors import DivergedError, UserError
 from mae_transfer.results.classification_tables import ACCURACY
-from mae_transfer.results.record import read_record
+from mae_transfer.results.record import make_protocol, read_record
 from mae_transfer.results.tables import METRICS
 from mae_transfer.tasks import make_task
 from mae_transfer.transfer import default_output, resolve_config, run_task
@@ -29,6 +29,8 @@ from mae_transfer.transfer import default_output, resolve_config, run_task
 _LOG = logging.getLogger(__name__)
 
 Point = dict[str, Any]
+BY_THE_DATA = {"data_fingerprint", "norm_batch"}
+"""Entries of a protocol that a configuration alone does not tell."""
 
 
 def run_search(
@@ -98,12 +100,26 @@ def _state(config: RunConfig, path: Path) -> str:
 def _run(fabric: Fabric, config: RunConfig, path: Path, state: str, progress: bool) -> dict[str, Any] | None:
     """The record of a run; None if it diverged."""
     if state == "done":
-        return on_rank_zero(fabric, lambda: read_record(path / "record.json"))
+        return on_rank_zero(fabric, lambda: _done(config, path))
     try:
         return run_task(fabric, make_task(config), path, resume=state == "stopped", eval_only=False, progress=progress)
     except DivergedError as error:
         _LOG.warning("diverged: %s", error)
         return None
+
+
+def _done(config: RunConfig, path: Path) -> dict[str, Any]:
+    """The record of a finished run; UserError if it was evaluated in another way than is asked now."""
+    record = read_record(path / "record.json")
+    before = record["protocol"]
+    now = make_protocol(config.model_dump(mode="json"), data_fingerprint="", norm_batch=0)
+    unlike = [f"{key}={before[key]}" for key in before.keys() & now.keys() - BY_THE_DATA if before[key] != now[key]]
+    if unlike:
+        raise UserError(
+            f"{path} is of {', '.join(sorted(unlike))}, not what is asked now; evaluate that run again by --eval-only, "
+            "or search in another --output"
+        )
+    return record
 
 
 def _check_like(one: dict[str, Any], other: dict[str, Any], searched: set[str], path: Path) -> None:

@@ -67,6 +67,7 @@ def plan_series(
             raise UserError("--protocol partial needs --blocks: a number, a list such as 1,2,4, or curve")
         else:
             variants.append((name, []))
+    _check_overrides([name or "" for name, _ in variants], overrides)
     if (shots is not None or draws is not None) and not task_entry(task).protocols:
         raise UserError(f"--shots and --draws are for image classification, not for the task {task}")
     if draws is not None and (shots is None or draws < 1):
@@ -84,6 +85,17 @@ def plan_series(
         Run(config, default_output(config) if output is None else Path(output) / run_label(config))
         for config in configs
     ]
+
+
+def _check_overrides(protocols: Sequence[str], overrides: Sequence[str]) -> None:
+    """UserError for an override of one recipe's optimizer that would reach the runs of another: rates of LARS and AdamW
+    are a factor of a thousand apart."""
+    of_one = [text for text in overrides if text.startswith("optim.")]
+    if of_one and len(set(protocols)) > 1:
+        raise UserError(
+            f"{of_one[0]} would reach runs of several recipes ({', '.join(dict.fromkeys(protocols))}); make them one "
+            "protocol at a time (0 blocks is the protocol linear)"
+        )
 
 
 def parse_blocks(text: str, backbone: str) -> list[float]:

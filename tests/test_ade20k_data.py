@@ -18,6 +18,7 @@ from mae_transfer.tasks.ade20k.pairs import find_pairs
 from mae_transfer.tasks.ade20k.transforms import (
     IGNORE,
     Distortion,
+    augment,
     draw_crop,
     draw_distortion,
     rescaled_size,
@@ -117,6 +118,32 @@ def test_distortion_draws_each_step_half_the_time():
         assert sum(getattr(d, step) is not None for d in drawn) == pytest.approx(1000, abs=100)
     hues = {d.hue for d in drawn if d.hue is not None}
     assert (min(hues), max(hues)) == (-18, 17)
+
+
+def test_augmentation_draws_what_the_recipe_says(tmp_path):
+    """Sizes, mirror images and colours of many draws of one picture, whose left half is dark and right half bright."""
+    pixels = np.full((64, 128, 3), 60, np.uint8)
+    pixels[:, 64:] = 180
+    label = np.zeros((64, 128), np.int16)
+    label[:, 64:] = 1
+    config = make_config(
+        "data.image_size=512", "data.short_side=512", "data.long_side=2048", "data.cat_max_ratio=1"
+    ).data
+    rng = np.random.default_rng(0)
+    drawn = [augment(pixels, label, config, rng) for _ in range(60)]
+    heights = [image.shape[0] for image, _ in drawn]
+    assert min(heights) < 300 < max(heights) == 512  # ratio 0.5 gives 256 rows, 1 and more the whole crop
+    plain = make_config("data.image_size=64", "data.short_side=64", "data.long_side=256", "data.photometric=false").data
+    sides = [augment(pixels, label, plain, np.random.default_rng(seed)) for seed in range(200)]
+    mirrored = [mask[0, 0] > mask[0, -1] for _, mask in sides if mask[0, 0] != mask[0, -1]]
+    assert len(mirrored) > 30
+    assert 0.3 < np.mean(mirrored) < 0.7
+    distortions = [draw_distortion(np.random.default_rng(seed)) for seed in range(3000)]
+    for name, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5)):
+        values = [getattr(d, name) for d in distortions if getattr(d, name) is not None]
+        share = (high - low) / 50
+        assert low <= min(values) < low + share, name
+        assert high - share < max(values) <= high, name
 
 
 def test_masks_of_every_kind(tmp_path):

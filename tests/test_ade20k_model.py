@@ -8,6 +8,7 @@ import warnings
 from contextlib import redirect_stdout
 
 import pytest
+import timm
 import torch
 from ade20k_reference import CLASSES, make_encoder, make_mmseg, make_model, our_name, same_weights
 from torch import nn
@@ -40,6 +41,25 @@ def test_logits_equal_mmsegmentation_at_512(name, taps):
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
+def normalised(images):
+    """uint8 RGB as mmsegmentation's configs normalise it."""
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    return (images.float() - mean[:, None, None]) / std[:, None, None]
+
+
+def test_evaluation_of_uint8_images_equals_mmsegmentation():
+    ours, theirs = same_weights(64)
+    ours.eval()
+    theirs.eval()
+    image = torch.randint(256, (3, 64, 101), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    with torch.no_grad():
+        actual = ours({"views": [[image]], "sizes": [(70, 90)]})[0]
+        logits = theirs.slide_inference(normalised(image)[None], [{"ori_shape": (64, 101), "img_shape": (64, 101)}])
+        resized = nn.functional.interpolate(logits, size=(70, 90), mode="bilinear", align_corners=False)
+    assert actual.unique().numel() > 1
+    assert (actual == resized[0].argmax(0)).float().mean() > 0.999
+
+
 def test_losses_and_gradients_equal_mmsegmentation():
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
@@ -62,8 +82,9 @@ def test_losses_and_gradients_equal_mmsegmentation():
     losses = ours(batch)
     sum(losses.values()).backward()
 
-    padded = torch.stack([ours.input.normalise(images[0]), torch.zeros(3, 64, 64)])
-    padded[1, :, :50, :40] = ours.input.normalise(images[1, :, :50, :40])
+    whole = normalised(images)
+    padded = torch.stack([whole[0], torch.zeros(3, 64, 64)])
+    padded[1, :, :50, :40] = whole[1, :, :50, :40]
     targets = labels.long().masked_fill(labels == IGNORE, 255)
     targets[1, 50:], targets[1, :, 40:] = 255, 255
     samples = [SegDataSample(gt_sem_seg=PixelData(data=target[None])) for target in targets]
@@ -260,3 +281,18 @@ def test_a_trained_encoder_is_a_checkpoint_of_any_task(tmp_path):
             torch.testing.assert_close(map_, expected, atol=1e-5, rtol=1e-5)
         windowed = load_backbone("mae_vit_nano", checkpoint=path, img_size=128, window_size=2, rel_pos=True)
         assert windowed(torch.randn(1, 3, 128, 128))[0].shape == (1, 64, 8, 8)
+
+
+def test_layer_scale_of_the_weights_is_kept(tmp_path):
+    """Also of a model of timm's by its own name; only a ViT that has none gets a new one."""
+    vit = timm.create_model("deit3_small_patch16_224", num_classes=0, img_size=32)
+    with torch.no_grad():
+        for block in vit.blocks:
+            block.ls1.gamma.fill_(0.3)
+    torch.save(vit.state_dict(), tmp_path / "deit3.pth")
+    for name in ("timm:deit3_small_patch16_224", "sup_vit_s"):
+        encoder = load_backbone(name, checkpoint=tmp_path / "deit3.pth", img_size=32, layer_scale=1.0)
+        for block in encoder.vit.blocks:
+            torch.testing.assert_close(block.ls1.gamma, torch.full_like(block.ls1.gamma, 0.3), msg=name)
+    plain = load_backbone("random_vit_nano", img_size=32, layer_scale=1.0)
+    assert {block.ls1.gamma[0].item() for block in plain.vit.blocks} == {1.0}

@@ -114,7 +114,9 @@ def test_more_than_255_classes(tmp_path: Path, data: Path) -> None:
     names.write_text("".join(f"thing {i}\n" for i in range(300)))
     output = tmp_path / "run"
     more = ["data.num_classes=300", f"data.class_names={names}", "eval.per_class=true", "--subset", "4"]
-    assert main(arguments(output, root, *more)) == 0
+    assert main(arguments(output, root, *more)) == 2, "255 is a class now"
+    assert not output.exists()
+    assert main(arguments(output, root, *more, "data.ignore_value=65535")) == 0
     record = read_record(output / "record.json")
     assert record["metrics"]["Acc/thing 299"] is not None, "the highest class is in the ground truth"
     assert (record["data"]["train_images"], record["data"]["val_images"]) == (4, 3)
@@ -194,7 +196,8 @@ def test_bad_data_is_one_line_and_exit_2(
     ("more", "expected"),
     [
         (["train.global_batch=1"], "train.micro_batch to 2 or more"),
-        (["data.image_size=40"], "multiple of the backbone's patch of 16"),
+        (["data.image_size=40", "data.short_side=40"], "multiple of the backbone's patch of 16"),
+        (["data.image_size=64"], "short_side 32 is below image_size 64"),
         (["eval.stride=33"], "above data.image_size 32: windows leave gaps"),
         (["data.num_classes=1"], "data.num_classes"),
         (["data.ratio_min=3"], "ratio_min 3.0 is above ratio_max 2.0"),

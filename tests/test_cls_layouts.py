@@ -90,6 +90,14 @@ def test_inat_labels_are_those_of_the_json(roots: dict[str, Path], task: str) ->
     assert images.class_names == [entry["name"] for entry in content["categories"]]
 
 
+def test_large_and_small_images_of_places365_are_not_the_same_data(roots: dict[str, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(roots["places365"], tmp_path / "places"))
+    small = find_images("places365", data_config(root))
+    (root / "data_256").rename(root / "data_large")
+    (root / "val_256").rename(root / "val_large")
+    assert find_images("places365", data_config(root)).fingerprint != small.fingerprint
+
+
 @pytest.mark.parametrize("root", ["places205"], indirect=True)
 def test_places205_classes_are_paths_and_lists_may_lie_at_the_root(root: Path) -> None:
     names = find_images("places205", data_config(root)).class_names

@@ -149,7 +149,24 @@ def test_partial_fine_tuning_has_blocks_as_columns_and_the_linear_probe_at_none(
         "ImageNet-1K val, partial fine-tuning",
     )
     assert "n=2" not in unlike
-    assert "[1] unlike the line above in 1 blocks: optim.lr" in unlike
+    assert row(unlike, "MAE L")[2] == "81.0 (n=1)"
+    assert row(unlike, "MAE L [1]") == ["75.0 (n=1)", "-", "70.0 (n=1)", *["-"] * 6]
+    assert "[1] unlike the first line of MAE L in optim.lr 0.001 -> 0.0001." in unlike
+
+
+def test_no_line_of_partial_fine_tuning_mixes_unlike_runs() -> None:
+    records = [
+        record("partial", 10 * blocks + 1000 * lr, size="l", blocks=blocks, lr=lr)
+        for lr in (1e-4, 2e-4, 3e-4)
+        for blocks in (1, 2, 4)
+    ]
+    probes = [record("linear", 50.0, size="l", lr=lr) for lr in (0.1, 0.2)]
+    one = table(make_tables([*records, *probes]), "ImageNet-1K val, partial fine-tuning")
+    lines = [row(one, f"MAE L{mark}") for mark in ("", " [1]", " [2]", " [3]", " [4]")]
+    for cells, last in zip(lines, "123", strict=False):
+        found = [cell.split()[0] for cell in (cells[2], cells[3], cells[4])]
+        assert found == [f"{10 * blocks + int(last) / 10:.1f}" for blocks in (1, 2, 4)]
+    assert [cells[0] for cells in lines] == ["-", "-", "-", "50.0 (n=1)", "50.0 (n=1)"], "unlike probes: own lines"
 
 
 def test_robustness_has_a_table_of_its_own() -> None:

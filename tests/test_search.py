@@ -27,7 +27,8 @@ def test_the_values_of_every_documented_search_are_valid(task: str) -> None:
                 load_config(task, "mae_vit_b", preset=preset, overrides=[f"{key}={value}"])
     runs = math.prod(len(values) for values in search_grid(task).values())
     assert runs == {"ade20k": 3, "coco": 9}[task]
-    assert "optim.lr" not in search_grid(task, overrides=["optim.lr=1e-5"])
+    fixed = search_grid(task, overrides=["optim.lr=1e-5", "schedule.steps=9"])
+    assert not {"optim.lr", "schedule.epochs"} & set(fixed)
 
 
 def test_a_recipe_without_a_search_is_one_line(tmp_path: Path) -> None:
@@ -76,6 +77,8 @@ def test_done_runs_are_skipped_and_stopped_ones_go_on(
 
     assert main([*command, "optim.weight_decay=0.1"]) == 2
     assert "optim.weight_decay: 0.05 -> 0.1" in capsys.readouterr().err
+    assert main([*command, "eval.mode=whole"]) == 2, "another evaluation of runs that are done"
+    assert "optim.lr=0.0001 is of eval.mode=slide, not what is asked now" in capsys.readouterr().err
     assert main([*command, "--eval-only"]) == 2
     record = json.loads(done)
     record["protocol"]["data_fingerprint"] = "of other data"

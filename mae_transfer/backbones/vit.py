@@ -80,15 +80,19 @@ class ViTEncoder(nn.Module):
         self.global_grid = self.native_grid if img_size is None else self.grid_of(*_pair(img_size))
         self.pos_grid = self.native_grid
         self.new_tables = rel_pos == "per_block" and not spec.rel_pos_tables
-        self.new_layer_scale = layer_scale if spec.layer_scale is None else None
+        bare = all(isinstance(getattr(block, "ls1", None), nn.Identity) for block in vit.blocks)
+        self.new_layer_scale = layer_scale if bare else None  # what the weights bring is never replaced
         self.rel_pos = "per block" if spec.rel_pos_tables or self.new_tables else "shared" if rel_pos else "none"
-        if (window_size or self.rel_pos != "none" or self.new_layer_scale is not None) and not all(
-            is_standard(block) for block in vit.blocks
-        ):
+        edits = {
+            "backbone.window_size=0": window_size,
+            "backbone.rel_pos=false": self.rel_pos != "none",
+            "model.layer_scale=null": self.new_layer_scale is not None,
+        }
+        if any(edits.values()) and not all(is_standard(block) for block in vit.blocks):
             block = type(vit.blocks[0]).__name__
             raise UserError(
-                f"backbone {spec.name!r}: windows and relative positions need timm's standard blocks, not {block}; "
-                "set backbone.window_size=0 and backbone.rel_pos=false."
+                f"backbone {spec.name!r}: windows, relative positions and a new LayerScale need timm's standard "
+                f"blocks, not {block}; set {' and '.join(setting for setting, asked in edits.items() if asked)}."
             )
         self.prefix = 0 if window_size else vit.num_prefix_tokens
         self.vit = vit

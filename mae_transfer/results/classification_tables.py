@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mae_transfer.results import tables
+from mae_transfer.results.record import protocol_id
 
 TITLES = {
     "imagenet": "ImageNet-1K val",
@@ -134,26 +135,42 @@ def partial_table(title: str, runs: pd.DataFrame, quoted: pd.DataFrame) -> str:
 
 
 def _partial_lines(name: str, runs: pd.DataFrame, columns: list[float], notes: list[str]) -> list[str]:
-    """One line for the runs that differ in the number of blocks alone; further ones for others, with a note."""
-    by_place: dict[float, list[pd.DataFrame]] = {}
-    for blocks, group in runs.groupby("blocks", sort=True):
-        keys = ["backbone", "weights", "protocol_id"]
-        by_place[float(blocks)] = [rows for _, rows in group.groupby(keys, sort=True)]  # type: ignore[arg-type]
+    """A line for the runs that differ in the number of blocks alone, in the order of their first runs.
+
+    The linear probe of the same weights stands at 0 blocks in each line, unless there are unlike ones: then those have
+    lines of their own. Every line but the first has a note that names what differs from the first.
+    """
+    keys = ["backbone", "weights", "like"]
+    runs = runs.assign(protocol=runs["protocol"].map(_without_blocks))
+    runs = runs.assign(like=runs["protocol"].map(protocol_id)).sort_values("run_id")
+    partial, linear = runs[runs["kind"] == "partial"], runs[runs["kind"] == "linear"]
+    sets = [rows for _, rows in partial.groupby(keys, sort=False)]
+    for _, probes in linear.groupby(["backbone", "weights"], sort=False):
+        first = probes.iloc[0]
+        same = [
+            k
+            for k, rows in enumerate(sets)
+            if (rows.iloc[0][["backbone", "weights"]] == first[["backbone", "weights"]]).all()
+        ]
+        if same and probes["like"].nunique() == 1:
+            for k in same:
+                sets[k] = pd.concat([sets[k], probes])
+        else:
+            sets += [rows for _, rows in probes.groupby("like", sort=False)]
     lines = []
-    for k in range(max(len(groups) for groups in by_place.values())):
-        cells, differs = [], []
-        for blocks in columns:
-            groups = by_place.get(blocks, [])
-            cells.append(tables.run_cell(groups[k]) if k < len(groups) else "-")
-            if 0 < k < len(groups):
-                changes = tables.differences(groups[k], tables.reference_runs(groups[0]))
-                differs += [f"{blocks:g} blocks: {change}" for _, change in changes if change]
+    for rows in sets:
+        cells = [tables.run_cell(rows[rows["blocks"] == blocks]) for blocks in columns]
+        changes = tables.differences(rows.iloc[:1], tables.reference_runs(sets[0].iloc[:1]))
         marker = ""
-        if differs:
-            notes.append(f"[{len(notes) + 1}] unlike the line above in {'; '.join(differs)}.")
+        if changes[0][1]:
+            notes.append(f"[{len(notes) + 1}] unlike the first line of {name} in {changes[0][1]}.")
             marker = f" [{len(notes)}]"
         lines.append(_line(name + marker, cells))
     return lines
+
+
+def _without_blocks(protocol: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in protocol.items() if key != "model.blocks"}
 
 
 def _run_lines(

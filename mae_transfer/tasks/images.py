@@ -67,17 +67,22 @@ def read_image(path: Path, height: int, width: int) -> Image.Image:
             file.load()
             image = _upright(file).convert("RGB")
     except DECODE_ERRORS as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
-        reason = str(error).replace("\n", " ").replace(str(path), "file")
-        remedy = "fetch it again, or go on without such images with data.on_bad_image=skip"
-        raise UndecodableImageError(f"{path}: truncated or corrupt image ({reason}); {remedy}") from None
+        raise unusable(path, error) from None
     if image.size != (width, height):
         found, said = f"{image.width}x{image.height}", f"{width}x{height}"
         raise ImageError(
             f"{path}: the image is {found} pixels and the annotation file says {said}; correct width and height there"
         )
     return image
+
+
+def unusable(path: Path | str, error: Exception, what: str = "image") -> ImageError:
+    """The error of a file that raised one of DECODE_ERRORS: undecodable, or not to be read at all (never skipped)."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")
+    reason = str(error).replace("\n", " ").replace(str(path), "file")
+    remedy = "fetch it again, or go on without such images with data.on_bad_image=skip"
+    return UndecodableImageError(f"{path}: truncated or corrupt {what} ({reason}); {remedy}")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -20,7 +20,7 @@ class DataConfig(Section):
     """How image files end; what stands before it (with subfolders) names the pair."""
     mask_suffix: str = ".png"
     """How mask files end. A mask has one channel of 1, 8 or 16 bit, or a palette whose indices are the labels."""
-    num_classes: int = Field(150, ge=2, le=32767)
+    num_classes: int = Field(150, ge=2, le=4096)
     class_names: str | None = None
     """Text file with one name per class and line; None is ADE20K's 150 names, or numbers for another `num_classes`."""
     reduce_zero_label: bool = True
@@ -50,6 +50,17 @@ class DataConfig(Section):
     def _check(self) -> "DataConfig":
         if self.ratio_min > self.ratio_max:
             raise ValueError(f"ratio_min {self.ratio_min} is above ratio_max {self.ratio_max}")
+        if self.short_side < self.image_size:
+            raise ValueError(
+                f"short_side {self.short_side} is below image_size {self.image_size}, so that every window of the "
+                "evaluation would be padded; set data.short_side and data.long_side too"
+            )
+        first = 1 if self.reduce_zero_label else 0
+        if self.ignore_value is not None and first <= self.ignore_value < first + self.num_classes:
+            raise ValueError(
+                f"ignore_value {self.ignore_value} is the value of a class ({first}..{first + self.num_classes - 1}); "
+                "set data.ignore_value to another, such as 65535, or to null"
+            )
         if self.short_side > self.long_side:
             raise ValueError(f"short_side {self.short_side} is above long_side {self.long_side}")
         return self

@@ -13,7 +13,7 @@ from PIL import Image
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import DataConfig
 from mae_transfer.tasks.ade20k.transforms import IGNORE
-from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, UndecodableImageError
+from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, unusable
 
 _OUTSIDE = -2
 
@@ -63,8 +63,7 @@ class Labels:
             with Image.open(path) as file:
                 values = np.asarray(file)
         except DECODE_ERRORS as error:
-            reason = str(error).replace("\n", " ")
-            raise UndecodableImageError(f"{path}: truncated or corrupt mask ({reason}); fetch it again") from None
+            raise unusable(path, error, "mask") from None
         if values.shape != size:
             raise ImageError(f"{path}: the mask is no longer {size[1]}x{size[0]}; restart after changing the data")
         if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 65535):

@@ -24,7 +24,7 @@ from mae_transfer.tasks.classification.config import DataConfig
 from mae_transfer.tasks.classification.layouts import Listing
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 from mae_transfer.tasks.dataset import ImageDataset
-from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, UndecodableImageError, choose_subset
+from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, choose_subset, unusable
 
 Batch = dict[str, Any]
 
@@ -57,9 +57,7 @@ def decode(content: np.ndarray, path: str, *, grey: bool = False) -> Tensor:
         with Image.open(io.BytesIO(content.tobytes())) as file:
             return F.pil_to_tensor(file.convert("L" if grey else "RGB"))
     except DECODE_ERRORS as error:
-        reason = str(error).replace("\n", " ").replace(path, "file")
-        remedy = "fetch it again, or go on without such images with data.on_bad_image=skip"
-        raise UndecodableImageError(f"{path}: truncated or corrupt image ({reason}); {remedy}") from None
+        raise unusable(path, error) from None
 
 
 def choose_training_images(

@@ -225,7 +225,17 @@ def _stored(
     mine = [i for i in range(len(files)) if not there[i]][fabric.global_rank :: fabric.world_size]
     _compute(images, frozen, fabric, config, [(files[i], i) for i in mine], chunk, split, progress)
     fabric.barrier()
-    return Stored([np.load(file, mmap_mode="r") for file in files], chunk)
+    return Stored([_map(file) for file in files], chunk)
+
+
+def _map(file: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(file, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {file} ({error}); all nodes must share the run folder, and a damaged file is to be deleted"
+        ) from None
+    return array
 
 
 def _compute(

@@ -292,7 +292,9 @@ def from_places365(root: Path, size: str | None) -> Found:
         ("places365_val.txt", root / f"val_{sizes[size]}"),
     ):
         assert folder is not None
-        listings.append(_listing(root / file, folder, _read_pairs(root / file, "places365"), len(class_names)))
+        # with the folder's name, so that large and small images are not the same data
+        pairs = [(f"{folder.name}/{name.lstrip('/')}", label) for name, label in _read_pairs(root / file, "places365")]
+        listings.append(_listing(root / file, root, pairs, len(class_names)))
     return listings[0], listings[1], class_names, []
 
 
@@ -366,7 +368,7 @@ def _read_list(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path} is not there; data.train_list and data.val_list are CSV or Parquet files")
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"path": str})
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); it must be CSV or .parquet") from None
     missing = [column for column in ("path", "label") if column not in table.columns]
@@ -378,6 +380,11 @@ def _read_list(path: Path) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{path} has no rows")
     return table[["path", "label"]]
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Only an empty field is missing: NA, None and null are names that a class can have."""
+    return pd.read_csv(path, dtype={"path": str}, keep_default_na=False, na_values=[""])
 
 
 # --- what holds for all ---------------------------------------------------------------------------------------------

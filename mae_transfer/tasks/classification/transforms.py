@@ -104,7 +104,13 @@ def draw_single_crop(height: int, width: int, scale_min: float, rng: np.random.G
     """(top, left, height, width) of one try that is cut to the image: MAE's util/crop.py, after TensorFlow's."""
     target = height * width * rng.uniform(scale_min, 1.0)
     ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
-    w, h = min(round(math.sqrt(target * ratio)), width), min(round(math.sqrt(target / ratio)), height)
+    w, h = (
+        min(max(round(side), 1), whole)
+        for side, whole in (
+            (math.sqrt(target * ratio), width),
+            (math.sqrt(target / ratio), height),
+        )
+    )
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 

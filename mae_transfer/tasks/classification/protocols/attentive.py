@@ -1,8 +1,9 @@
 """Attentive probe of the frozen encoder: learned queries pool its patch tokens by cross-attention, then a linear layer.
 
 timm's AttentionPoolLatent on the patch tokens of the last block after the final norm: query -> cross-attention ->
-x + MLP(norm(x)) -> linear classifier, the block of V-JEPA's evaluation (facebookresearch/jepa attentive_pooler.py) but
-for two things: the keys' norm is the encoder's own final one, and the query is not added to what it pools.
+x + MLP(norm(x)) -> linear classifier: much as V-JEPA's evaluation (facebookresearch/jepa attentive_pooler.py). There
+the keys have a norm of their own (here it is the encoder's final one), the query is added to what it pools, the
+attention has no output projection, and the MLP's second layer starts smaller by the square root of 2.
 """
 
 from typing import TYPE_CHECKING, Any

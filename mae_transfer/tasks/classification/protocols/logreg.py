@@ -132,6 +132,8 @@ def prepare(
         model.holdout_top1 = {f"C{c:.3g}": found[c][0] for c in strengths}
         features, labels = np.concatenate([features, held]), np.concatenate([labels, held_labels])
     final = on_rank_zero(fabric, lambda: fit(features, labels, model.num_classes, chosen, probe.max_iter))
+    if not final.converged:
+        _LOG.warning("the fit of the chosen C had not converged after probe.max_iter=%d; raise it", probe.max_iter)
     model.selected = f"C{chosen:.3g}"
     model.weight.copy_(torch.from_numpy(final.weight))
     model.bias.copy_(torch.from_numpy(final.bias))
