@@ -139,7 +139,10 @@ def operations(backbone: str, batch: int, overrides: Sequence[str]) -> float:
 def run(variant: str, precision: str, args: argparse.Namespace, overrides: Sequence[str] = ()) -> dict[str, Any]:
     command = [sys.executable, __file__, "measure", "--variant", variant, "--precision", precision]
     command += ["--backbone", args.backbone, "--batch", str(args.batch), "--steps", str(args.steps), *overrides]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    what = " ".join([variant, precision, *overrides])
+    print(f"  {what}: {min(found['seconds']):.2f} s, {found['peak'] / 2**30:.2f} GiB", file=sys.stderr, flush=True)
+    return found
 
 
 def spread(values: Sequence[float]) -> str:

@@ -21,14 +21,24 @@ def test_listing_needs_no_torch():
 
 
 def test_the_names_there_are():
-    expected = "mae: nano ti s b l h, sup: ti s b l h, beit: b l, mocov3: s b, dino: s b, random: nano ti s b l h"
-    pairs = [group.strip().split(": ") for group in expected.split(",")]
-    assert registry.names() == [f"{init}_vit_{size}" for init, sizes in pairs for size in sizes.split()]
+    expected = "mae_: nano ti s b l h, sup_: ti s b l h, beit_: b l, mocov3_: s b, dino_: s b, : nano ti s b l h, "
+    expected += "random_: nano ti s b l h"
+    pairs = [group.split(":") for group in expected.split(", ")]
+    assert registry.names() == [f"{init.strip()}vit_{size}" for init, sizes in pairs for size in sizes.split()]
     for name in registry.names():
         spec = registry.find(name)
-        assert name == f"{spec.init}_vit_{spec.size}"
+        assert name == (f"vit_{spec.size}" if spec.init == "own" else f"{spec.init}_vit_{spec.size}")
     assert registry.find("mocov3_vit_s").num_heads == 12
     assert registry.find("mae_vit_s").num_heads == 6
+
+
+def test_plain_names_take_a_patch():
+    spec = registry.find("vit_b_p8")
+    assert (spec.name, spec.init, spec.size, spec.patch_size, spec.embed_dim) == ("vit_b_p8", "own", "b", 8, 768)
+    assert registry.find("vit_h").patch_size == 14
+    for name in ("vit_b_p0", "vit_b_p", "vit_x_p8", "mae_vit_b_p8"):
+        with pytest.raises(UserError, match="unknown; did you mean"):
+            registry.find(name)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

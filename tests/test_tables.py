@@ -191,3 +191,15 @@ def test_tables_need_no_torch(tmp_path: Path) -> None:
     )
     assert missing.returncode == 2
     assert missing.stderr.count("\n") == 1
+
+
+def test_pre_trainings_of_one_protocol_share_a_cell_and_those_of_another_do_not() -> None:
+    def own(seed: int, value: float, trained_as: str) -> dict[str, Any]:
+        found = record("MAE (this project)", "b", seed, value, weights=f"w{seed}{trained_as}")
+        found["backbone"]["trained_as"] = trained_as
+        return found
+
+    table = make_tables([own(0, 40.0, "p0"), own(1, 42.0, "p0"), own(0, 30.0, "p1")])
+    assert row(table, "MAE (this project)")[0] == "41.0 ± 1.4 (n=2)"
+    assert row(table, "MAE (this project) [1]")[0] == "30.0 (n=1)"
+    assert "weights p0 -> p1" in table

@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.backbones.checkpoints.fixed_position import table
 from mae_transfer.backbones.lean_mlp import LeanMlp
-from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.errors import UserError
@@ -158,19 +157,15 @@ class MaskedAutoencoder(nn.Module):
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """(B, L, p * p * C) normalised -> (B, C, H, W) in 0 .. 1, not clipped."""
-        p, (h, w) = self.encoder.patch_size, self.encoder.native_grid
-        x = patches * self.std + self.mean
-        x = x.reshape(len(x), h, w, p, p, -1).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(len(x), -1, h * p, w * p)
+        return self._to_images(patches * self.std + self.mean)
 
     def encode(self, patches: Tensor, order: Shuffle) -> Tensor:
         """Tokens after the final norm, (B, 1 + visible, C); with mask tokens in the encoder (B, 1 + L, C), shuffled."""
         assert self.encoder.norm is not None
         if not self.masks_in_encoder:
             return self.encoder.norm(self.encoder.visible_tokens(take(patches, order.keep), order.keep))
-        mask = order.mask()
-        images = self._to_images(patches)
-        (tokens,) = self.encoder.tokens(images, (self.encoder.depth - 1,), mask, self.mask_token[0, 0])
+        images, last = self._to_images(patches), self.encoder.depth - 1
+        (tokens,) = self.encoder.tokens(images, (last,), order.mask(), self.mask_token[0, 0])
         tokens = torch.cat([tokens[:, :1], take(tokens[:, 1:], order.order)], dim=1)
         return self.encoder.norm(tokens)
 
@@ -193,7 +188,7 @@ class MaskedAutoencoder(nn.Module):
         return block(x)
 
     def _to_images(self, patches: Tensor) -> Tensor:
-        """Normalised patches back to normalised images (B, C, H, W)."""
+        """(B, L, p * p * C) -> (B, C, H, W), the same values."""
         p, (h, w) = self.encoder.patch_size, self.encoder.native_grid
         x = patches.reshape(len(patches), h, w, p, p, -1).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(len(x), -1, h * p, w * p)
@@ -223,12 +218,6 @@ def make_views(config: MaeConfig) -> MaeViews:
         check_grid(grid_of(config), config.mask.ratio)
     num_visible(grid_of(config), config.mask.ratio)
     return MaeViews(config)
-
-
-def encoder_spec(spec: Spec, config: MaeConfig) -> Spec:
-    if spec.embed_dim % 4:
-        raise UserError(f"{spec.name}: its width {spec.embed_dim} does not divide by 4, as a position embedding must")
-    return spec
 
 
 def build_model(encoder: ViTEncoder, config: MaeConfig, num_classes: int | None) -> MaskedAutoencoder:

@@ -109,9 +109,9 @@ def _of_run(file: Path) -> tuple[dict[str, Any], list[str]]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         section = config["backbone"]
         # a pre-training's are no choice, and the recipe of the transfer has its own
-        options = () if config["task"] == "pretrain" else ("window_size", "num_global_blocks", "rel_pos")
+        options = () if config.get("task") == "pretrain" else ("window_size", "num_global_blocks", "rel_pos")
         return section, [f"backbone.{name}={json.dumps(section[name])}" for name in options]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not the configuration of a run ({type(error).__name__}); pass the .pt file."
         ) from error
