@@ -51,7 +51,7 @@ def test_every_recipe_value_carries_a_source(path: Path) -> None:
         ):
             section_sourced, follows_source = "#" in line, False
             continue
-        if ":" not in line or line.lstrip().startswith(("#", "protocol:")):  # what it is for is no value
+        if ":" not in line or line.lstrip().startswith(("#", "protocol:", "method:")):  # what it is for is no value
             continue
         if line.rstrip().endswith(":"):
             section_sourced = False

@@ -16,8 +16,8 @@ from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.data import Batch, ImageSet, PretrainImages, find_images
 from mae_transfer.pretrain.encoder import grid_of, new_encoder, spec_of
 from mae_transfer.pretrain.knn import knn_accuracy
-from mae_transfer.tasks.classification.data import choose_subset
 from mae_transfer.tasks.evaluation import evaluating, evaluation_batches
+from mae_transfer.tasks.images import choose_subset
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -56,7 +56,7 @@ class PretrainTask:
         self._summary = self._summarise(images)
 
     def _images(self, source: Any, views: Any) -> PretrainImages:
-        chosen = choose_subset(source, self.config.subset)
+        chosen = choose_subset(source.names, self.config.subset)
         return PretrainImages(source, chosen, views, self.config.data, seed=self.config.seed)
 
     def _summarise(self, images: ImageSet) -> dict[str, Any]:
