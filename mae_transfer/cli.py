@@ -180,3 +180,7 @@ def run(args: argparse.Namespace) -> int:
 
     run_series(**options, progress=True)
     return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -100,7 +100,7 @@ def _state(config: RunConfig, path: Path) -> str:
 def _run(fabric: Fabric, config: RunConfig, path: Path, state: str, progress: bool) -> dict[str, Any] | None:
     """The record of a run; None if it diverged."""
     if state == "done":
-        return on_rank_zero(fabric, lambda: _done(config, path))
+        return on_rank_zero(fabric, lambda: finished_record(config, path))
     try:
         return run_task(fabric, make_task(config), path, resume=state == "stopped", eval_only=False, progress=progress)
     except DivergedError as error:
@@ -108,7 +108,7 @@ def _run(fabric: Fabric, config: RunConfig, path: Path, state: str, progress: bo
         return None
 
 
-def _done(config: RunConfig, path: Path) -> dict[str, Any]:
+def finished_record(config: RunConfig, path: Path) -> dict[str, Any]:
     """The record of a finished run; UserError if it was evaluated in another way than is asked now."""
     record = read_record(path / "record.json")
     before = record["protocol"]

@@ -1,6 +1,7 @@
 """The command line of `tools/run_pretrain.py`; exit codes as in `mae_transfer/cli.py`."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from mae_transfer.cli import exit_code
@@ -76,3 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     run_pretrain(**options, progress=True)
     return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

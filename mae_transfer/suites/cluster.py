@@ -1,0 +1,143 @@
+"""SLURM as a launcher, through submitit: arrays of jobs, which are put back into the queue when they are preempted.
+
+Imports no torch: this module is what a job imports on its node.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae_transfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
+from mae_transfer.suites.state import Place, is_locked, last_line
+
+if TYPE_CHECKING:
+    from mae_transfer.suites.local import Job
+    from mae_transfer.suites.plan import SuiteRun
+
+ENDED_BY_THE_CLUSTER = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REQUEUED")
+
+
+@dataclass
+class RunJob:
+    """What a job does on its node, in each of its tasks: the run as a process of its own.
+
+    SLURM's warning (submitit asks for SIGUSR2) stops the run after its step, with a checkpoint; submitit then puts the
+    job back into the queue, to go on with --resume.
+    """
+
+    place: Place
+    command: tuple[str, ...]
+    resume: bool
+    """Decided once for all tasks: they would not see the folder at the same moment."""
+    _process: subprocess.Popen | None = field(default=None, repr=False)
+
+    def __call__(self) -> int:
+        if self.place.record.exists():  # another job or runner has made it while this one was queued
+            return EXIT_DONE
+        rank = int(os.environ.get("SLURM_PROCID", "0"))
+        log = self.place.log if rank == 0 else self.place.log.with_suffix(f".rank{rank}.log")
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [*self.command, *(["--resume"] if self.resume else [])],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # the warning is this process's to pass on
+            )
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._stop)
+        while (code := self._process.poll()) is None:
+            time.sleep(0.1)
+        return code
+
+    def checkpoint(self) -> Any:
+        """Called by submitit in its signal handler, on the first task: the collective stop reaches the others."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            # Popen.wait would block on the lock that the interrupted poll may hold
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(replace(self, resume=self.place.begun, _process=None))
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+
+
+class ClusterJob:
+    def __init__(self, job: Any, place: Place, start: int) -> None:
+        self._job, self._place, self._start = job, place, start
+        self._reason, self._stopped = "", False
+
+    def poll(self) -> int | None:
+        import submitit
+
+        if self._stopped:  # submitit asks SLURM only now and then; the lock tells when the run has saved
+            return None if is_locked(self._place.path / "run.lock") else EXIT_STOPPED
+        if not self._job.done():
+            return None
+        try:
+            codes = self._job.results()
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
+            self._reason = f"job {self._job.job_id} ({self._job.state}): {str(error).strip().splitlines()[0]}"
+            return EXIT_STOPPED if self._job.state in ENDED_BY_THE_CLUSTER else EXIT_FAILED
+        return next((code for code in codes if code), EXIT_DONE)
+
+    def reason(self) -> str:
+        return (
+            self._reason or last_line(self._place.log, self._start) or f"job {self._job.job_id} failed without a word"
+        )
+
+    def stop(self) -> None:
+        self._job.cancel(check=False)
+        self._stopped = True
+
+    kill = stop
+
+
+class ClusterLauncher:
+    """Args:
+        cluster: `slurm`, or `local`, submitit's stand-in on this machine, with one job at a time.
+        folder: where submitit keeps its files.
+        jobs: how many jobs of an array run at a time, None for all.
+        options: of submitit's `AutoExecutor.update_parameters`.
+
+    UserError without submitit, or without the cluster's commands.
+    """
+
+    requeues = True
+
+    def __init__(self, cluster: str, folder: Path, *, jobs: int | None, options: dict[str, Any]) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise UserError("this launcher needs submitit: pip install 'mae_transfer[slurm]'") from None
+        self._limit = jobs if cluster == "local" else None
+        self._active: list[ClusterJob] = []
+        try:
+            self._executor = submitit.AutoExecutor(folder=folder / "submitit-%j", cluster=cluster)
+            if jobs is not None and cluster == "slurm":
+                options = options | {"slurm_array_parallelism": jobs}
+            self._executor.update_parameters(**options)
+        except (RuntimeError, ValueError, NameError, TypeError) as error:
+            raise UserError(f"--launcher {cluster}: {' '.join(str(error).split())}") from None
+
+    def room(self) -> int:
+        self._active = [job for job in self._active if job.poll() is None]
+        return sys.maxsize if self._limit is None else self._limit - len(self._active)
+
+    def start(self, runs: Sequence[tuple["SuiteRun", int]]) -> list["Job"]:
+        functions = [RunJob(run.place, tuple(run.command(resume=False)), run.place.begun) for run, _ in runs]
+        starts = [run.place.log.stat().st_size if run.place.log.exists() else 0 for run, _ in runs]
+        with self._executor.batch():
+            submitted = [self._executor.submit(function) for function in functions]
+        jobs = [ClusterJob(job, run.place, start) for job, (run, _), start in zip(submitted, runs, starts, strict=True)]
+        self._active += jobs
+        return list(jobs)

@@ -1,0 +1,78 @@
+"""Time and memory of a run: from the steps that it has made itself, else from records of runs like it."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_transfer.config import RunConfig
+from mae_transfer.config_loading import backbone_spec
+from mae_transfer.engine.run_folder import read_metrics
+from mae_transfer.errors import UserError
+from mae_transfer.results.record import find_records, flatten
+from mae_transfer.suites.plan import SuiteRun
+
+ALIKE = ("method", "protocol", "model.blocks", "data.shots", "data.image_size", "train.global_batch", "train.precision")
+SKIPPED = 2
+"""Of a run's own steps, the first ones that are not counted: they wait for loaders and compilers."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    seconds: float
+    """What is left of the run."""
+    memory: float | None
+    """Bytes at most."""
+
+
+class Estimator:
+    """Knows the records below some folders. Records with damage are left out: they are no one's input here."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._records: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for folder in folders:
+            for record in find_records(folder)[0]:
+                self._records.setdefault(_of_record(record), []).append(record)
+
+    def estimate(self, run: SuiteRun, steps: int | None) -> Estimate | None:
+        """None if nothing like the run has been seen. steps: of the whole run, None if it takes none."""
+        own = _own(run.place.path, steps)
+        if own is not None:
+            return own
+        like = [r for r in self._records.get(_of_config(run.config), []) if r.get("wall_seconds")]
+        if not like:
+            return None
+        scale = [steps / r["steps"] if steps and r["steps"] else 1.0 for r in like]
+        return Estimate(
+            statistics.median(r["wall_seconds"] * factor for r, factor in zip(like, scale, strict=True)),
+            max((r["peak_memory_bytes"] for r in like if r.get("peak_memory_bytes")), default=None),
+        )
+
+
+def _own(folder: Path, steps: int | None) -> Estimate | None:
+    lines = [line for line in read_metrics(folder) if "loss" in line]
+    if not steps or len(lines) <= SKIPPED + 1:
+        return None
+    first, last = lines[SKIPPED], lines[-1]
+    per_step = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+    return Estimate(per_step * (steps - last["step"]), max(line["memory"] for line in lines))
+
+
+def _of_config(config: RunConfig) -> tuple[Any, ...]:
+    spec = backbone_spec(config.backbone.name)
+    size = spec.size or f"{spec.embed_dim}x{spec.depth}"
+    return (config.task, size, spec.patch_size, *_alike(flatten(config.model_dump(mode="json"))))
+
+
+def _of_record(record: dict[str, Any]) -> tuple[Any, ...]:
+    backbone = record["backbone"]
+    try:
+        patch = backbone_spec(backbone["name"]).patch_size
+    except UserError:  # of a name that this version has not
+        patch = 0
+    return (record["task"], backbone["size"], patch, *_alike(record["protocol"]))
+
+
+def _alike(values: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(values.get(key)) for key in ALIKE)

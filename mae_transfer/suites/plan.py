@@ -1,0 +1,358 @@
+"""From a suite file to its runs, in the order in which they are made; all of them resolved and checked here."""
+
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_transfer.backbones import registry
+from mae_transfer.config import RunConfig
+from mae_transfer.config_loading import backbone_spec, nearest, search_grid
+from mae_transfer.engine.loop import check_plan, micro_batch_sizes
+from mae_transfer.engine.run_folder import check_same_recipe
+from mae_transfer.errors import UserError
+from mae_transfer.pretrain.run import resolve_pretrain
+from mae_transfer.pretrain.task import PretrainTask
+from mae_transfer.results.record import flatten
+from mae_transfer.search import finished_record
+from mae_transfer.series import plan_series
+from mae_transfer.suites.config import PretrainEntry, SuiteConfig, TaskEntry, read_suite
+from mae_transfer.suites.state import Place
+from mae_transfer.tasks import CLASSIFICATION, TASK_CLASSES, make_task
+from mae_transfer.tasks.base import Task
+from mae_transfer.transfer import DATA_PATHS, RUNS, default_output, run_label
+
+MODULES = {"pretrain": "mae_transfer.pretrain.cli"}
+"""Command lines of the tasks that are not `mae_transfer.cli`'s."""
+PRETRAINING = "pre-training"
+
+
+@dataclass(frozen=True, eq=False)  # each is one key of a mapping
+class SuiteRun:
+    """A run of a suite. Its folder is named by its configuration, so two suites in one folder share what is alike."""
+
+    row: str
+    """Label of the backbone or pre-training."""
+    column: str
+    seed: int
+    config: RunConfig
+    place: Place
+    arguments: tuple[str, ...]
+    """Of the task's command line, all but --resume."""
+    needs: tuple[Path, ...] = ()
+    """Folders of the runs that have to be done before."""
+    point: str = ""
+    """The values of a search that this run has."""
+
+    @property
+    def title(self) -> str:
+        return " ".join(filter(None, (self.row, self.column, f"seed {self.seed}", self.point)))
+
+    def command(self, *, resume: bool, processes: int = 1) -> list[str]:
+        """What starts it: `processes` on this machine, under torchrun if more than one."""
+        launcher = ["-m"]
+        if processes > 1:
+            launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+        module = MODULES.get(self.config.task, "mae_transfer.cli")
+        return [sys.executable, *launcher, module, *self.arguments, *(["--resume"] if resume else [])]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A backbone as the transfers see it."""
+
+    label: str
+    name: str
+    weights: str | None
+    checkpoint: str | None
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...] | None = None
+    pretrained: Mapping[int, Path] | None = None
+    """Seed -> folder of the run that makes its checkpoint."""
+
+
+class _Planner:
+    def __init__(
+        self,
+        suite: SuiteConfig,
+        output: Path,
+        data: Mapping[str, str],
+        checkpoints: Mapping[str, str],
+        overrides: Sequence[str],
+    ) -> None:
+        self.suite, self.output = suite, output
+        self.data = {**suite.data, **data}
+        self.checkpoints, self.overrides = checkpoints, tuple(overrides)
+        self.runs: dict[str, SuiteRun] = {}
+        self.pretrained: dict[str, dict[int, Path]] = {}
+
+    def plan(self) -> list[SuiteRun]:
+        for entry in self._in_order(self.suite.pretrain):
+            self._pretrain(entry)
+        rows = [
+            _Row(entry.label, entry.backbone, None, None, (), pretrained=self.pretrained[entry.label])
+            for entry in self.suite.pretrain
+            if entry.method != "dvae"
+        ] + [
+            _Row(
+                entry.label or entry.name,
+                entry.name,
+                entry.weights,
+                self.checkpoints.get(entry.label or entry.name, entry.checkpoint),
+                entry.overrides,
+                entry.seeds,
+            )
+            for entry in self.suite.backbones
+        ]
+        for task in self.suite.tasks:
+            for row in rows:
+                if task.backbones is None or row.label in task.backbones:
+                    self._transfer(row, task)
+        return list(self.runs.values())
+
+    def _in_order(self, entries: Sequence[PretrainEntry]) -> list[PretrainEntry]:
+        """Tokenizers before the pre-trainings that take them."""
+        labels = {entry.label: entry for entry in entries}
+        for entry in entries:
+            if entry.tokenizer in labels and labels[entry.tokenizer].tokenizer in labels:
+                raise UserError(f"pre-training {entry.label}: its tokenizer {entry.tokenizer} has to need none itself")
+        return sorted(entries, key=lambda entry: entry.tokenizer in labels)
+
+    def _folder(self, name: str, preset: str, overrides: Sequence[str], title: str) -> list[str]:
+        """The --data of a run."""
+        folder = self.data.get(name)
+        if folder is not None:
+            return ["--data", folder]
+        if preset == "smoke" or any(text.startswith(DATA_PATHS) for text in overrides):
+            return []
+        raise UserError(f"{title}: no folder for the data set '{name}'; give --data {name}=FOLDER")
+
+    def _pretrain(self, entry: PretrainEntry) -> None:
+        preset = entry.preset or self.suite.preset
+        overrides = (*self.suite.pretrain_overrides, *entry.overrides, *self.overrides)
+        for seed in entry.seeds or self.suite.seeds:
+            title = f"{entry.label} {PRETRAINING} seed {seed}"
+            tokenizer: str | None = entry.tokenizer
+            needs: tuple[Path, ...] = ()
+            if tokenizer in self.pretrained:
+                folder = self._of_seed(tokenizer, seed, title)
+                tokenizer, needs = str(folder), (folder,)
+            arguments = ["--method", entry.method, "--backbone", entry.backbone, "--preset", preset]
+            data = self._folder(entry.data or PRETRAINING, preset, overrides, title)
+            arguments += [*data, *_option("--tokenizer", tokenizer), "--seed", str(seed)]
+            with _told(title):
+                config = resolve_pretrain(
+                    entry.method,
+                    entry.backbone,
+                    data=data[1] if data else None,
+                    tokenizer=tokenizer,
+                    preset=preset,
+                    seed=seed,
+                    overrides=overrides,
+                )
+            path = self._add(config, arguments, overrides, entry.label, PRETRAINING, seed, needs)
+            self.pretrained.setdefault(entry.label, {})[seed] = path
+
+    def _transfer(self, row: _Row, task: TaskEntry) -> None:
+        preset = task.preset or self.suite.preset
+        overrides = (*self.suite.overrides, *row.overrides, *task.overrides, *self.overrides)
+        for seed in task.seeds or row.seeds or (tuple(row.pretrained) if row.pretrained else self.suite.seeds):
+            title = f"{row.label} {task.label or task.data or task.task} seed {seed}"
+            checkpoint = row.checkpoint
+            needs: tuple[Path, ...] = ()
+            if row.pretrained is not None:
+                folder = self._of_seed(row.label, seed, title)
+                checkpoint, needs = str(folder), (folder,)
+            data = self._folder(task.data or task.task, preset, overrides, title)
+            arguments = ["--task", task.task, "--backbone", row.name, "--preset", preset, *data]
+            arguments += [*_option("--checkpoint", checkpoint), *_option("--weights", row.weights)]
+            arguments += [*_option("--subset", task.subset), "--seed", str(seed)]
+            options: dict[str, Any] = {
+                "checkpoint": checkpoint,
+                "weights": row.weights,
+                "data": data[1] if data else None,
+                "preset": preset,
+                "subset": task.subset,
+                "seed": seed,
+            }
+            with _told(title):
+                for point, config, own in _variants(task, row.name, overrides, options):
+                    if row.pretrained is None:
+                        _check_weights(config, row.label)
+                    column = " ".join(filter(None, (task.label or task.data or task.task, run_label(config))))
+                    column += " search" if task.search else ""
+                    self._add(config, [*arguments, *own], overrides, row.label, column, seed, needs, point)
+
+    def _of_seed(self, label: str, seed: int, title: str) -> Path:
+        made = self.pretrained[label]
+        if seed not in made:
+            raise UserError(f"{title}: the pre-training {label} has the seeds {', '.join(map(str, made))} only")
+        return made[seed]
+
+    def _add(
+        self,
+        config: RunConfig,
+        arguments: Sequence[str],
+        overrides: Sequence[str],
+        row: str,
+        column: str,
+        seed: int,
+        needs: tuple[Path, ...],
+        point: str = "",
+    ) -> Path:
+        path = self.output / default_output(config).name
+        run = SuiteRun(
+            row,
+            column,
+            seed,
+            config,
+            Place(path),
+            (*arguments, "--output", str(path), *overrides),
+            needs,
+            point,
+        )
+        if path.name in self.runs:
+            raise UserError(
+                f"{run.title} is the same run as {self.runs[path.name].title}; leave out one of them in the suite"
+            )
+        self.runs[path.name] = run
+        return path
+
+
+def plan_suite(
+    path: Path,
+    *,
+    output: Path | None = None,
+    data: Mapping[str, str] | None = None,
+    checkpoints: Mapping[str, str] | None = None,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Path, list[SuiteRun]]:
+    """The output folder of a suite, and its runs in the order in which they are made.
+
+    Args:
+        data: data set -> folder, over those of the file.
+        checkpoints: label of a backbone -> weights file.
+        preset: instead of the suite's own, where an entry names none.
+        overrides: `key=value` for every run, over those of the file.
+
+    Raises:
+        UserError: anything wrong with the file, an option or a resolved configuration, or a run that is there twice or
+            with another recipe.
+    """
+    suite = read_suite(path)
+    if preset is not None:
+        suite = suite.model_copy(update={"preset": preset})
+    data, checkpoints = data or {}, checkpoints or {}
+    sets = {entry.data or entry.task for entry in suite.tasks} | {e.data or PRETRAINING for e in suite.pretrain}
+    _check_names("--data", data, {*sets, *suite.data})
+    _check_names("--checkpoint", checkpoints, {entry.label or entry.name for entry in suite.backbones})
+    folder = output or RUNS / suite.name
+    runs = _Planner(suite, folder, data, checkpoints, overrides).plan()
+    for run in runs:
+        if run.place.record.exists():
+            check_same_recipe(run.place.path, run.config.model_dump(mode="json"))
+            finished_record(run.config, run.place.path)
+    return folder, runs
+
+
+def check_runs(runs: Sequence[SuiteRun], world_size: int) -> dict[Path, int | None]:
+    """Read the data of the runs, each set once, and check batches and schedules on so many devices; the steps of each
+    run by its folder, None if it takes none. UserError for the first that cannot be."""
+    sizes: dict[tuple[Any, ...], Task] = {}
+    steps: dict[Path, int | None] = {}
+    like: dict[str, Task] = {}
+    for run in runs:
+        config: Any = run.config
+        patch = backbone_spec(config.backbone.name).patch_size
+        key = (config.task, run_label(config), patch, config.subset, str(config.data), str(getattr(config, "eval", "")))
+        with _told(run.title):
+            if key not in sizes:
+                if config.task == "pretrain":
+                    sizes[key] = PretrainTask(config)
+                else:
+                    sizes[key] = make_task(config, like.get(config.task))
+                    if TASK_CLASSES[config.task] == CLASSIFICATION:
+                        like[config.task] = sizes[key]
+            task = sizes[key]
+            if not task.trains:
+                steps[run.place.path] = None
+                continue
+            steps[run.place.path] = check_plan(config, len(task.train_dataset), world_size).total
+            task.check_batches(micro_batch_sizes(config, world_size))
+    return steps
+
+
+class _told:
+    """A context that puts which run it is before the message of a UserError."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UserError) and not str(error).startswith(self.title):
+            raise UserError(f"{self.title}: {error}") from error
+
+
+def _variants(
+    task: TaskEntry, backbone: str, overrides: Sequence[str], options: dict[str, Any]
+) -> Iterator[tuple[str, RunConfig, list[str]]]:
+    """(values of the search, configuration, arguments) of the runs that a task asks for with one backbone and seed."""
+    protocol = ",".join(task.protocols) or None
+    if not task.search:
+        for planned in plan_series(
+            task.task,
+            backbone,
+            protocol=protocol,
+            blocks=task.blocks,
+            shots=task.shots,
+            draws=task.draws,
+            overrides=overrides,
+            **options,
+        ):
+            yield "", planned.config, _own_arguments(planned.config)
+        return
+    if task.blocks or task.shots or task.draws or len(task.protocols) > 1:
+        raise UserError("search: a search has one protocol; leave out blocks, shots and draws")
+    grid = search_grid(task.task, protocol=protocol, preset=options["preset"], overrides=overrides)
+    for values in itertools.product(*grid.values()):
+        own = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
+        (planned,) = plan_series(task.task, backbone, protocol=protocol, overrides=[*own, *overrides], **options)
+        yield " ".join(own), planned.config, [*_own_arguments(planned.config), *own]
+
+
+def _own_arguments(config: RunConfig) -> list[str]:
+    """The arguments that tell a run of a series from its others."""
+    values = flatten(config.model_dump(mode="json"))
+    arguments = _option("--protocol", values.get("protocol"))
+    arguments += _option("--blocks", values.get("model.blocks"))
+    if values.get("data.shots") is not None:
+        arguments += [f"data.shots={values['data.shots']}", f"data.draw={values['data.draw']}"]
+    return arguments
+
+
+def _option(name: str, value: object) -> list[str]:
+    return [] if value is None else [name, f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _check_weights(config: RunConfig, label: str) -> None:
+    """UserError for a weights file that is not there; whether it fits is found when it is loaded."""
+    name, checkpoint = config.backbone.name, config.backbone.checkpoint
+    if checkpoint is not None and not Path(checkpoint).expanduser().exists():
+        raise UserError(f"no weights file {checkpoint}; give another by --checkpoint {label}=PATH")
+    if config.backbone.weights == "random" or checkpoint is not None or name.startswith(registry.TIMM_PREFIX):
+        return
+    if registry.find(name).hub is None:
+        raise UserError(f"backbone '{name}' has no published weights; give them by --checkpoint {label}=PATH")
+
+
+def _check_names(option: str, given: Mapping[str, str], known: set[str]) -> None:
+    for name in given:
+        if name not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise UserError(f"{option} {name}=: the suite has no '{name}'{nearest(name, known)}; it has {names}")

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Make all runs of a suite: see --help, or docs/suites.md."""
+
+import sys
+
+from mae_transfer.suites.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
