@@ -1,0 +1,171 @@
+"""A suite outlives the death of its runner and of any run, and ends with the table of one that ran through."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from command_line import environment
+
+from mae_transfer.engine.run_folder import read_metrics
+from mae_transfer.results.record import find_records
+from mae_transfer.results.tables import make_tables
+from mae_transfer.suites.cli import main
+from mae_transfer.synthetic.classification import make_classification
+
+TOOL = Path(__file__).parents[1] / "tools" / "run_suite.py"
+STEPS = 150
+SUITE: dict[str, Any] = {
+    "name": "tiny",
+    "preset": "smoke",
+    "pretrain_overrides": ["device=cpu", "data.image_size=32", f"schedule.steps={STEPS}", "train.checkpoint_every=10"],
+    "overrides": ["device=cpu", "data.image_size=32"],
+    "pretrain": [{"label": "mae", "method": "mae", "backbone": "vit_nano_p8", "data": "folder"}],
+    "backbones": [{"name": "random_vit_nano"}],
+    "tasks": [{"task": "folder", "protocol": "knn"}],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_classification(tmp_path_factory.mktemp("data") / "set", "folder", train_images=4, val_images=4)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def arguments(folder: Path, data: Path, name: str = "suite", output: str = "out", **changes: Any) -> list[str]:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(SUITE | changes))
+    return [str(path), "--output", str(folder / output), "--data", f"folder={data}"]
+
+
+def started(arguments: list[str]) -> "subprocess.Popen[str]":
+    """The runner as a process of its own."""
+    command = [sys.executable, str(TOOL), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str] | None" = None) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert process is None or process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def steps_of(output: Path) -> int:
+    """Of the pre-training below a folder."""
+    return max((len(read_metrics(path)) for path in output.glob("pretrain-*")), default=0)
+
+
+def results(output: Path) -> tuple[str, list[Any]]:
+    """The tables, and all metrics by run: what has to be the same however the suite came about."""
+    records, left_out = find_records(output)
+    assert not left_out
+    metrics = [(r["task"], r["backbone"]["init"], r["seed"], r["metrics"], r["steps"]) for r in records]
+    return make_tables(records), sorted(metrics, key=str)
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    assert main([*arguments(folder, data), "--jobs", "2"]) == 0
+    return folder / "out"
+
+
+def test_killed_and_stopped_at_any_moment(
+    reference: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command, output = arguments(tmp_path, data), tmp_path / "out"
+    runner = started(command)
+    wait_for(lambda: steps_of(output) >= 13, runner)
+    children = psutil.Process(runner.pid).children(recursive=True)
+    runner.kill()
+    runner.communicate()
+    assert children, "its child lives on"
+    assert main([*command, "--status"]) == 0
+    assert re.search(r"\| mae +\| 1 running", capfd.readouterr().out)
+    for child in children:
+        child.kill()
+    psutil.wait_procs(children, timeout=30)
+    assert main([*command, "--status"]) == 0
+    assert re.search(r"\| mae +\| 1 stopped", capfd.readouterr().out)
+    before = steps_of(output)
+    assert before < STEPS
+
+    runner = started(command)
+    wait_for(lambda: steps_of(output) >= before + 5, runner)
+    runner.send_signal(signal.SIGINT)
+    _, said = runner.communicate(timeout=60)
+    assert runner.returncode == 3, said
+    assert "resume: mae pre-training seed 0" in said
+    assert "3 runs are left; the same command goes on" in said
+    (pretraining,) = output.glob("pretrain-*")
+    saved = sorted((pretraining / "checkpoints").glob("step_*.pt"))[-1]
+    assert saved.stem == f"step_{steps_of(output):08d}", "it saved the step that it was in"
+
+    assert main([*command, "--jobs", "2"]) == 0
+    assert results(output) == results(reference)
+    done = capfd.readouterr()
+    assert "all 3 runs are done" in done.out
+    assert main(command) == 0
+    assert "start" not in capfd.readouterr().err
+
+
+def test_a_run_that_fails_leaves_the_others(
+    reference: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"no weights")
+    mine = {"name": "vit_nano_p8", "label": "mine", "checkpoint": str(weights)}
+    command = arguments(tmp_path, data, pretrain=[], backbones=[mine, *SUITE["backbones"]])
+    assert main([*command, "--jobs", "2"]) == 1
+    told = capfd.readouterr()
+    matrix = told.out.splitlines()
+    assert re.search(r"\| mine +\| 1 failed", told.out)
+    assert re.search(r"\| random_vit_nano +\| 1 done", told.out)
+    (failed,) = (line for line in matrix if line.startswith("failed: "))
+    assert re.match(rf"failed: mine folder knn seed 0: error: .*{weights}.* \(.*\.log\)$", failed)
+
+    assert main(command) == 1, "not made again without --retry"
+    told = capfd.readouterr()
+    assert "start" not in told.err
+    assert "--retry makes it again" in told.err
+    (pretraining,) = reference.glob("pretrain-*")
+    weights.write_bytes(sorted((pretraining / "checkpoints").glob("step_*.pt"))[-1].read_bytes())
+    assert main([*command, "--retry"]) == 0
+    told = capfd.readouterr()
+    assert "2/2 done: mine folder knn seed 0" in told.err
+    assert "random" not in "".join(line for line in told.err.splitlines() if " start: " in line)
+    assert _of(tmp_path / "out", "mae") == _of(reference, "mae")
+
+
+def _of(output: Path, init: str) -> dict[str, float]:
+    return next(
+        r["metrics"] for r in find_records(output)[0] if r["task"] == "folder" and r["backbone"]["init"] == init
+    )
+
+
+def test_two_suites_in_one_folder_make_each_run_once(data: Path, tmp_path: Path) -> None:
+    more = [*SUITE["tasks"], {"task": "folder", "protocol": "logreg"}]
+    one = started([*arguments(tmp_path, data, "one", pretrain=[], seeds=[0, 1]), "--jobs", "1"])
+    two = started([*arguments(tmp_path, data, "two", pretrain=[], tasks=more), "--jobs", "1"])
+    said = [process.communicate(timeout=120)[1] for process in (one, two)]
+    assert [one.returncode, two.returncode] == [0, 0], said
+    starts = re.findall(r"\d start: (.*), ", "".join(said))
+    assert sorted(starts) == [
+        "random_vit_nano folder knn seed 0",
+        "random_vit_nano folder knn seed 1",
+        "random_vit_nano folder logreg seed 0",
+    ]
+    assert len(find_records(tmp_path / "out")[0]) == 3
