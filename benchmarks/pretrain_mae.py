@@ -74,7 +74,11 @@ def measure(args: argparse.Namespace) -> None:
     """In a process of its own: seconds of each step, of its update alone, peak memory and multiply rate, as JSON."""
     import torch
 
+    from mae_transfer.engine.host_memory import keep_freed_memory
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.keeps and device == "cpu":
+        keep_freed_memory()
     _, optimizer, loss_of = build(args.variant, args.backbone, args.batch, args.overrides, device)
 
     def clock() -> float:
@@ -136,11 +140,16 @@ def operations(backbone: str, batch: int, overrides: Sequence[str]) -> float:
     return counter.get_total_flops() / 2 * batch
 
 
-def run(variant: str, precision: str, args: argparse.Namespace, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def run(
+    variant: str, precision: str, args: argparse.Namespace, overrides: Sequence[str] = (), *, keeps: bool | None = None
+) -> dict[str, Any]:
+    """keeps: whether freed memory is kept on a CPU, as by this project's engine; None: for this project's own."""
+    keeps = variant == "mae_transfer" if keeps is None else keeps
     command = [sys.executable, __file__, "measure", "--variant", variant, "--precision", precision]
+    command += ["--keeps"] if keeps else []
     command += ["--backbone", args.backbone, "--batch", str(args.batch), "--steps", str(args.steps), *overrides]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    what = " ".join([variant, precision, *overrides])
+    what = " ".join([variant, precision, *overrides, *(["freed memory kept"] if keeps else [])])
     print(f"  {what}: {min(found['seconds']):.2f} s, {found['peak'] / 2**30:.2f} GiB", file=sys.stderr, flush=True)
     return found
 
@@ -153,11 +162,11 @@ def step(args: argparse.Namespace) -> None:
     """Ours in fp32 and bf16 against transformers in fp32."""
     turns = []
     for _ in range(args.repeats):
-        peer = run("transformers", "fp32", args)
-        turns.append((run("mae_transfer", "fp32", args), run("mae_transfer", "bf16", args), peer))
+        peers = run("transformers", "fp32", args), run("transformers", "fp32", args, keeps=True)
+        turns.append((run("mae_transfer", "fp32", args), run("mae_transfer", "bf16", args), *peers))
     work = operations(args.backbone, args.batch, ())
     print(f"{args.backbone}, batch {args.batch}: {work / 1e12:.2f} T operations in matrix products a step")
-    for index, name in enumerate(("mae_transfer fp32", "mae_transfer bf16", "transformers fp32")):
+    for index, name in enumerate(("mae_transfer fp32", "mae_transfer bf16", "transformers fp32", "... memory kept")):
         best = [min(turn[index]["seconds"]) for turn in turns]
         peak = max(turn[index]["peak"] for turn in turns) / 2**30
         update = statistics.median(min(turn[index]["updates"]) for turn in turns)
@@ -169,9 +178,10 @@ def step(args: argparse.Namespace) -> None:
             f"{statistics.median(share):.0%} of the multiply rate ({statistics.median(pure):.0%} without the update)"
         )
     for index, name in enumerate(("fp32", "bf16")):
-        speed = [min(turn[2]["seconds"]) / min(turn[index]["seconds"]) for turn in turns]
-        memory = [turn[index]["peak"] / turn[2]["peak"] for turn in turns]
-        print(f"  {name} against transformers fp32: speed {spread(speed)}, memory {spread(memory)}")
+        for peer, its in ((2, ""), (3, ", freed memory kept as ours")):
+            speed = [min(turn[peer]["seconds"]) / min(turn[index]["seconds"]) for turn in turns]
+            memory = [turn[index]["peak"] / turn[peer]["peak"] for turn in turns]
+            print(f"  {name} against transformers fp32{its}: speed {spread(speed)}, memory {spread(memory)}")
 
 
 def masks(args: argparse.Namespace) -> None:
@@ -254,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of `masks` and `data`")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each variant")
     parser.add_argument("--steps", type=int, default=2, help="timed steps in each process, after one that is not")
+    parser.add_argument("--keeps", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1, help="loader processes of `data`")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)

@@ -25,6 +25,7 @@ from lightning_fabric.plugins.environments import (
 )
 from lightning_fabric.strategies import DDPStrategy
 
+from mae_transfer.engine.host_memory import keep_freed_memory
 from mae_transfer.errors import UserError
 
 T = TypeVar("T")
@@ -58,6 +59,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
             f"{per_node} processes on this node but {torch.cuda.device_count()} visible GPUs; start one per GPU "
             "(under SLURM give GPUs by --gpus-per-node, not by --gpus-per-task)"
         )
+    if accelerator == "cpu":
+        keep_freed_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     ddp = DDPStrategy(process_group_backend="gloo" if accelerator == "cpu" else "nccl")
     fabric = Fabric(

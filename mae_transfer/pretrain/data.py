@@ -10,9 +10,7 @@ all samples of the shards have one. Files are decoded as in image classification
 
 import hashlib
 import io
-import logging
 import os
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,9 +27,9 @@ from mae_transfer.synthetic.classification import cached_classification
 from mae_transfer.tasks.base import SampleKey
 from mae_transfer.tasks.classification.data import decode, read_bytes
 from mae_transfer.tasks.classification.layouts import IMAGE_SUFFIXES, Names
+from mae_transfer.tasks.dataset import ImageDataset
 from mae_transfer.tasks.images import ImageError, UndecodableImageError
 
-_LOG = logging.getLogger(__name__)
 ARRAYS = ".npy"
 _EVALUATION = 1
 """Last word of the generator of an evaluated image, which neither the seed nor the epoch changes."""
@@ -44,6 +42,11 @@ class Source(Protocol):
 
     @property
     def names(self) -> Names: ...
+
+    @property
+    def where(self) -> Path:
+        """What the names are relative to."""
+        ...
 
     @property
     def labels(self) -> np.ndarray | None: ...
@@ -71,6 +74,10 @@ class Folder:
 
     def read(self, index: int) -> np.ndarray:
         return read_bytes(os.path.join(self.root, self.names[index]))
+
+    @property
+    def where(self) -> Path:
+        return Path(self.root)
 
     @property
     def fingerprint(self) -> str:
@@ -172,7 +179,7 @@ def _class(name: str) -> str:
     return name.split(os.sep, 1)[0] if os.sep in name else ""
 
 
-class PretrainImages:
+class PretrainImages(ImageDataset[Tensor]):
     """Samples of images `indices` of a source, keyed by (epoch, index) in training and by index in evaluation.
 
     A sample is what `Views` gives, "label" (-1 without labels), "name" and "skipped": names of images that could not be
@@ -180,24 +187,20 @@ class PretrainImages:
     """
 
     def __init__(self, source: Source, indices: np.ndarray, views: Views, data: DataConfig, *, seed: int) -> None:
-        self.source, self.indices, self.views, self.seed = source, indices, views, seed
-        self.channels, self.on_bad_image = data.channels, data.on_bad_image
-        self.skipped: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        return len(self.indices)
+        super().__init__(source.where, indices, data.on_bad_image)
+        self.source, self.views, self.seed, self.channels = source, views, seed, data.channels
 
     @property
     def labels(self) -> np.ndarray | None:
         """int64 (n,), in the order of the data set."""
         return None if self.source.labels is None else self.source.labels[self.indices]
 
-    def name(self, index: int) -> str:
-        return self.source.names[int(self.indices[index])]
+    def file_name(self, place: int) -> str:
+        return self.source.names[int(self.indices[place])]
 
-    def read(self, index: int) -> Tensor:
+    def read(self, place: int) -> Tensor:
         """uint8 (C, H, W); UndecodableImageError if the file holds no such image."""
-        content, name = self.source.read(int(self.indices[index])), self.name(index)
+        content, name = self.source.read(int(self.indices[place])), self.file_name(place)
         if name.lower().endswith(ARRAYS):
             return _decode_array(content, name, self.channels)
         return decode(content, name, grey=self.channels == 1)
@@ -207,32 +210,19 @@ class PretrainImages:
             return self._evaluated(key)
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
-        skipped: list[str] = []
-        for step in range(len(self)):
-            place = (index + step) % len(self)
-            try:
-                image = self.read(place)
-                break
-            except UndecodableImageError:
-                if self.on_bad_image == "error":
-                    raise
-                skipped.append(self.name(place))
-        else:
-            raise ImageError(f"none of the {len(self)} training images can be decoded, e.g. {self.name(0)}")
+        place, image, skipped = self.read_or_next(index)
         return self.views.train(image, rng) | self._about(place) | {"skipped": skipped}
 
     def _evaluated(self, index: int) -> dict[str, Any]:
+        image = self.read_or_skip(index)
+        if image is None:
+            return {"image": None, **self._about(index), "skipped": [self.file_name(index)]}
         rng = np.random.default_rng((0, 0, int(self.indices[index]), _EVALUATION))
-        try:
-            return self.views.test(self.read(index), rng) | self._about(index) | {"skipped": []}
-        except UndecodableImageError:
-            if self.on_bad_image == "error":
-                raise
-            return {"image": None, **self._about(index), "skipped": [self.name(index)]}
+        return self.views.test(image, rng) | self._about(index) | {"skipped": []}
 
     def _about(self, index: int) -> dict[str, Any]:
         labels = self.source.labels
-        return {"label": -1 if labels is None else int(labels[self.indices[index]]), "name": self.name(index)}
+        return {"label": -1 if labels is None else int(labels[self.indices[index]]), "name": self.file_name(index)}
 
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> Batch:
@@ -249,13 +239,6 @@ class PretrainImages:
                 stacked = torch.stack([to_tensor(sample[key]) for sample in usable])
                 batch["images" if key == "image" else key] = stacked
         return batch
-
-    def report_skipped(self, batch: Batch) -> None:
-        """Count a batch's skipped images, in the process that consumes the batches, and log each file once."""
-        for name in batch["skipped"]:
-            if name not in self.skipped:
-                _LOG.warning("%s: corrupt image, skipped (data.on_bad_image=skip)", name)
-            self.skipped[name] += 1
 
 
 def _decode_array(content: np.ndarray, name: str, channels: int) -> Tensor:

@@ -69,6 +69,10 @@ class Shards:
         return content
 
     @property
+    def where(self) -> Path:
+        return self.paths[0].parent
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of all names, sizes and labels; not of where the shards lie nor of the pixels."""
         digest = hashlib.sha256()
