@@ -118,10 +118,11 @@ def run(args: argparse.Namespace) -> int:
                 command = run.command(resume=run.place.begun, processes=max(1, gpus) if args.launcher == "local" else 1)
                 print(f"# {run.title}\n{shlex.join(command)}")
         return EXIT_DONE
+    launcher = make_launcher(args, output, gpus, visible, slurm)
     print(matrix(), end="\n\n", file=sys.stderr, flush=True)
     from mae_transfer.suites.runner import Runner
 
-    code = Runner(runs, make_launcher(args, output, gpus, visible, slurm), retry=args.retry).run()
+    code = Runner(runs, launcher, retry=args.retry).run()
     estimator = Estimator([output])
     print(matrix())
     return code
