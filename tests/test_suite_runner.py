@@ -147,7 +147,7 @@ def test_a_run_that_fails_leaves_the_others(
     told = capfd.readouterr()
     assert "2/2 done: mine folder knn seed 0" in told.err
     assert "random" not in "".join(line for line in told.err.splitlines() if " start: " in line)
-    assert _of(tmp_path / "out", "mae") == _of(reference, "mae")
+    assert _of(tmp_path / "out", "MAE (this project)") == _of(reference, "MAE (this project)")
 
 
 def _of(output: Path, init: str) -> dict[str, float]:
