@@ -54,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="check all, print the matrix and the commands, and exit")
     parser.add_argument("--status", action="store_true", help="print the matrix of what is there, and exit")
     parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="make a few steps of each kind of run whose time is unknown, print the matrix, and exit",
+    )
+    parser.add_argument(
         "--launcher",
         choices=["local", "slurm", "submitit-local"],
         default="local",
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     output, runs = plan_suite(
         args.suite, output=args.output, data=data, checkpoints=checkpoints, preset=args.preset, overrides=args.set
     )
-    estimator = Estimator(dict.fromkeys([output, RUNS]))
+    estimator = Estimator(dict.fromkeys([output, RUNS]), runs)
 
     def matrix() -> str:
         states = {run: run.place.seen_state() for run in runs}
@@ -119,11 +124,16 @@ def run(args: argparse.Namespace) -> int:
                 print(f"# {run.title}\n{shlex.join(command)}")
         return EXIT_DONE
     launcher = make_launcher(args, output, gpus, visible, slurm)
+    if args.measure:
+        from mae_transfer.suites.measure import measure
+
+        code = measure(runs, launcher, estimator, steps)
+        print(matrix())
+        return code
     print(matrix(), end="\n\n", file=sys.stderr, flush=True)
     from mae_transfer.suites.runner import Runner
 
     code = Runner(runs, launcher, retry=args.retry).run()
-    estimator = Estimator([output])
     print(matrix())
     return code
 

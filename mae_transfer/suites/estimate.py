@@ -1,7 +1,7 @@
-"""Time and memory of a run: from the steps that it has made itself, else from records of runs like it."""
+"""Time and memory of a run: from steps it has made itself, from records of runs like it, or from steps of those."""
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ class Estimate:
 
 
 class Estimator:
-    """Knows the records below some folders. Records with damage are left out: they are no one's input here."""
+    """Knows the records below some folders, and a suite's runs. Damaged records are left out: no input here."""
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, folders: Iterable[Path], runs: Sequence[SuiteRun] = ()) -> None:
+        self._runs = runs
         self._records: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for folder in folders:
             for record in find_records(folder)[0]:
@@ -37,29 +38,47 @@ class Estimator:
 
     def estimate(self, run: SuiteRun, steps: int | None) -> Estimate | None:
         """None if nothing like the run has been seen. steps: of the whole run, None if it takes none."""
-        own = _own(run.place.path, steps)
-        if own is not None:
-            return own
-        like = [r for r in self._records.get(_of_config(run.config), []) if r.get("wall_seconds")]
+        own = _own(run.place.path)
+        if own is not None and steps:
+            return Estimate(own.per_step * (steps - own.made), own.memory)
+        like = [r for r in self._records.get(kind_of(run.config), []) if r.get("wall_seconds")]
         if not like:
-            return None
+            return self._from_steps_of_others(run, steps)
         scale = [steps / r["steps"] if steps and r["steps"] else 1.0 for r in like]
         return Estimate(
             statistics.median(r["wall_seconds"] * factor for r, factor in zip(like, scale, strict=True)),
             max((r["peak_memory_bytes"] for r in like if r.get("peak_memory_bytes")), default=None),
         )
 
+    def _from_steps_of_others(self, run: SuiteRun, steps: int | None) -> Estimate | None:
+        kind = kind_of(run.config)
+        for other in self._runs:
+            if steps and other.place.begun and kind_of(other.config) == kind:
+                made = _own(other.place.path)
+                if made is not None:
+                    return Estimate(made.per_step * steps, made.memory)
+        return None
 
-def _own(folder: Path, steps: int | None) -> Estimate | None:
+
+@dataclass(frozen=True)
+class _Steps:
+    made: int
+    per_step: float
+    memory: float
+
+
+def _own(folder: Path) -> _Steps | None:
+    """What the steps in a run folder took, None if they are too few."""
     lines = [line for line in read_metrics(folder) if "loss" in line]
-    if not steps or len(lines) <= SKIPPED + 1:
+    if len(lines) <= SKIPPED + 1:
         return None
     first, last = lines[SKIPPED], lines[-1]
     per_step = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
-    return Estimate(per_step * (steps - last["step"]), max(line["memory"] for line in lines))
+    return _Steps(last["step"], per_step, max(line["memory"] for line in lines))
 
 
-def _of_config(config: RunConfig) -> tuple[Any, ...]:
+def kind_of(config: RunConfig) -> tuple[Any, ...]:
+    """What has to agree for one run to tell the time of another."""
     spec = backbone_spec(config.backbone.name)
     size = spec.size or f"{spec.embed_dim}x{spec.depth}"
     return (config.task, size, spec.patch_size, *_alike(flatten(config.model_dump(mode="json"))))

@@ -98,6 +98,7 @@ class LocalLauncher:
             raise UserError(f"--jobs {jobs} of {gpus} GPUs each, but {len(visible)} are visible; lower one of the two")
         self._environment = dict(os.environ)
         if not gpus:
+            self._environment["CUDA_VISIBLE_DEVICES"] = ""
             threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
             self._environment.setdefault("OMP_NUM_THREADS", str(threads))
         self._free = groups[:jobs] if gpus else [""] * jobs
