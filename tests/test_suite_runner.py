@@ -169,3 +169,13 @@ def test_two_suites_in_one_folder_make_each_run_once(data: Path, tmp_path: Path)
         "random_vit_nano folder logreg seed 0",
     ]
     assert len(find_records(tmp_path / "out")[0]) == 3
+
+
+def test_measured_steps_are_not_lost(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = arguments(tmp_path, data, backbones=[], tasks=[], seeds=[0, 1])
+    assert main([*command, "--measure"]) == 0
+    told = capfd.readouterr()
+    assert told.err.count("measuring") == 1, "one run for each kind"
+    assert re.search(r"\| mae \| 1 stopped, 1 missing \(\d+s, 0\.\d GiB\) +\|", told.out)
+    assert "2 of the other 2 take about" in told.out
+    assert 7 <= steps_of(tmp_path / "out") < STEPS
