@@ -9,7 +9,7 @@ from mae_transfer.config_loading import TASKS, config_folder, dump_config, leaf_
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
 
-RECIPES = sorted(config_folder().glob("*/*.yaml"))
+RECIPES = sorted(path for path in config_folder().glob("*/*.yaml") if path.parent.name != "suites")
 BACKBONES = ["mae_vit_b", "mae_vit_l", "mae_vit_h", "mocov3_vit_b", "random_vit_ti", "timm:vit_small_patch16_224.dino"]
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,18 @@ def test_the_last_line(tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write("error: bad\rworse\n\n  \n")
     assert last_line(log, start) == "worse"
+
+
+def test_help_is_fast_and_loads_no_torch() -> None:
+    tool = Path(__file__).parents[1] / "tools" / "run_suite.py"
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    watched = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); {code}"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", watched, str(tool), "--help"], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0
+        assert "--dry-run" in done.stdout
+        assert done.stderr.strip() == "False"
+    assert min(seconds) < 0.5
