@@ -122,10 +122,11 @@ def _check_whole(ours: dict[str, Tensor], source: str, to: Form) -> None:
 def _names_outside_the_encoder(rpn_convs: int, box_convs: int, mask_convs: int) -> frozenset[str]:
     """Of a detector of these depths; the names do not depend on its widths."""
     strides = (4, 8, 16, 32, 64)
-    heads = {"head_channels": 8, "box_fc": 8, "box_convs": box_convs, "mask_convs": mask_convs}
     parts = {
         "pyramid": ViTFPN(32, 8, norm=BatchNorm),
         "rpn": RPN(8, strides, rpn_convs, 1),
-        "roi_heads": RoIHeads(8, strides[:4], 1, norm=BatchNorm, **heads),
+        "roi_heads": RoIHeads(
+            8, strides[:4], 1, norm=BatchNorm, head_channels=8, box_fc=8, box_convs=box_convs, mask_convs=mask_convs
+        ),
     }
     return frozenset(f"{part}.{name}" for part, module in parts.items() for name in module.state_dict())
