@@ -22,49 +22,67 @@ from collections.abc import Sequence
 VARIANTS = ("mae_transfer", "torchvision")
 
 
-def build(variant: str, backbone: str, image_size: int, rel_pos: bool):
-    """The detector of a variant and a function that runs one training step."""
+def example(image_size: int):
+    """An image uint8 (3, S, S), and the boxes (10, 4) xyxy and classes (10,) of its objects."""
     import numpy as np
     import torch
-    from torch import nn
+
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(0, 256, (3, image_size, image_size), dtype=np.uint8))
+    corner = rng.uniform(0, image_size * 0.6, (10, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(image_size * 0.05, image_size * 0.4, (10, 2))], axis=1)
+    return image, boxes, rng.integers(0, 80, 10)
+
+
+def build_ours(backbone: str, image_size: int, rel_pos: bool):
+    """This project's detector and a batch for it."""
+    import numpy as np
+    import torch
 
     from mae_transfer import load_backbone
-    from mae_transfer.adapters.vit_fpn import ViTFPN
     from mae_transfer.config_loading import load_config
     from mae_transfer.tasks.coco.model import build_mask_rcnn
 
     torch.manual_seed(0)
     encoder = load_backbone(backbone, weights="random", img_size=image_size, window_size=14, rel_pos=rel_pos)
-    rng = np.random.default_rng(0)
-    image = torch.from_numpy(rng.integers(0, 256, (3, image_size, image_size), dtype=np.uint8))
-    corner = rng.uniform(0, image_size * 0.6, (10, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(image_size * 0.05, image_size * 0.4, (10, 2))], axis=1)
-    classes = rng.integers(0, 80, 10)
+    config = load_config("coco", backbone, overrides=[f"data.image_size={image_size}"])
+    model = build_mask_rcnn(encoder, 80, config).train()
+    image, boxes, classes = example(image_size)
+    target = {
+        "boxes": torch.from_numpy(boxes).float(),
+        "classes": torch.from_numpy(classes),
+        "masks": [[np.array([x0, y0, x1, y0, x1, y1, x0, y1])] for x0, y0, x1, y1 in boxes],
+        "seed": 0,
+    }
+    return model, {
+        "images": [image],
+        "targets": [target],
+        "image_ids": [1],
+        "file_names": ["one.jpg"],
+        "sizes": [image.shape[1:]],
+    }
 
+
+def build(variant: str, backbone: str, image_size: int, rel_pos: bool):
+    """The detector of a variant and a function that runs one training step."""
     if variant == "mae_transfer":
-        config = load_config("coco", backbone, overrides=[f"data.image_size={image_size}"])
-        model: nn.Module = build_mask_rcnn(encoder, 80, config).train()
-        polygons = [[np.array([x0, y0, x1, y0, x1, y1, x0, y1])] for x0, y0, x1, y1 in boxes]
-        target = {
-            "boxes": torch.from_numpy(boxes).float(),
-            "classes": torch.from_numpy(classes),
-            "masks": polygons,
-            "seed": 0,
-        }
-        batch = {
-            "images": [image],
-            "targets": [target],
-            "image_ids": [1],
-            "file_names": ["one.jpg"],
-            "sizes": [image.shape[1:]],
-        }
-        return model, lambda: sum(model(batch).values())
+        detector, batch = build_ours(backbone, image_size, rel_pos)
+        return detector, lambda: sum(detector(batch).values())
 
+    import torch
+    from torch import nn
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
     from torchvision.models.detection.rpn import RPNHead
+
+    from mae_transfer import load_backbone
+    from mae_transfer.adapters.vit_fpn import ViTFPN
+
+    torch.manual_seed(0)
+    encoder = load_backbone(backbone, weights="random", img_size=image_size, window_size=14, rel_pos=rel_pos)
+    image, boxes, classes = example(image_size)
 
     class Backbone(nn.Module):
         out_channels = 256

@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engine",
         choices=["torchvision", "detectron2"],
-        help="detector code; default: torchvision (detectron2: not in this version)",
+        help="code of the detector; default: torchvision; detectron2 needs that package (docs/detectron2.md)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument(

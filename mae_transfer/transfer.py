@@ -6,6 +6,7 @@ Everything that can be wrong with the input is found before the output folder is
 import dataclasses
 import datetime
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -146,8 +147,22 @@ def resolve_config(
     }
     config = load_config(task, backbone, protocol=protocol, preset=preset, options=options, overrides=overrides)
     if config.engine == "detectron2":
-        raise UserError("engine detectron2 is not supported by this version; use --engine torchvision")
+        _check_detectron2(config.task)
     return config
+
+
+def _check_detectron2(task: str) -> None:
+    """UserError unless the engine detectron2 can be used for the task."""
+    if task != "coco":
+        raise UserError(f"--engine detectron2 is a detector's, for --task coco; leave it out for {task}")
+    try:
+        importlib.import_module("detectron2.modeling")
+    except ImportError as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"--engine detectron2: the package cannot be imported ({reason}); install it by its own guide, "
+            "https://detectron2.readthedocs.io/tutorials/install.html, or leave out --engine"
+        ) from error
 
 
 def default_output(config: RunConfig) -> Path:
@@ -357,6 +372,8 @@ def installed_versions() -> dict[str, str]:
     for name in VERSIONS_OF:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    if "detectron2" in sys.modules:  # loaded for --engine detectron2 alone; may be a source tree, without metadata
+        found["detectron2"] = sys.modules["detectron2"].__version__
     return found
 
 

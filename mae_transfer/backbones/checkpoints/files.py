@@ -1,4 +1,5 @@
-"""Read a weights file without running anything in it: safetensors, torch.load(weights_only=True), numpy without pickle.
+"""Read a weights file without running anything in it: safetensors, torch.load(weights_only=True), numpy without pickle,
+and pickles of numpy arrays (`.pkl`) by stand-ins.
 
 The one type allowed beside torch's own is argparse.Namespace, which the official MAE code stores in its training
 checkpoints. Anything else a pickle asks for is refused before it runs. Archives that would unpack to more than their
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mae_transfer.backbones.checkpoints import numpy_pickle
 from mae_transfer.engine.checkpoint import list_checkpoints
 from mae_transfer.errors import UserError
 
@@ -83,6 +85,8 @@ def read(path: str | Path) -> Any:
             return _read_safetensors(path)
         if zipfile.is_zipfile(path) and _check_archive(path):
             return _read_npz(path)
+        if path.suffix == ".pkl" and not _is_torchs(path):
+            return numpy_pickle.read(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
@@ -104,6 +108,13 @@ def _is_safetensors(path: Path) -> bool:
     """By content: an 8-byte header length, then the JSON header."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
+
+
+def _is_torchs(path: Path) -> bool:
+    """Whether torch.save wrote it, by content: a zip archive, or the old format, which starts with a magic number."""
+    with path.open("rb") as file:
+        old = file.read(15)[4:14] == torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
+    return old or zipfile.is_zipfile(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

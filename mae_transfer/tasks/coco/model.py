@@ -67,17 +67,22 @@ class MaskRCNN(nn.Module):
 
     def load_targets(self, targets: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
         """Boxes and classes to the device, once they are checked where they lie."""
-        for target, name in zip(targets, names, strict=True):
-            boxes, classes = target["boxes"], target["classes"]
-            if not bool((boxes[:, 2:] > boxes[:, :2]).all()):
-                raise UserError(f"a target of image {name} has a box of no area: drop it from the annotations")
-            if not bool(((classes >= 0) & (classes < self.roi_heads.num_classes)).all()):
-                raise UserError(
-                    f"a target of image {name} has a class outside 0..{self.roi_heads.num_classes - 1}: "
-                    "check the categories of the annotations"
-                )
+        check_targets(targets, names, self.roi_heads.num_classes)
         device = self.input.mean.device
         return [t | {"boxes": t["boxes"].to(device), "classes": t["classes"].to(device)} for t in targets]
+
+
+def check_targets(targets: Sequence[dict[str, Any]], names: Sequence[str], num_classes: int) -> None:
+    """Raises UserError if a target has an empty box or a class outside 0 .. K-1."""
+    for target, name in zip(targets, names, strict=True):
+        boxes, classes = target["boxes"], target["classes"]
+        if not bool((boxes[:, 2:] > boxes[:, :2]).all()):
+            raise UserError(f"a target of image {name} has a box of no area: drop it from the annotations")
+        if not bool(((classes >= 0) & (classes < num_classes)).all()):
+            raise UserError(
+                f"a target of image {name} has a class outside 0..{num_classes - 1}: "
+                "check the categories of the annotations"
+            )
 
 
 def square_side(image_size: int, patch_size: int) -> int:

@@ -94,6 +94,10 @@ class CocoTask:
         return {"img_size": square_side(self.config.data.image_size, patch_size)}
 
     def build_model(self, encoder: "ViTEncoder") -> nn.Module:
+        if self.config.engine == "detectron2":
+            from mae_transfer.tasks.coco.detectron2_engine import build_detectron2
+
+            return build_detectron2(encoder, self.num_classes, self.config)
         return build_mask_rcnn(encoder, self.num_classes, self.config)
 
     def sample_names(self, batch: dict[str, Any]) -> list[str]:
