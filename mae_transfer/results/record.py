@@ -174,9 +174,12 @@ def _share_protocol(path: Path, record: dict[str, Any], known: dict[str, dict[st
     known[name] = protocol
 
 
+_ABSENT = object()
+
+
 def _second_time(counted: dict[str, Any], dropped: dict[str, Any]) -> str:
     one, other = flatten(counted), flatten(dropped)
-    keys = sorted(key for key in {*one, *other} - {"folder"} if one.get(key) != other.get(key))
+    keys = sorted(key for key in {*one, *other} - {"folder"} if one.get(key, _ABSENT) != other.get(key, _ABSENT))
     path, run = Path(dropped["folder"], FILE), dropped["run_id"]
     if not keys:
         return f"{path} records run {run} a second time, as {Path(counted['folder'], FILE)} does; counted once"

@@ -58,7 +58,7 @@ class Summary(TypedDict):
     """What tables need of a record: all of it but the history, the load report, versions and the like."""
 
     __pydantic_config__ = _SUMMARY  # type: ignore[misc]
-    schema: Literal[1, 2]
+    schema: Annotated[int, Field(ge=min(READABLE), le=max(READABLE))]
     run_id: Name
     task: Name
     backbone: BackboneSummary
