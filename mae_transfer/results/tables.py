@@ -51,8 +51,10 @@ PUBLISHED = Path(__file__).parent / "published.csv"
 
 
 def read_published() -> pd.DataFrame:
-    """The published numbers: `protocol` is empty where a task has none, `blocks` NaN but for partial fine-tuning."""
-    return pd.read_csv(PUBLISHED, keep_default_na=False, na_values={"blocks": [""]})
+    """The published numbers: `recipe` is empty where a task has one only, `protocol` where it has none, `blocks` NaN but
+    for partial fine-tuning."""
+    published = pd.read_csv(PUBLISHED, keep_default_na=False, na_values={"blocks": [""]})
+    return published if "recipe" in published else published.assign(recipe="")
 
 
 def make_tables(
@@ -98,10 +100,12 @@ def dense_tables(task: str, runs: pd.DataFrame, published: pd.DataFrame, compari
     benchmark = (runs["preset"] == "full") & (runs["data"] == BENCHMARK_DATA[task])
     for recipe, group in runs[benchmark].groupby("recipe", sort=True):
         title = f"{name}: {BENCHMARK_DATA[task]}, recipe {recipe}"
-        parts += task_tables(title, "", [Section("", group, published)], METRICS[task], task, comparison)
+        quoted = published[published["recipe"].isin(["", recipe])]
+        parts += task_tables(title, "", [Section("", group, quoted)], METRICS[task], task, comparison)
     if not benchmark.any():
-        title = f"{name}: {BENCHMARK_DATA[task]} (no full run recorded yet)"
-        parts += task_tables(title, "", [Section("", runs.iloc[:0], published)], METRICS[task], task, comparison)
+        for recipe, quoted in published.groupby("recipe", sort=True):
+            title = f"{name}: {BENCHMARK_DATA[task]}{recipe and f', recipe {recipe}'} (no full run recorded yet)"
+            parts += task_tables(title, "", [Section("", runs.iloc[:0], quoted)], METRICS[task], task, comparison)
     for preset in ("full", "mini", "smoke"):
         others = runs[(runs["preset"] == preset) & ~benchmark]
         for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):
