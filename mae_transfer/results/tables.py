@@ -51,7 +51,7 @@ PUBLISHED = Path(__file__).parent / "published.csv"
 
 
 def read_published() -> pd.DataFrame:
-    """The published numbers: `recipe` is empty where a task has one only, `protocol` where it has none, `blocks` NaN but
+    """The published numbers: `recipe` is empty where a task has but one, `protocol` where it has none, `blocks` NaN but
     for partial fine-tuning."""
     published = pd.read_csv(PUBLISHED, keep_default_na=False, na_values={"blocks": [""]})
     return published if "recipe" in published else published.assign(recipe="")
@@ -104,7 +104,8 @@ def dense_tables(task: str, runs: pd.DataFrame, published: pd.DataFrame, compari
         parts += task_tables(title, "", [Section("", group, quoted)], METRICS[task], task, comparison)
     if not benchmark.any():
         for recipe, quoted in published.groupby("recipe", sort=True):
-            title = f"{name}: {BENCHMARK_DATA[task]}{recipe and f', recipe {recipe}'} (no full run recorded yet)"
+            which = f", recipe {recipe}" if recipe else ""
+            title = f"{name}: {BENCHMARK_DATA[task]}{which} (no full run recorded yet)"
             parts += task_tables(title, "", [Section("", runs.iloc[:0], quoted)], METRICS[task], task, comparison)
     for preset in ("full", "mini", "smoke"):
         others = runs[(runs["preset"] == preset) & ~benchmark]
