@@ -104,7 +104,7 @@ def dense_tables(task: str, runs: pd.DataFrame, published: pd.DataFrame, compari
         parts += task_tables(title, "", [Section("", group, quoted)], METRICS[task], task, comparison)
     if not benchmark.any():
         for recipe, quoted in published.groupby("recipe", sort=True):
-            which = f", recipe {recipe}" if recipe else ""
+            which = f", recipe {recipe!s}" if recipe else ""
             title = f"{name}: {BENCHMARK_DATA[task]}{which} (no full run recorded yet)"
             parts += task_tables(title, "", [Section("", runs.iloc[:0], quoted)], METRICS[task], task, comparison)
     for preset in ("full", "mini", "smoke"):
