@@ -25,6 +25,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from mae_transfer.backbones.checkpoints.own import facts_of
+from mae_transfer.backbones.flops import encoder_flops
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.backbones.vit import ViTEncoder
@@ -45,6 +46,7 @@ from mae_transfer.engine.run_folder import RESUMABLE, RunFolder, epoch_history, 
 from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.signals import stop_at_once
 from mae_transfer.errors import UserError
+from mae_transfer.results.per_image import write_per_image
 from mae_transfer.results.record import SCHEMA, flatten, make_protocol, protocol_id, read_record, write_json
 from mae_transfer.tasks import make_task
 from mae_transfer.tasks.base import Task
@@ -255,7 +257,8 @@ def run_task(
             metrics = task.evaluate(result.model, fabric, progress)
         skipped = gather_objects(fabric, task.data_summary["skipped_files"])
         data = task.data_summary | {"skipped_files": sorted({name for names in skipped for name in names})}
-        return on_rank_zero(fabric, lambda: _write_record(config, data, result, metrics, surroundings, path))
+        flops = encoder_flops(encoder)
+        return on_rank_zero(fabric, lambda: _write_record(task, data, result, metrics, flops, surroundings, path))
 
 
 def build_encoder(config: RunConfig, task: Task) -> ViTEncoder:
@@ -378,13 +381,15 @@ def installed_versions() -> dict[str, str]:
 
 
 def _write_record(
-    config: RunConfig,
+    task: Task,
     data: dict[str, Any],
     result: TrainResult,
     metrics: dict[str, float],
+    flops: int,
     surroundings: dict[str, Any],
     path: Path,
 ) -> dict[str, Any]:
+    config: RunConfig = task.config
     origin = result.origin or {}
     protocol = make_protocol(
         config.model_dump(mode="json"), data_fingerprint=data["fingerprint"], norm_batch=origin["norm_batch"]
@@ -400,6 +405,7 @@ def _write_record(
         # This process trained nothing: what training cost, and on what, stands in the record that it replaces.
         before = read_record(file)
         cost = {key: before.get(key, value) for key, value in cost.items()}
+    per_image = task.per_image  # written before the record, which holds its hash
     record = {
         "schema": SCHEMA,
         "run_id": origin["run_id"],
@@ -416,6 +422,8 @@ def _write_record(
         "protocol_id": protocol_id(protocol),
         "protocol": protocol,
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
+        "encoder_flops": flops,
+        "per_image": None if per_image is None else write_per_image(path, per_image),
         **cost,
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

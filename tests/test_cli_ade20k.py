@@ -14,6 +14,7 @@ from PIL import Image
 
 from mae_transfer.cli import main
 from mae_transfer.results.record import read_record
+from mae_transfer.results.validation import validate
 from mae_transfer.synthetic.ade20k import make_ade20k
 
 LONGER = ["schedule.steps=40", "train.checkpoint_every=5"]
@@ -45,6 +46,8 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     assert "onedl-mmsegmentation" in record["versions"]
     assert record["protocol"]["eval.mode"] == "slide"
     assert record["data"]["name"] == "150 classes (6 train, 3 val images)"
+    assert record["per_image"]["images"] == 3
+    assert validate(output) == (1, []), "the counts of single images give the record's mIoU"
 
     (output / "record.json").write_text(json.dumps(record | {"metrics": {}}))
     assert main(arguments(output, data, "eval.per_class=true", "--eval-only")) == 0

@@ -16,6 +16,7 @@ import yaml
 from mae_transfer.cli import main
 from mae_transfer.results.record import find_records, read_record
 from mae_transfer.results.tables import make_tables
+from mae_transfer.results.validation import validate
 from mae_transfer.series import parse_blocks, plan_series
 from mae_transfer.synthetic.classification import draw, make_classification
 
@@ -74,10 +75,15 @@ def test_every_protocol_in_one_command_and_one_table(data: Path, tmp_path: Path)
     assert (len(records), left_out) == (len(wanted), [])
     assert {record["data"]["fingerprint"] for record in records} == {records[0]["data"]["fingerprint"]}
     assert all(0 <= record["metrics"]["top1"] <= 100 for record in records)
-    tables = [table for table in make_tables(records).split("## ") if table.startswith("folder, smoke")]
-    assert len(tables) == 2
-    for protocol in ("finetune", "linear", "attentive", "logreg", "knn"):
-        assert f"\n| {protocol}, random | " in tables[0]
+    parts = [table for table in make_tables(records).split("## ") if table.startswith("folder, smoke")]
+    tables = [table for table in parts if not table.splitlines()[0].endswith(": costs")]
+    assert (len(tables), len(parts)) == (2, 4)
+    assert "\n| finetune, random | " in tables[0]
+    for protocol in ("linear", "attentive", "logreg", "knn"):
+        assert f"\n| {protocol}, random (frozen) | " in tables[0]
+    assert validate(tmp_path) == (len(wanted), []), "the results of single images give each record's top-1"
+    assert {record["per_image"]["images"] for record in records} == {15}
+    assert len({record["encoder_flops"] for record in records}) == 1
     assert "| blind (the commonest class) | 20.0 |" in tables[0]
     assert "| initialisation, size | 0 | 0.5 | 1 | 2 | 4 | 6 | 8 |" in tables[1]
     curve = (tmp_path / "runs" / "partial_curve.csv").read_text().splitlines()
@@ -117,7 +123,7 @@ def test_draws_of_few_shots_are_averaged(data: Path, tmp_path: Path) -> None:
     assert {record["data"]["fingerprint"] for record in records} == {records[0]["data"]["fingerprint"]}
     values = [record["metrics"]["top1"] for record in records]
     cell = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} (n=3)"
-    assert f"| logreg, random | {cell} |" in make_tables(records)
+    assert f"| logreg, random (frozen) | {cell} |" in make_tables(records)
 
 
 def test_robustness_sets_are_evaluated_with_a_finished_run(tmp_path: Path) -> None:
@@ -151,6 +157,9 @@ def test_two_processes_train_and_count_as_one_does(data: Path, tmp_path: Path) -
         one, two = (read_record(tmp_path / n / protocol / "record.json")["metrics"] for n in "12")
         for metric in ("top1", "top5", "mean_per_class"):
             assert one[metric] == pytest.approx(two[metric]), (protocol, metric)
+        if protocol == "knn":  # no training, so the very same predictions
+            files = [(tmp_path / n / protocol / "per_image.npz").read_bytes() for n in "12"]
+            assert files[0] == files[1], "each image once, in one order, on any number of ranks"
     assert "curve" not in done.stderr
 
 

@@ -14,7 +14,7 @@ from mae_transfer.config_loading import load_config
 from mae_transfer.errors import UserError
 from mae_transfer.synthetic.classification import draw
 from mae_transfer.tasks.classification.config import ClassificationConfig
-from mae_transfer.tasks.classification.evaluate import count, count_batch, metrics_of
+from mae_transfer.tasks.classification.evaluate import count, count_flags, flag_batch, metrics_of
 from mae_transfer.tasks.classification.robustness import (
     ALEXNET_ERRORS,
     SEVERITIES,
@@ -85,13 +85,15 @@ def test_accuracies_are_those_of_scikit_learn() -> None:
 
 def test_counts_by_hand() -> None:
     scores = torch.tensor([[[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.1, 0.8, 0.1]]])
-    rows = count_batch(scores, torch.tensor([0, 0, 1]), 3)
+    labels = torch.tensor([0, 0, 1])
+    rows = count_flags(flag_batch(scores, labels), labels, 3)
     assert rows.tolist() == [[2, 1, 0], [1, 1, 0], [2, 1, 0]]
 
 
 def test_scores_that_are_not_finite_are_never_correct() -> None:
     scores = torch.full((1, 2, 8), torch.nan)
-    rows = count_batch(scores, torch.tensor([0, 1]), 8)
+    labels = torch.tensor([0, 1])
+    rows = count_flags(flag_batch(scores, labels), labels, 8)
     assert rows[0].sum() == 2
     assert not rows[1:].any()
 

@@ -34,6 +34,7 @@ class PretrainTask:
     """
 
     trains = True
+    per_image = None
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config

@@ -3,12 +3,13 @@
 A task holds its data and builds its model; `engine.loop.train` runs it and knows nothing else of it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import nn
 
 if TYPE_CHECKING:
+    import numpy as np
     from lightning_fabric import Fabric
 
     from mae_transfer.engine.run_folder import RunFolder
@@ -53,6 +54,12 @@ class Task(Protocol):
     @property
     def warnings(self) -> Sequence[str]:
         """Lines about the data that a user should see."""
+        ...
+
+    @property
+    def per_image(self) -> "Mapping[str, np.ndarray] | None":
+        """Results of the single val images of the last evaluation (`results/per_image.py`), for a file beside the
+        record; None of a task that keeps none."""
         ...
 
     @property

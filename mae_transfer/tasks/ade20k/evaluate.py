@@ -5,10 +5,13 @@ the ground truth nor a prediction has is left out of the means, one that is only
 in one confusion matrix on the device, where that sums float32 histograms in float32; numbers are not rounded.
 """
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from mae_transfer.engine.distributed import gather_objects
+from mae_transfer.results.per_image import Arrays, segmented_images
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval
 from mae_transfer.tasks.ade20k.transforms import IGNORE
@@ -24,16 +27,28 @@ def evaluate(
     former only for one that is not predicted either. The model runs under fabric.autocast(), so in the precision of the
     run, and is left in the mode it came in. Rank r takes images r, r + world, ... Collective: call it on every rank.
     """
-    matrix = confusion(model, dataset, len(names), config, fabric, progress)
+    return evaluate_each(model, dataset, names, config, fabric, progress)[0]
+
+
+def evaluate_each(
+    model: nn.Module, dataset: Ade20kEval, names: list[str], config: Ade20kConfig, fabric: Fabric, progress: bool
+) -> tuple[dict[str, float], Arrays]:
+    """The metrics of `evaluate`, and the pixel counts of each image (`results/per_image.py`)."""
+    matrix, files, intersections, unions = confusion(model, dataset, len(names), config, fabric, progress)
+    each = segmented_images(gather_objects(fabric, (files, intersections, unions)))
     if fabric.world_size > 1:
         matrix = fabric.all_reduce(matrix, reduce_op="sum")  # type: ignore[assignment]
-    return score(matrix.cpu(), names, per_class=config.eval.per_class)
+    return score(matrix.cpu(), names, per_class=config.eval.per_class), each
 
 
 def confusion(
     model: nn.Module, dataset: Ade20kEval, num_classes: int, config: Ade20kConfig, fabric: Fabric, progress: bool
-) -> Tensor:
-    """int64 (K, K) pixels of this rank's images by true (row) and predicted (column) class."""
+) -> tuple[Tensor, list[str], np.ndarray, np.ndarray]:
+    """int64 (K, K) pixels of this rank's images by true (row) and predicted (column) class; the images' names, and the
+    intersection and union of label and prediction in each, int64 (n, K)."""
+    file_names: list[str] = []
+    intersections: list[Tensor] = []
+    unions: list[Tensor] = []
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=fabric.device)
     batches = evaluation_batches(
         dataset,
@@ -50,8 +65,19 @@ def confusion(
                 with fabric.autocast():
                     predictions = model(batch)
                 for label, prediction in zip(batch["labels"], predictions, strict=True):
-                    matrix += count(label, prediction, num_classes)
-    return matrix
+                    of_image = count(label, prediction, num_classes)
+                    matrix += of_image
+                    intersections.append(of_image.diagonal())
+                    unions.append(of_image.sum(0) + of_image.sum(1) - of_image.diagonal())
+                file_names += batch["file_names"]
+    return matrix, file_names, _stack(intersections, num_classes), _stack(unions, num_classes)
+
+
+def _stack(rows: list[Tensor], num_classes: int) -> np.ndarray:
+    """int64 (n, K)."""
+    stacked = torch.stack(rows).cpu() if rows else torch.zeros(0, num_classes, dtype=torch.int64)
+    array: np.ndarray = stacked.numpy()
+    return array
 
 
 def count(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from mae_transfer.synthetic.ade20k import cached_ade20k
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
-from mae_transfer.tasks.ade20k.evaluate import evaluate
+from mae_transfer.tasks.ade20k.evaluate import evaluate_each
 from mae_transfer.tasks.ade20k.labels import class_names
 from mae_transfer.tasks.ade20k.model import build_upernet, check_norm_batch, check_side
 from mae_transfer.tasks.ade20k.pairs import Pairs, find_pairs
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.results.per_image import Arrays
 
 SYNTHETIC = "synthetic"
 ADE20K_SIZES = (20210, 2000)
@@ -31,6 +32,8 @@ class Ade20kTask:
     Raises:
         UserError: anything wrong with the data set or the batch, before a run makes its first file.
     """
+
+    per_image: "Arrays | None" = None
 
     def __init__(self, config: Ade20kConfig) -> None:
         self.config = config
@@ -95,4 +98,6 @@ class Ade20kTask:
         return names
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
-        return evaluate(model, self.eval_dataset, self.class_names, self.config, fabric, progress)
+        names, config = self.class_names, self.config
+        metrics, self.per_image = evaluate_each(model, self.eval_dataset, names, config, fabric, progress)
+        return metrics

@@ -6,12 +6,14 @@ Counts are whole numbers on the device, summed over the ranks; each image is cou
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mae_transfer.engine.distributed import all_reduce
+from mae_transfer.engine.distributed import all_reduce, gather_objects
 from mae_transfer.errors import UserError
+from mae_transfer.results.per_image import Arrays, correct_images
 from mae_transfer.tasks.evaluation import EvalDataset, evaluating, evaluation_batches
 
 
@@ -25,6 +27,8 @@ class Counts:
     """(heads, K): images of each class whose highest score is their own class's."""
     in_top5: Tensor
     """(heads, K): images of each class whose own class is among the five highest."""
+    each: Arrays
+    """Of one head, whether each single image was correct (`results/per_image.py`); no images unless asked for."""
 
     def top1(self) -> list[float]:
         """Percent, a head each."""
@@ -59,13 +63,17 @@ def count(
     progress: bool,
     title: str = "evaluate",
     classes: Tensor | None = None,
+    each: int | None = None,
 ) -> Counts:
     """Run `model(batch)` -> scores (heads, B, K) in eval mode over the whole data set and count.
 
     classes: int64, choose among these classes only (labels still count in 0 .. K-1); None is all of them.
+    each: the head of which the result of each single image is kept; None keeps none.
     Scores that are not finite never count as correct. UserError when no image could be decoded.
     """
     totals: Tensor | None = None
+    names: list[str] = []
+    correct: list[Tensor] = []
     report = getattr(dataset, "report_skipped", None)
     with evaluating(model):
         batches = evaluation_batches(
@@ -79,21 +87,31 @@ def count(
             batch = fabric.to_device(batch)
             with fabric.autocast():
                 scores: Tensor = model(batch)
-            part = count_batch(scores.float(), batch["labels"], num_classes, classes)
+            flags = flag_batch(scores.float(), batch["labels"], classes)
+            part = count_flags(flags, batch["labels"], num_classes)
             totals = part if totals is None else totals + part
-    return Counts(*_summed(fabric, totals, num_classes))
+            if each is not None:
+                names += batch["names"]
+                correct.append(flags[1 + each])
+    own = torch.cat(correct).cpu().numpy() if correct else np.zeros(0, bool)
+    parts = gather_objects(fabric, (names, own)) if each is not None else []
+    return Counts(*_summed(fabric, totals, num_classes), correct_images(parts))
 
 
-def count_batch(scores: Tensor, labels: Tensor, num_classes: int, classes: Tensor | None = None) -> Tensor:
-    """Scores (heads, B, K) and labels (B,) -> int64 (1 + 2 * heads, K): images, correct, in the top five, by class."""
+def flag_batch(scores: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+    """Scores (heads, B, K) and labels (B,) -> bool (1 + 2 * heads, B): an image, correct, in the top five."""
     if classes is not None:
         masked = torch.full_like(scores, -torch.inf)
         masked[..., classes] = scores[..., classes]
         scores = masked
     top = scores.topk(min(5, scores.shape[-1]), dim=-1)
     hits = (top.indices == labels[None, :, None]) & top.values.isfinite()
-    flags = torch.cat([torch.ones_like(hits[:1, :, 0]), hits[..., 0], hits.any(-1)])
-    counts = torch.zeros(len(flags), num_classes, dtype=torch.int64, device=scores.device)
+    return torch.cat([torch.ones_like(hits[:1, :, 0]), hits[..., 0], hits.any(-1)])
+
+
+def count_flags(flags: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Flags (n, B) and labels (B,) -> int64 (n, K): the images of each class that have each flag."""
+    counts = torch.zeros(len(flags), num_classes, dtype=torch.int64, device=flags.device)
     return counts.index_add_(1, labels, flags.long())
 
 

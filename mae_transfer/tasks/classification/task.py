@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.results.per_image import Arrays
 
 SYNTHETIC = "synthetic"
 BENCHMARKS = {
@@ -53,6 +54,7 @@ class ClassificationTask:
     """
 
     images: ImageSet
+    per_image: "Arrays | None" = None
 
     def __init__(self, config: ClassificationConfig, like: "ClassificationTask | None" = None) -> None:
         self.config = config
@@ -164,7 +166,8 @@ class ClassificationTask:
             held = count(model, self.holdout_dataset, title="choose", **options).top1()
             chosen = int(np.argmax(held))
             metrics |= {f"holdout_top1/{name}": value for name, value in zip(heads, held, strict=True)}
-        counts = count(model, self.eval_dataset, **options)
+        counts = count(model, self.eval_dataset, each=chosen, **options)
+        self.per_image = counts.each
         if len(heads) > 1:
             metrics |= {f"top1/{name}": value for name, value in zip(heads, counts.top1(), strict=True)}
             self._summary["selected_head"] = heads[chosen]

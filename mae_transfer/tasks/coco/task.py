@@ -81,6 +81,11 @@ class CocoTask:
         return self._summary | {"skipped_files": sorted(skipped)}
 
     @property
+    def per_image(self) -> None:
+        """Average precision is no mean over images: see `results/per_image.py`."""
+        return None
+
+    @property
     def trains(self) -> bool:
         return True
 

@@ -1,0 +1,37 @@
+"""Floating-point operations of an encoder's forward pass on one image, in closed form."""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from mae_transfer.backbones.vit import ViTEncoder
+
+
+def encoder_flops(encoder: "ViTEncoder") -> int:
+    """Of one whole image of the size that the encoder was built for, a multiplication and an addition being two.
+
+    Matrix products only, as in torch's `FlopCounterMode` and as ViT papers count: linear layers, patch embedding and
+    attention (with the padding of its windows); of the blocks that are run. Biases, norms, softmax, activations and
+    relative positions, which are less than a percent, are left out.
+    """
+    (h, w), side, prefix = encoder.global_grid, encoder.window_size, encoder.prefix
+    projection = encoder.vit.patch_embed.proj.weight
+    total = 2 * h * w * projection.numel()
+    tokens = prefix + h * w
+    for i, block in enumerate(encoder.vit.blocks[: encoder.taps[-1] + 1]):
+        windowed = i not in encoder.global_blocks
+        padded = (-(-h // side) * side) * (-(-w // side) * side) if windowed else tokens
+        seen = side * side if windowed else tokens
+        for name, module in block.named_modules():
+            if isinstance(module, nn.Linear):
+                inside = name.startswith("attn.")
+                total += 2 * (padded if inside else tokens) * module.weight.numel()
+        total += sum(4 * padded * seen * width for width in _widths(block, encoder.embed_dim))
+    return total
+
+
+def _widths(block: nn.Module, embed_dim: int) -> list[int]:
+    """Channels (heads x their width) of each attention in a block: one, of the embedding's, where it does not say."""
+    inner = (getattr(module, "qkv", None) for module in block.modules())
+    return [qkv.out_features // 3 for qkv in inner if isinstance(qkv, nn.Linear)] or [embed_dim]
