@@ -13,12 +13,14 @@ from mae_transfer.tasks.ade20k.evaluate import evaluate
 from mae_transfer.tasks.ade20k.labels import class_names
 from mae_transfer.tasks.ade20k.model import build_upernet, check_norm_batch, check_side
 from mae_transfer.tasks.ade20k.pairs import Pairs, find_pairs
+from mae_transfer.tasks.ade20k.pictures import draw_pictures
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.results.pictures import Picture
 
 SYNTHETIC = "synthetic"
 ADE20K_SIZES = (20210, 2000)
@@ -96,3 +98,6 @@ class Ade20kTask:
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
         return evaluate(model, self.eval_dataset, self.class_names, self.config, fabric, progress)
+
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
+        return draw_pictures(model, self.eval_dataset, self.class_names, self.config.eval.pictures, fabric)
