@@ -42,9 +42,10 @@ def font(size: int = 13) -> Any:
 
 
 def class_colour(k: int) -> Colour:
-    """Bright and well apart from its neighbours: the hue goes on by the golden ratio."""
-    hue = (0.58 + k * 0.618034) % 1.0
-    r, g, b = colorsys.hls_to_rgb(hue, (0.55, 0.42, 0.68)[k % 3], 0.85)
+    """Bright, and of any few classes well apart: hue, lightness and saturation go on by the additive recurrence of the
+    plastic number, which fills a cube evenly."""
+    hue, light, full = ((0.6 + k * step) % 1.0 for step in (0.8191725, 0.6710436, 0.5497005))
+    r, g, b = colorsys.hls_to_rgb(hue, 0.36 + 0.36 * light, 0.6 + 0.4 * full)
     return round(255 * r), round(255 * g), round(255 * b)
 
 
