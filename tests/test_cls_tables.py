@@ -127,7 +127,7 @@ def test_unlike_runs_get_rows_of_their_own_and_recipes_their_names() -> None:
     text = make_tables([record("finetune", 83.0), record("finetune", 80.0, lr=5e-4, seed=1)])
     one = table(text, "ImageNet-1K val")
     assert row(one, "finetune, MAE") or row(one, "finetune, MAE [1]")
-    assert "[1] unlike the protocol's reference run of its size in b: optim.lr 0.001 -> 0.0005." in one
+    assert "[1] unlike the reference run of its size in b: optim.lr 0.001 -> 0.0005." in one
     two = table(make_tables([record("linear", 68.0), record("linear", 70.0, recipe="linear_sweep")]), "ImageNet-1K val")
     assert row(two, "linear, MAE (linear_mae)")[0] == "68.0 (n=1)"
     assert row(two, "linear, MAE (linear_sweep)")[0] == "70.0 (n=1)"

@@ -76,7 +76,8 @@ def test_presets_and_data_sets_are_never_mixed() -> None:
         record("mae", "b", 2, 1.0, preset="smoke"),
         record("mae", "b", 3, 70.0, data=other),
     ]
-    tables = [table for table in make_tables(records).split("## ") if table.startswith("COCO")]
+    parts = [table for table in make_tables(records).split("## ") if table.startswith("COCO")]
+    tables = [table for table in parts if not table.splitlines()[0].endswith((": differences", ": costs"))]
     assert [table.splitlines()[0] for table in tables] == [
         "COCO: COCO val2017, recipe li",
         "COCO, full: my set, recipe li",
@@ -92,14 +93,14 @@ def test_unlike_runs_get_rows_of_their_own_and_a_footnote() -> None:
     table = make_tables(
         [record("mae", "b", 0, 50.0), record("mae", "b", 1, 40.0, lr=1e-4), record("sup", "b", 0, 47.0)]
     )
-    lines = [line for line in table.splitlines() if line.startswith(("| MAE |", "| MAE ["))]
+    lines = [line for line in table.splitlines() if line.startswith(("| MAE |", "| MAE [1] |"))]
     assert len(lines) == 2
     assert "n=2" not in table
     assert "optim.lr 8e-05 -> 0.0001" in table or "optim.lr 0.0001 -> 8e-05" in table
     weights = make_tables([record("mae", "b", 0, 50.0), record("mae", "b", 1, 40.0, weights="w1")])
     assert "weights w0 -> w1" in weights
     across = make_tables([record("mae", "b", 0, 50.0), record("mocov3", "b", 0, 40.0, lr=1.6e-4)])
-    assert "[1] unlike the table's reference run of its size in b: optim.lr 8e-05 -> 0.00016." in across
+    assert "[1] unlike the reference run of its size in b: optim.lr 8e-05 -> 0.00016." in across
 
 
 def test_the_same_seed_twice_counts_once_and_a_missing_value_is_missing() -> None:

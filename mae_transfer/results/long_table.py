@@ -32,6 +32,7 @@ COLUMNS = {
     "parameters": "of the whole model",
     "encoder_flops": "floating-point operations of one forward pass of the encoder on one image, NaN in old records",
     "folder": "where the record was found, None for one that was not read from a file",
+    "per_image": "the record's entry of that name: the file of its results of single images, None if it has none",
     "metric": "name of the metric",
     "value": "its value, NaN if it has none",
 }
@@ -88,6 +89,7 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": _number(record.get("parameters")),
         "encoder_flops": _number(record.get("encoder_flops")),
         "folder": record.get("folder"),
+        "per_image": record.get("per_image"),
     }
 
 

@@ -1,16 +1,26 @@
-"""Markdown tables from run records, next to the published numbers. pandas only: builds in a second, without torch.
+"""Tables from run records, next to the published numbers. Builds in seconds, without torch.
 
 Rows are initialisations, columns are metrics by encoder size, cells are mean ± standard deviation over seeds with n.
 Presets, data sets and recipes each have a table of their own. Within one, runs that followed unlike protocols are never
-averaged: they get a row each, with a footnote that names what differs. Image classification, where the protocols of a
-data set stand in one table, is in `classification_tables.py`.
+averaged: they get a row each, with a footnote that names what differs. Controls (random, supervised) have a row also
+where no run of them is recorded. A table of runs is followed by one of differences to a control and one of costs.
+Image classification, where the protocols of a data set stand in one table, is in `classification_tables.py`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from mae_transfer.errors import UserError
+from mae_transfer.results.costs import cost_table
+from mae_transfer.results.differences import Column, Comparison, Row, difference_table
+from mae_transfer.results.like_runs import LikeRuns, changes, like_runs, references, stacked
+from mae_transfer.results.long_table import long_table
+from mae_transfer.results.render import FORMATS
+from mae_transfer.results.table import MISSING, Cell, Table, number
 
 METRICS = {"ade20k": {"mIoU": "mIoU"}, "coco": {"box_AP": "AP box", "mask_AP": "AP mask"}}
 """Task -> metric -> column title."""
@@ -26,6 +36,8 @@ INIT_TITLES = {
 """Known initialisations in the order of the paper's table; others follow by name."""
 
 INIT_ORDER = list(INIT_TITLES)
+CONTROLS = ("random", "sup")
+"""Initialisations that have a row in every table of runs."""
 SIZE_ORDER = ["nano", "ti", "s", "b", "l", "h"]
 BENCHMARK_DATA = {"ade20k": "ADE20K val", "coco": "COCO val2017"}
 """Task -> name of the data set that the published numbers are of."""
@@ -43,157 +55,189 @@ def read_published() -> pd.DataFrame:
     return pd.read_csv(PUBLISHED, keep_default_na=False, na_values={"blocks": [""]})
 
 
-def make_tables(records: Iterable[dict[str, Any]]) -> str:
-    """All tables as one Markdown text; the same text whatever the order of the records.
+def make_tables(
+    records: Iterable[Mapping[str, Any]],
+    *,
+    style: str = "markdown",
+    control: str | None = None,
+    warnings: list[str] | None = None,
+) -> str:
+    """All tables as one text; the same text whatever the order of the records.
 
-    The published rows stand in the table of the full preset on the full data set, which is there even while no run is.
+    style: markdown, latex, csv or html.
+    control: the initialisation to compare with; None is supervised where there is such a run, else random.
+    warnings: gets a line for each file of per-image results that cannot be used.
+
+    Raises UserError for a control that no record has.
     """
-    records = list(records)
-    runs = to_frame(records)
-    published = read_published()
-    parts = []
-    for task in sorted({*runs["task"], *published["task"]} & METRICS.keys()):
-        of_task = runs[runs["task"] == task]
-        quoted = published[published["task"] == task]
-        benchmark = (of_task["preset"] == "full") & (of_task["data"] == BENCHMARK_DATA[task])
-        for recipe, group in of_task[benchmark].groupby("recipe", sort=True):
-            parts.append(one_table(f"## {task.upper()}: {BENCHMARK_DATA[task]}, recipe {recipe}", task, group, quoted))
-        if not benchmark.any():
-            title = f"## {task.upper()}: {BENCHMARK_DATA[task]} (no full run recorded yet)"
-            parts.append(one_table(title, task, of_task.iloc[:0], quoted))
-        for preset in ("full", "mini", "smoke"):
-            others = of_task[(of_task["preset"] == preset) & ~benchmark]
-            for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):
-                title = f"## {task.upper()}, {preset}: {data}, recipe {recipe}\n\n{PRESET_NOTES[preset]}"
-                parts.append(one_table(title, task, group, quoted.iloc[:0]))
+    return FORMATS[style][0](build_tables(records, control=control, warnings=warnings))
+
+
+def build_tables(
+    records: Iterable[Mapping[str, Any]], *, control: str | None = None, warnings: list[str] | None = None
+) -> list[Table]:
+    """The tables of `make_tables`. The published rows stand in the table of the full preset on the full data set, which
+    is there even while no run is."""
     from mae_transfer.results.classification_tables import classification_tables  # which is built on this module
 
-    return "\n".join([*parts, *classification_tables(records, published)])
+    runs, published = long_table(records), read_published()
+    comparison = Comparison(control, [] if warnings is None else warnings)
+    inits = sorted(runs["init"].unique())
+    if control is not None and control not in inits:
+        raise UserError(f"--control {control}: no record has this initialisation; there are: {', '.join(inits)}")
+    tables: list[Table] = []
+    for task in sorted(METRICS):
+        tables += dense_tables(task, runs[runs["task"] == task], published[published["task"] == task], comparison)
+    return tables + classification_tables(runs, published, comparison)
 
 
-COLUMNS = [
-    *("run_id", "task", "preset", "recipe", "data", "data_fingerprint", "init", "backbone", "weights", "size", "seed"),
-    *("draw", "protocol_id", "protocol", "metric", "value"),
-]
+def dense_tables(task: str, runs: pd.DataFrame, published: pd.DataFrame, comparison: Comparison) -> list[Table]:
+    """The tables of COCO or ADE20K: those of each recipe on the benchmark, then other data sets and presets."""
+    name, parts = task.upper(), list[Table]()
+    runs = runs[runs["metric"].isin(METRICS[task])]
+    benchmark = (runs["preset"] == "full") & (runs["data"] == BENCHMARK_DATA[task])
+    for recipe, group in runs[benchmark].groupby("recipe", sort=True):
+        title = f"{name}: {BENCHMARK_DATA[task]}, recipe {recipe}"
+        parts += task_tables(title, "", [Section("", group, published)], METRICS[task], task, comparison)
+    if not benchmark.any():
+        title = f"{name}: {BENCHMARK_DATA[task]} (no full run recorded yet)"
+        parts += task_tables(title, "", [Section("", runs.iloc[:0], published)], METRICS[task], task, comparison)
+    for preset in ("full", "mini", "smoke"):
+        others = runs[(runs["preset"] == preset) & ~benchmark]
+        for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):
+            title, note = f"{name}, {preset}: {data}, recipe {recipe}", PRESET_NOTES[preset]
+            sections = [Section("", group, published.iloc[:0])]
+            parts += task_tables(title, note, sections, METRICS[task], task, comparison)
+    return parts
 
 
-def to_frame(records: Iterable[dict[str, Any]], metrics: Mapping[str, Mapping[str, str]] | None = None) -> pd.DataFrame:
-    """One row per run and metric of the table (those of `METRICS` by default): what everything is built from."""
-    rows = []
-    for record in records:
-        for metric in (metrics or METRICS).get(record["task"], {}):
-            rows.append(
-                {
-                    "run_id": record["run_id"],
-                    "task": record["task"],
-                    "preset": record["preset"],
-                    "recipe": record["protocol"].get("recipe", ""),
-                    "data": record["data"]["name"],
-                    "data_fingerprint": record["data"]["fingerprint"],
-                    "init": record["backbone"]["init"],
-                    "backbone": record["backbone"]["name"],
-                    # of pre-trainings by one protocol each seed has weights of its own, which may share a cell
-                    "weights": record["backbone"].get("trained_as") or record["backbone"]["fingerprint"] or "random",
-                    "size": record["backbone"]["size"],
-                    "seed": record["seed"],
-                    "draw": record["data"].get("draw", 0),
-                    "protocol_id": record["protocol_id"],
-                    "protocol": record["protocol"],
-                    "metric": metric,
-                    "value": record["metrics"].get(metric),
-                }
+@dataclass
+class Section:
+    """Rows of a table that are compared with each other: the runs of a protocol and recipe, and published numbers.
+
+    title: put before the initialisation in a row's label.
+    suffix: put after it.
+    frozen: the encoder is, so that a random one is no training from scratch.
+    """
+
+    title: str
+    runs: pd.DataFrame
+    quoted: pd.DataFrame
+    suffix: str = ""
+    frozen: bool = False
+
+    def label(self, init: str) -> str:
+        frozen = " (frozen)" if self.frozen and init == "random" else ""
+        return f"{self.title}{INIT_TITLES.get(init, init)}{frozen}"
+
+    def inits(self) -> list[str]:
+        return in_order({*self.runs["init"], *self.quoted["init"], *CONTROLS}, INIT_ORDER)
+
+
+def task_tables(
+    title: str,
+    note: str,
+    sections: Sequence[Section],
+    metrics: Mapping[str, str],
+    task: str,
+    comparison: Comparison,
+    *,
+    first: str = "initialisation",
+    lead: Sequence[tuple[str, Cell]] = (),
+    costs: bool = True,
+) -> list[Table]:
+    """A table with a column for each metric and size, that of its differences, and that of its costs.
+
+    lead: rows before all others, with what they say in each column of the first metric.
+    """
+    groups = [like_runs(section.runs) for section in sections]
+    sizes = in_order(
+        {g.size for part in groups for g in part} | {s for section in sections for s in section.quoted["size"]},
+        SIZE_ORDER,
+        lambda size: size.rstrip("0123456789"),
+    )
+    columns = [Column(f"{metrics[metric]} {size_title(size)}", metric, size) for metric in metrics for size in sizes]
+    top = next(iter(metrics))
+    lines = [(label, tuple(cell if c.metric == top else MISSING for c in columns)) for label, cell in lead]
+    notes, compared = list[str](), list[list[Row]]()
+    for section, of_section in zip(sections, groups, strict=True):
+        rows: list[Row] = []
+        reference = references(of_section)
+        for init in section.inits():
+            lines += published_lines(section, init, columns)
+            own = run_rows(
+                section.label(init) + section.suffix, [g for g in of_section if g.init == init], reference, notes
             )
-    return pd.DataFrame(rows, columns=COLUMNS)
+            lines += [run_line(row, columns) for row in own]
+            if not own and init in CONTROLS:
+                lines.append((section.label(init) + section.suffix, (MISSING,) * len(columns)))
+            rows += own
+        compared.append(rows)
+    table = Table(title, note, (first, *(column.head for column in columns)), tuple(lines), tuple(notes))
+    return [table, *after(title, first, compared, columns, task, comparison, costs=costs, name=size_title)]
 
 
-def one_table(title: str, task: str, runs: pd.DataFrame, published: pd.DataFrame) -> str:
-    """One Markdown table of runs on one data set, with its footnotes."""
-    metrics = METRICS[task]
-    sizes = sorted(
-        {*runs["size"], *published["size"]}, key=lambda s: (SIZE_ORDER.index(s) if s in SIZE_ORDER else 99, s)
+def after(
+    title: str,
+    first: str,
+    sections: Sequence[Sequence[Row]],
+    columns: Sequence[Column],
+    task: str,
+    comparison: Comparison,
+    *,
+    costs: bool = True,
+    name: Callable[[Any], str],
+) -> list[Table]:
+    """What follows a table of runs: the differences to the control, and the costs."""
+    found = [difference_table(f"{title}: differences", first, sections, columns, INIT_TITLES, task, comparison)]
+    found += [cost_table(f"{title}: costs", first, sections, name)] if costs else []
+    return [table for table in found if table is not None]
+
+
+def published_lines(section: Section, init: str, columns: Sequence[Column]) -> list[tuple[str, tuple[Cell, ...]]]:
+    """A row for each source that has a number of this initialisation in one of the columns."""
+    lines = []
+    quoted = section.quoted[section.quoted["init"] == init]
+    for source, group in quoted.groupby("source", sort=False):
+        found = {(row.metric, row.size): float(row.value) for row in group.itertuples()}
+        cells = tuple(
+            number(found[column.metric, column.place]) if (column.metric, column.place) in found else MISSING
+            for column in columns
+        )
+        if any(cell is not MISSING for cell in cells):
+            lines.append((f"{section.title}{INIT_TITLES.get(init, init)}, published ({source})", cells))
+    return lines
+
+
+def run_rows(label: str, groups: Sequence[LikeRuns], reference: Mapping[str, LikeRuns], notes: list[str]) -> list[Row]:
+    """The rows of one initialisation; a footnote for each that is unlike the reference run of its size."""
+    rows = []
+    for places in stacked(groups):
+        differs = [f"{size}: {change}" for size, g in places.items() if (change := changes(g, reference[size]))]
+        marker = ""
+        if differs:
+            notes.append(f"[{len(notes) + 1}] unlike the reference run of its size in {'; '.join(differs)}.")
+            marker = f" [{len(notes)}]"
+        rows.append(Row(label + marker, places))
+    return rows
+
+
+def run_line(row: Row, columns: Sequence[Column]) -> tuple[str, tuple[Cell, ...]]:
+    cells = (
+        row.places[column.place].cell(column.metric) if column.place in row.places else MISSING for column in columns
     )
-    inits = sorted(
-        {*runs["init"], *published["init"]}, key=lambda i: (INIT_ORDER.index(i) if i in INIT_ORDER else 99, i)
-    )
-    columns = [(metric, size) for metric in metrics for size in sizes]
-    heads = [f"{metrics[metric]} {size.upper() if len(size) == 1 else size}" for metric, size in columns]
-    lines = [title, "", "| initialisation | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(columns)]
-    notes: list[str] = []
-    references = reference_runs(runs)
-    for init in inits:
-        name = INIT_TITLES.get(init, init)
-        quoted = published[published["init"] == init]
-        if not quoted.empty:
-            cells = [published_cell(quoted, metric, size) for metric, size in columns]
-            lines.append(f"| {name}, published ({'; '.join(quoted['source'].unique())}) | " + " | ".join(cells) + " |")
-        for rows in rows_of_like_runs(runs[runs["init"] == init]):
-            differs = [f"{size}: {change}" for size, change in differences(rows, references) if change]
-            marker = f" [{len(notes) + 1}]" if differs else ""
-            cells = [run_cell(rows[(rows["metric"] == metric) & (rows["size"] == size)]) for metric, size in columns]
-            lines.append(f"| {name}{marker} | " + " | ".join(cells) + " |")
-            if differs:
-                notes.append(
-                    f"[{len(notes) + 1}] unlike the table's reference run of its size in " + "; ".join(differs) + "."
-                )
-    return "\n".join([*lines, *(["", *notes] if notes else []), ""])
+    return row.label, tuple(cells)
 
 
-def rows_of_like_runs(runs: pd.DataFrame) -> list[pd.DataFrame]:
-    """Split the runs of one initialisation into table rows such that no cell averages unlike runs.
-
-    Per size, runs are grouped by backbone, weights file and protocol; the k-th group of a size goes to the k-th row.
-    """
-    rows: list[list[pd.DataFrame]] = []
-    for _, of_size in runs.groupby("size", sort=True):
-        for k, (_, group) in enumerate(of_size.groupby(["backbone", "weights", "protocol_id"], sort=True)):
-            if k == len(rows):
-                rows.append([])
-            rows[k].append(group)
-    return [pd.concat(groups) for groups in rows]
+def in_order(names: Iterable[str], order: Sequence[str], key: Any = lambda name: name) -> list[str]:
+    """Those that `order` has first, in its order, then the others by name."""
+    return sorted(names, key=lambda name: (order.index(key(name)) if key(name) in order else len(order), name))
 
 
-def reference_runs(runs: pd.DataFrame) -> dict[str, pd.Series]:
-    """Per size the run that the others' protocols are compared with: MAE's where there is one, else the first."""
-    return {
-        str(size): (group[group["init"] == "mae"] if (group["init"] == "mae").any() else group)
-        .sort_values("run_id")
-        .iloc[0]
-        for size, group in runs.groupby("size", sort=True)
-    }
-
-
-def differences(rows: pd.DataFrame, references: dict[str, pd.Series]) -> list[tuple[str, str]]:
-    """Per size of a table row: 'optim.lr 8e-05 -> 4e-05, ...' against the reference run, empty where they agree."""
-    found = []
-    for size, group in rows.groupby("size", sort=True):
-        run, reference = group.iloc[0], references[str(size)]
-        changes = []
-        if run["init"] == reference["init"]:
-            changes = [
-                f"{key} {reference[key]} -> {run[key]}" for key in ("backbone", "weights") if run[key] != reference[key]
-            ]
-        old, new = reference["protocol"], run["protocol"]
-        changes += [
-            f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
-        ]
-        found.append((str(size), ", ".join(changes)))
-    return found
-
-
-def run_cell(rows: pd.DataFrame) -> str:
-    """'50.3 (n=1)', '50.3 ± 0.1 (n=3)', or '-' where no run is recorded.
-
-    A seed (and draw of few shots) that was run twice counts once: the run with the last run id, which starts with its
-    time.
-    """
-    values = rows.drop_duplicates(["seed", "draw"], keep="last")["value"].dropna()
-    if values.empty:
-        return "-"
-    if len(values) == 1:
-        return f"{values.iloc[0]:.1f} (n=1)"
-    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f} (n={len(values)})"
-
-
-def published_cell(quoted: pd.DataFrame, metric: str, size: str) -> str:
-    found = quoted[(quoted["metric"] == metric) & (quoted["size"] == size)]["value"]
-    return f"{found.iloc[0]:.1f}" if len(found) else "-"
+def size_title(size: str) -> str:
+    """'b' -> 'B', 'h448' -> 'H 448'; one that is no standard size, such as 384x12, as it is."""
+    letters = size.rstrip("0123456789")
+    if letters not in SIZE_ORDER:
+        return size
+    name = letters.upper() if len(letters) == 1 else letters
+    return f"{name} {size[len(letters) :]}".strip()

@@ -1,0 +1,91 @@
+"""Intervals of the difference of two runs' metrics, at 95 %, paired over seeds or over val images. Needs no torch.
+
+Over seeds: Student's t of the differences of runs of one seed, as of a paired t-test. It tells what another seed
+(initialisation of the head, order of the images) would change; the val images are taken as given.
+
+Over images: the percentile bootstrap, both runs on the same resampled images. It tells what other val images would
+change; the two trained models are taken as given. Resamples are drawn from a fixed seed: the same files give the same
+interval.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+RESAMPLES_OF_COUNTS = 2_000
+"""Of intersections and unions, where each resample is a sum over all images."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def t_interval(differences: Sequence[float]) -> Interval | None:
+    """Of the mean of paired differences; None of fewer than two, and of equal ones: those of deterministic runs say
+    nothing of what a seed changes."""
+    count = len(differences)
+    if count < 2:
+        return None
+    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    if deviation <= 1e-12 * max(1.0, abs(mean)):  # rounding of equal differences
+        return None
+    half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * deviation / math.sqrt(count)
+    return Interval(mean - half, mean + half)
+
+
+def accuracy_interval(correct: np.ndarray, control: np.ndarray) -> Interval:
+    """Of the difference in percent of two accuracies on the same images; bool (n,) each.
+
+    A resample of n paired results is a multinomial draw of how many are won, lost and equal: exactly that bootstrap.
+    """
+    count = len(correct)
+    won, lost = int((correct & ~control).sum()), int((~correct & control).sum())
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, np.array([won, lost, count - won - lost]) / count, size=RESAMPLES)
+    return _percentiles(100 * (drawn[:, 0] - drawn[:, 1]) / count)
+
+
+def miou_interval(
+    intersection: np.ndarray, union: np.ndarray, control_intersection: np.ndarray, control_union: np.ndarray
+) -> Interval:
+    """Of the difference in percent of two mIoU on the same images; int64 (n, K) each.
+
+    In each resample areas are summed over its images before they are divided, and a class that it does not have is left
+    out of the mean, as in the metric.
+    """
+    count = len(intersection)
+    rng = np.random.default_rng(0)
+    totals = [array.astype(float) for array in (intersection, union, control_intersection, control_union)]
+    differences = []
+    for _ in range(RESAMPLES_OF_COUNTS // _BLOCK):
+        times = rng.multinomial(count, np.full(count, 1 / count), size=_BLOCK).astype(float)
+        a, b, c, d = (times @ total for total in totals)  # whole numbers below 2^53: exact
+        differences.append(_mean_over_classes(a, b) - _mean_over_classes(c, d))
+    return _percentiles(100 * np.concatenate(differences))
+
+
+_BLOCK = 500  # resamples at a time, for the memory
+
+
+def _mean_over_classes(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
+    """(resamples,): the mean of intersection over union (resamples, K) over the classes that occur."""
+    occurs = union > 0
+    means: np.ndarray = (intersection / np.where(occurs, union, 1)).sum(1) / occurs.sum(1)
+    return means
+
+
+def _percentiles(values: np.ndarray) -> Interval:
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return Interval(float(low), float(high))
