@@ -22,7 +22,6 @@ from mae_transfer.results.tables import (
     METRICS,
     SIZE_ORDER,
     read_published,
-    rows_of_like_runs,
 )
 
 COMPARABLE = ["task", "kind", "recipe", "preset", "data", "data_fingerprint"]
@@ -55,12 +54,12 @@ def size_plots(table: pd.DataFrame) -> list[Plot]:
     for keys, group in _groups(table):
         series = []
         for init, name, rows in _series_of(group):
-            points = [(size, *_mean(of_size)) for size, of_size in rows.groupby("size", sort=False)]
+            points = [(str(size), *_mean(of_size)) for size, of_size in rows.groupby("size", sort=False)]
             series.append(_series(name, sorted(points, key=lambda point: _size_place(point[0])), key=init))
         for init, source, quoted in _published(group.iloc[0]):
-            points = sorted(zip(quoted["size"], quoted["value"], strict=True), key=lambda point: _size_place(point[0]))
-            sizes, values = zip(*points, strict=True)
-            series.append(Series(f"{_title(init)}, {source}", sizes, values, key=init, published=True))
+            quoted = quoted.sort_values("size", key=lambda sizes: sizes.map(_size_place))
+            name = f"{_title(init)}, {source}"
+            series.append(Series(name, tuple(quoted["size"]), tuple(quoted["value"]), key=init, published=True))
         places = sorted({size for s in series for size in s.x}, key=_size_place)
         shown = {size: _size_title(size) for size in places}
         series = [_renamed(s, shown) for s in series]
@@ -85,7 +84,7 @@ def cost_plots(table: pd.DataFrame) -> list[Plot]:
     for keys, group in _groups(table, ["processor"]):
         series = []
         for init, name, rows in _series_of(group):
-            points = [
+            points: list[Any] = [
                 (float(like["hours"].mean()), *_mean(like), _size_title(str(size)))
                 for (size, *_), like in rows.groupby(["size", "blocks"], sort=False, dropna=False)
             ]
@@ -124,20 +123,21 @@ def partial_plots(table: pd.DataFrame) -> list[Plot]:
     for keys, group in _groups(table[table["kind"] == "partial"]):
         series, names = [], list[str]()
         order = ["init", "size", "backbone", "weights", "like"]
-        for values, rows in sorted(group.groupby(order), key=lambda item: (_init_place(item[0][0]), item[0])):
+        found: list[Any] = list(group.groupby(order))
+        for values, rows in sorted(found, key=lambda item: (_init_place(item[0][0]), item[0])):
             init, backbone = values[0], values[2]
             linear = probes[(probes[same] == rows.iloc[0][same]).all(axis=1)]
             if linear["protocol_id"].nunique() == 1:
                 rows = pd.concat([linear, rows])
-            points = [(float(blocks), *_mean(at)) for blocks, at in rows.groupby("blocks", sort=True)]
+            points = [(float(str(blocks)), *_mean(at)) for blocks, at in rows.groupby("blocks", sort=True)]
             names.append(f"{_title(init)} {backbone}")
             series.append(_series(_unique(names), points, key=init))
         for init, source, quoted in _published(group.iloc[0]):
             for size, of_size in quoted[quoted["size"].isin(set(group["size"]))].groupby("size", sort=True):
                 ordered = of_size.sort_values("blocks")
                 name = f"{_title(init)} {_size_title(str(size))}, {source}"
-                points = tuple(ordered["blocks"]), tuple(ordered["value"])
-                series.append(Series(name, *points, key=init, published=True))
+                x, y = tuple(ordered["blocks"]), tuple(ordered["value"])
+                series.append(Series(name, x, y, key=init, published=True))
         plots.append(
             Plot(
                 f"partial-{keys}",
@@ -169,10 +169,11 @@ def mask_ratio_plots(table: pd.DataFrame, records: Iterable[Mapping[str, Any]]) 
     for keys, group in _groups(known):
         series, names = [], list[str]()
         order = ["init", "size", "backbone", "pretraining", "protocol_id", "blocks"]
+        values: Any
         for values, rows in group.groupby(order, sort=True, dropna=False):
             blocks = "" if values[-1] != values[-1] else f", {values[-1]:g} blocks"
             names.append(f"{_title(values[0])} {values[2]}{blocks}")
-            points = [(float(ratio), *_mean(at)) for ratio, at in rows.groupby("ratio", sort=True)]
+            points = [(float(str(ratio)), *_mean(at)) for ratio, at in rows.groupby("ratio", sort=True)]
             series.append(_series(_unique(names), points))
         plots.append(
             Plot(
@@ -190,6 +191,7 @@ def mask_ratio_plots(table: pd.DataFrame, records: Iterable[Mapping[str, Any]]) 
 def _groups(table: pd.DataFrame, more: Iterable[str] = ()) -> list[tuple[str, pd.DataFrame]]:
     """(part of a file name, comparable runs of one metric), in a fixed order."""
     found = []
+    keys: Any
     for keys, group in table.groupby([*COMPARABLE, *more, "metric"], sort=True):
         task, kind, recipe, preset, _, fingerprint, *_, metric = keys
         parts = (task, kind, recipe, preset, metric, str(fingerprint)[:6])
@@ -201,8 +203,13 @@ def _series_of(group: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     """(initialisation, name, rows): an initialisation has a series for each of its rows in the tables."""
     found = []
     for init in sorted({*group["init"]}, key=_init_place):
-        for k, rows in enumerate(rows_of_like_runs(group[group["init"] == init])):
-            found.append((init, _title(init) + (f" ({k + 1})" if k else ""), rows))
+        rows: list[list[pd.DataFrame]] = []
+        for _, of_size in group[group["init"] == init].groupby(["size", "blocks"], sort=True, dropna=False):
+            for k, (_, like) in enumerate(of_size.groupby(["backbone", "weights", "protocol_id"], sort=True)):
+                if k == len(rows):
+                    rows.append([])
+                rows[k].append(like)
+        found += [(init, _title(init) + (f" ({k + 1})" if k else ""), pd.concat(parts)) for k, parts in enumerate(rows)]
     return found
 
 

@@ -33,7 +33,8 @@ def loss_plot(record: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = ()
     for name in names:
         points = [(line["epoch"], line[name]) for line in lines if line.get(name) is not None]
         if points:
-            found.append(Series(name, *zip(*points, strict=True)))
+            x, y = zip(*points, strict=True)
+            found.append(Series(name, x, y))
     if not found:
         return None
     return Plot("loss", "Training loss", "epoch", "loss", tuple(found), ("epoch", "loss"))

@@ -25,7 +25,7 @@ COLOURS = ("#0b62b0", "#c4500a", "#1a7f4e", "#7a3fd0", "#b0307a", "#00717a", "#5
 """At least 4.5:1 on white; the page has lighter ones for its dark mode."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)))
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "text.parse_math": False,
@@ -125,7 +125,7 @@ def draw(plot: Plot) -> "Figure":
     figure = Figure(figsize=(5.0, 3.05 + 0.19 * rows), layout="constrained")
     axes = figure.add_subplot()
     keys = list(dict.fromkeys(s.key or s.name for s in plot.series))
-    handles = []
+    handles: list[Any] = []
     for number, s in enumerate(plot.series):
         place = keys.index(s.key or s.name)
         colour = COLOURS[place % len(COLOURS)]
@@ -229,9 +229,9 @@ def page_svg(plot: Plot, prefix: str) -> str:
             element.set(name, pattern.sub(lambda found: f"var({variables[found[0]]}, {found[0]})", value))
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
-    background = root.find(f"*/{{{_SVG}}}g[@id='{prefix}patch_1']")
-    if background is not None:  # the page's own shows through
-        root[-1].remove(background)
+    for figure in root.findall(f"{{{_SVG}}}g"):  # the page's own background shows through
+        for background in figure.findall(f"{{{_SVG}}}g[@id='{prefix}patch_1']"):
+            figure.remove(background)
     root.set("class", "plot")
     root.set("role", "img")
     root.set("aria-label", plot.description())
