@@ -1,4 +1,4 @@
-"""Run folders for the tests of plots and report: records of every task, histories, logs, pictures, and hostile names."""
+"""Run folders for the tests of plots and report: records of all tasks, histories, logs, pictures, hostile names."""
 
 import json
 import math

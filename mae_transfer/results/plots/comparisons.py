@@ -80,7 +80,7 @@ def size_plots(table: pd.DataFrame) -> list[Plot]:
 def cost_plots(table: pd.DataFrame) -> list[Plot]:
     """The metric over the cost of training, a point for each set of like runs, with the encoder's size beside it."""
     plots = []
-    table = table[table["hours"] > 0]
+    table = table[(table["hours"] > 0) & (table["preset"] != "smoke")]  # the cost of a few steps says nothing
     for keys, group in _groups(table, ["processor"]):
         series = []
         for init, name, rows in _series_of(group):

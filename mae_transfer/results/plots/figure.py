@@ -34,6 +34,7 @@ STYLE: Any = {
     "axes.edgecolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
+    "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.color": FAINT,
@@ -122,7 +123,7 @@ def draw(plot: Plot) -> "Figure":
 
     columns = 1 if any(len(s.name) > 30 for s in plot.series) else 2
     rows = -(-len(plot.series) // columns)
-    figure = Figure(figsize=(5.0, 3.05 + 0.19 * rows), layout="constrained")
+    figure = Figure(figsize=(4.4, 2.9 + 0.19 * rows), layout="constrained")
     axes = figure.add_subplot()
     keys = list(dict.fromkeys(s.key or s.name for s in plot.series))
     handles: list[Any] = []
@@ -138,7 +139,7 @@ def draw(plot: Plot) -> "Figure":
                 s.y,
                 yerr=errors if errors and any(errors) else None,
                 color=colour,
-                marker=MARKERS[number % len(MARKERS)] if plot.markers or len(x) == 1 else None,
+                marker=MARKERS[number % len(MARKERS)] if plot.markers or not s.line or len(x) == 1 else None,
                 markerfacecolor="none" if s.published else colour,
                 markersize=4.5,
                 markevery=max(len(x) // 12, 1),
@@ -172,7 +173,7 @@ def draw(plot: Plot) -> "Figure":
 def _wrapped(title: str) -> str:
     lines = [""]
     for word in title.split():
-        if len(lines[-1]) + len(word) > 62:
+        if len(lines[-1]) + len(word) > 54:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return "\n".join(lines)
