@@ -58,7 +58,7 @@ def size_plots(table: pd.DataFrame) -> list[Plot]:
             series.append(_series(name, sorted(points, key=lambda point: _size_place(point[0])), key=init))
         for init, source, quoted in _published(group.iloc[0]):
             quoted = quoted.sort_values("size", key=lambda sizes: sizes.map(_size_place))
-            name = f"{_title(init)}, {source}"
+            name = f"{_title(init)}, published ({source})"
             series.append(Series(name, tuple(quoted["size"]), tuple(quoted["value"]), key=init, published=True))
         places = sorted({size for s in series for size in s.x}, key=_size_place)
         shown = {size: _size_title(size) for size in places}
@@ -135,7 +135,7 @@ def partial_plots(table: pd.DataFrame) -> list[Plot]:
         for init, source, quoted in _published(group.iloc[0]):
             for size, of_size in quoted[quoted["size"].isin(set(group["size"]))].groupby("size", sort=True):
                 ordered = of_size.sort_values("blocks")
-                name = f"{_title(init)} {_size_title(str(size))}, {source}"
+                name = f"{_title(init)} {_size_title(str(size))}, published ({source})"
                 x, y = tuple(ordered["blocks"]), tuple(ordered["value"])
                 series.append(Series(name, x, y, key=init, published=True))
         plots.append(
