@@ -38,6 +38,7 @@ OPERATIONAL = frozenset(
         "data.workers",
         "eval.batch_size",
         "eval.per_class",
+        "eval.pictures",
         "probe.cache",  # the same features, kept or computed again
     }
 )
@@ -141,6 +142,13 @@ class TrainConfig(Section):
     """Steps between lines in log.txt (metrics.jsonl has every step)."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs the `tensorboard` package)."""
+
+
+class EvalSection(Section):
+    """What the `eval` sections of all tasks hold; a task adds its own."""
+
+    pictures: int = Field(8, ge=0)
+    """Val images of which the run leaves pictures in its folder, always the same ones; 0 is none."""
 
 
 class RunConfig(Section):

@@ -16,7 +16,9 @@ from mae_transfer.engine.distributed import make_fabric, on_rank_zero, shut_down
 from mae_transfer.engine.progress import console
 from mae_transfer.engine.run_folder import check_free, check_same_recipe
 from mae_transfer.errors import UserError
-from mae_transfer.results.partial_curve import draw_curve
+from mae_transfer.results.long_table import long_table
+from mae_transfer.results.plots.comparisons import main_metrics, partial_plots
+from mae_transfer.results.plots.figure import write_plot
 from mae_transfer.results.record import read_record
 from mae_transfer.tasks import make_task
 from mae_transfer.tasks.base import Task
@@ -151,9 +153,10 @@ def run_series(
         if options.get("blocks") is not None and len(records) > 1:
             output = options.get("output")
             stem = Path(output) / "partial_curve" if output is not None else _curve_stem(runs[0])
-            on_rank_zero(first, lambda: draw_curve(records, stem))
-            if first.is_global_zero:
-                _LOG.info("curve: %s.png and .csv", stem)
+            for plot in partial_plots(main_metrics(long_table(records))):  # one: they differ in nothing but the blocks
+                on_rank_zero(first, lambda plot=plot: write_plot(plot, stem))  # type: ignore[misc]
+                if first.is_global_zero:
+                    _LOG.info("curve: %s.png, .svg and .csv", stem)
     shut_down()
     return records
 

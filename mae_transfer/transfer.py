@@ -47,6 +47,7 @@ from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.signals import stop_at_once
 from mae_transfer.errors import UserError
 from mae_transfer.results.per_image import write_per_image
+from mae_transfer.results.pictures import FOLDER, write_pictures
 from mae_transfer.results.record import SCHEMA, flatten, make_protocol, protocol_id, read_record, write_json
 from mae_transfer.tasks import make_task
 from mae_transfer.tasks.base import Task
@@ -258,7 +259,11 @@ def run_task(
         skipped = gather_objects(fabric, task.data_summary["skipped_files"])
         data = task.data_summary | {"skipped_files": sorted({name for names in skipped for name in names})}
         flops = encoder_flops(encoder)
-        return on_rank_zero(fabric, lambda: _write_record(task, data, result, metrics, flops, surroundings, path))
+        record = on_rank_zero(fabric, lambda: _write_record(task, data, result, metrics, flops, surroundings, path))
+        if config.eval.pictures:  # type: ignore[attr-defined]
+            with stop_at_once("stopped by a signal while drawing pictures, after the record; --eval-only draws them"):
+                on_rank_zero(fabric, lambda: _leave_pictures(task, result.model, fabric, path))
+        return record
 
 
 def build_encoder(config: RunConfig, task: Task) -> ViTEncoder:
@@ -431,6 +436,15 @@ def _write_record(
     _LOG.info("%s", "  ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "/" not in name))
     _LOG.info("record: %s", file)
     return record
+
+
+def _leave_pictures(task: Task, model: nn.Module, fabric: Fabric, path: Path) -> None:
+    """After the record is written: nothing that goes wrong here costs a result."""
+    started = time.perf_counter()
+    pictures = task.draw_pictures(model, fabric)
+    if pictures:
+        write_pictures(path, pictures)
+        _LOG.info("pictures: %d in %s, %.1f s", len(pictures), path / FOLDER, time.perf_counter() - started)
 
 
 def commit() -> str | None:

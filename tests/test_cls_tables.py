@@ -1,13 +1,11 @@
-"""Tables of image classification: protocols of a data set in one table, partial fine-tuning, robustness, the curve."""
+"""Tables of image classification: protocols of a data set in one table, partial fine-tuning, robustness."""
 
 import itertools
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mae_transfer.results.partial_curve import curve_points, draw_curve
 from mae_transfer.results.record import SCHEMA, make_protocol, protocol_id
 from mae_transfer.results.tables import make_tables, read_published
 
@@ -198,16 +196,3 @@ def test_every_published_number_names_its_protocol_and_source() -> None:
     assert (own["source"] != "").all()
     assert (own["blocks"].notna() == (own["protocol"] == "partial")).all()
     assert not own.duplicated(["task", "init", "size", "protocol", "blocks", "metric", "source"]).any()
-
-
-def test_the_curve_is_drawn_from_records(tmp_path: Path) -> None:
-    records = [record("partial", 80.0 + s, size="l", blocks=1.0, seed=s) for s in (0, 1)]
-    records += [record("linear", 75.0, size="l"), record("finetune", 86.0, size="l")]
-    points = curve_points(records)
-    assert points[["blocks", "top1", "n"]].to_numpy().tolist() == [[0.0, 75.0, 1.0], [1.0, 80.5, 2.0]]
-    assert points["std"].iloc[1] == pytest.approx(statistics.stdev([80.0, 81.0]))
-    draw_curve(records, tmp_path / "new" / "curve")
-    assert (tmp_path / "new" / "curve.png").stat().st_size > 5000
-    lines = (tmp_path / "new" / "curve.csv").read_text().splitlines()
-    assert lines[0] == "name,blocks,top1,std,n"
-    assert lines[2].startswith("MAE mae_vit_l,1.0,80.5,0.7")

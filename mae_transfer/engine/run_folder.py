@@ -27,6 +27,7 @@ from lightning_fabric import Fabric
 from mae_transfer.config import OPERATIONAL
 from mae_transfer.engine.checkpoint import list_checkpoints, remove_unfinished
 from mae_transfer.engine.distributed import on_rank_zero
+from mae_transfer.engine.metrics_file import read_metrics, reading
 from mae_transfer.errors import UserError
 
 RESUMABLE = OPERATIONAL | {
@@ -162,24 +163,6 @@ def open_run_folder(
             folder.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a folder's metrics.jsonl; a last line that a kill cut off is left out."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    with _reading(path):
-        lines = path.read_text(encoding="ascii").splitlines(keepends=True)
-    metrics = []
-    for number, line in enumerate(lines, 1):
-        if number == len(lines) and not line.endswith("\n"):
-            break
-        try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is not JSON; restore or delete the file") from error
-    return metrics
-
-
 def epoch_history(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One dict per epoch, oldest first: `epoch` (from 1), its last `step` and `lr`, the mean of each loss over its
     steps, and `eval` if an evaluation fell into it. A step that reaches into two epochs counts for the later one."""
@@ -239,7 +222,7 @@ def check_free(path: Path) -> None:
 def check_same_recipe(path: Path, config: dict[str, Any]) -> None:
     """UserError unless the run in the folder has this configuration, but for what a resume may change."""
     file = path / "config.yaml"
-    with _reading(file):
+    with reading(file):
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(stored, dict):
         raise UserError(f"{file} is not the configuration of a run; give another --output")
@@ -254,15 +237,6 @@ def _writing(path: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write {error.filename or path}: {error.strerror}; make room or change --output"
         ) from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"cannot read {path}: {reason}; restore it or give another --output") from error
 
 
 class _LogFile(logging.FileHandler):

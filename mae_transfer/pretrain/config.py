@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config import RunConfig, Section
+from mae_transfer.config import EvalSection, RunConfig, Section
 from mae_transfer.tasks.classification.config import ClassifierConfig
 
 Side = Annotated[int, Field(ge=4)]
@@ -46,7 +46,7 @@ class DataConfig(Section):
         return (side, side) if isinstance(side, int) else side
 
 
-class EvalConfig(Section):
+class EvalConfig(EvalSection):
     """What is measured on the val images, at the end and every `train.eval_every_epochs`."""
 
     batch_size: int = Field(64, ge=1)

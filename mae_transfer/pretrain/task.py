@@ -16,6 +16,7 @@ from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.data import Batch, ImageSet, PretrainImages, find_images
 from mae_transfer.pretrain.encoder import grid_of, new_encoder, spec_of
 from mae_transfer.pretrain.knn import knn_accuracy
+from mae_transfer.pretrain.pictures import draw_pictures
 from mae_transfer.tasks.evaluation import evaluating, evaluation_batches
 from mae_transfer.tasks.images import choose_subset
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.results.pictures import Picture
 
 
 class PretrainTask:
@@ -112,6 +114,9 @@ class PretrainTask:
         if self.config.eval.knn is not None:
             metrics["knn_top1"] = knn_accuracy(model, self, fabric, progress)
         return metrics
+
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
+        return draw_pictures(model, self, self.config.eval.pictures, fabric)
 
     def _averages(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
         assert self.val_dataset is not None

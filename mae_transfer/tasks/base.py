@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.results.pictures import Picture
 
 SampleKey: TypeAlias = tuple[int, int]
 """(epoch, index) of a training sample."""
@@ -100,4 +101,8 @@ class Task(Protocol):
         The model is in eval mode and bare (no DDP wrapper, so ranks may run different numbers of batches); for mixed
         precision run it under `fabric.autocast()`.
         """
+        ...
+
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric", /) -> "Sequence[Picture]":
+        """Of `eval.pictures` fixed val images, what the model makes of them; on rank 0 alone, after `evaluate`."""
         ...

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config import RunConfig, Section
+from mae_transfer.config import EvalSection, RunConfig, Section
 
 
 class DataConfig(Section):
@@ -86,7 +86,7 @@ class ModelConfig(Section):
     """Dropout2d before the classifier of either head."""
 
 
-class EvalConfig(Section):
+class EvalConfig(EvalSection):
     mode: Literal["slide", "whole"] = "slide"
     """`slide`: windows of `data.image_size`, logits averaged where they overlap; `whole`: the image in one piece."""
     stride: int = Field(ge=1)

@@ -13,6 +13,7 @@ from mae_transfer.tasks.ade20k.evaluate import evaluate_each
 from mae_transfer.tasks.ade20k.labels import class_names
 from mae_transfer.tasks.ade20k.model import build_upernet, check_norm_batch, check_side
 from mae_transfer.tasks.ade20k.pairs import Pairs, find_pairs
+from mae_transfer.tasks.ade20k.pictures import draw_pictures
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.engine.run_folder import RunFolder
     from mae_transfer.results.per_image import Arrays
+    from mae_transfer.results.pictures import Picture
 
 SYNTHETIC = "synthetic"
 ADE20K_SIZES = (20210, 2000)
@@ -101,3 +103,6 @@ class Ade20kTask:
         names, config = self.class_names, self.config
         metrics, self.per_image = evaluate_each(model, self.eval_dataset, names, config, fabric, progress)
         return metrics
+
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
+        return draw_pictures(model, self.eval_dataset, self.class_names, self.config.eval.pictures, fabric)

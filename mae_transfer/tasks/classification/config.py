@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config import RunConfig, Section
+from mae_transfer.config import EvalSection, RunConfig, Section
 from mae_transfer.tasks.classification.probe_config import ProbeConfig
 
 TaskName = Literal["inat2017", "inat2018", "inat2019", "inat2021", "places205", "places365", "imagenet", "folder"]
@@ -76,7 +76,7 @@ class ModelConfig(ClassifierConfig):
     """partial: how many of the last blocks are trained; 0.5 is the MLP of the last one."""
 
 
-class EvalConfig(Section):
+class EvalConfig(EvalSection):
     crop_pct: float | None = Field(None, gt=0, le=1)
     """The image's shorter side is resized to image_size / crop_pct, then the centre is cut out; None is 0.875 up to 224
     pixels and 1 above (facebookresearch/mae util/datasets.py)."""

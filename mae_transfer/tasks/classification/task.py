@@ -18,6 +18,7 @@ from mae_transfer.tasks.classification.data import (
 )
 from mae_transfer.tasks.classification.evaluate import count, metrics_of
 from mae_transfer.tasks.classification.layouts import ImageSet, find_images
+from mae_transfer.tasks.classification.pictures import draw_pictures
 from mae_transfer.tasks.classification.protocols import find_protocol
 from mae_transfer.tasks.classification.protocols.finetune import check_pairs
 from mae_transfer.tasks.classification.robustness import evaluate_sets, find_sets
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.engine.run_folder import RunFolder
     from mae_transfer.results.per_image import Arrays
+    from mae_transfer.results.pictures import Picture
 
 SYNTHETIC = "synthetic"
 BENCHMARKS = {
@@ -76,6 +78,7 @@ class ClassificationTask:
         self.eval_dataset = ClassificationEval(
             images.val, choose_subset(images.val.names, config.subset), centre, on_bad_image=bad
         )
+        self.val_images = self.eval_dataset  # where a probe puts features in the place of that
         self.holdout_dataset = ClassificationEval(images.train, held, centre, on_bad_image=bad) if len(held) else None
         self.robustness_sets = find_sets(config, self.class_names)
         self._image_datasets = [self.train_dataset, self.eval_dataset, *(item.dataset for item in self.robustness_sets)]
@@ -152,6 +155,11 @@ class ClassificationTask:
         self.train_dataset.report_skipped(batch)
         names: list[str] = batch["names"]
         return names
+
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
+        heads: tuple[str, ...] = tuple(model.head_names)  # type: ignore[arg-type]
+        head = heads.index(self._summary["selected_head"]) if len(heads) > 1 else 0
+        return draw_pictures(model, self, head, self.config.eval.pictures, fabric)
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
         """Accuracies in percent. With several heads, that which is best on the images set aside from training counts,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config import RunConfig, Section
+from mae_transfer.config import EvalSection, RunConfig, Section
 
 
 class DataConfig(Section):
@@ -55,7 +55,7 @@ class ModelConfig(Section):
     forward pass, which is what one detectron2 process does; the two are equal at one image per device."""
 
 
-class EvalConfig(Section):
+class EvalConfig(EvalSection):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     nms_threshold: float = Field(0.5, gt=0, le=1)
     max_detections: int = Field(100, ge=1)

@@ -14,12 +14,14 @@ from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths
 from mae_transfer.tasks.coco.evaluate import evaluate
 from mae_transfer.tasks.coco.model import build_mask_rcnn, square_side
+from mae_transfer.tasks.coco.pictures import draw_pictures
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.results.pictures import Picture
 
 SYNTHETIC = "synthetic"
 COCO_2017_SIZES = (118287, 5000)
@@ -113,3 +115,6 @@ class CocoTask:
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
         return evaluate(model, self.eval_dataset, self.config, fabric, progress)
+
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
+        return draw_pictures(model, self.eval_dataset, self.config.eval.pictures, fabric)

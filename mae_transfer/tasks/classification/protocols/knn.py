@@ -62,17 +62,21 @@ class NearestNeighbours(nn.Module):
     def _unit(self, features: Tensor) -> Tensor:
         return F.normalize(self.frozen.select(features, 1, self.pooling), dim=1)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def nearest(self, batch: Batch, k: int) -> "torch.return_types.topk":
+        """The highest cosine similarities (B, k) of each image to the bank, at most all, and their rows there."""
         features = self.frozen(batch)
         with torch.autocast(features.device.type, enabled=False):
             similarity = self._unit(features) @ self.bank.T
         if "in_bank" in batch:
             similarity.scatter_(1, batch["in_bank"][:, None], -torch.inf)
-        nearest = similarity.topk(self.ks[-1], dim=1)
+        return similarity.topk(min(k, len(self.bank)), dim=1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        nearest = self.nearest(batch, self.ks[-1])
         # less the highest, as in a softmax: the shares stay the same and nothing overflows
         weights = ((nearest.values - nearest.values[:, :1]) / self.temperature).exp()
         classes = self.labels[nearest.indices]
-        none = torch.zeros(len(features), self.num_classes, device=weights.device)
+        none = torch.zeros(len(classes), self.num_classes, device=weights.device)
         votes = torch.stack([none.scatter_add(1, classes[:, :k], weights[:, :k]) for k in self.ks])
         return (votes / votes.sum(-1, keepdim=True)).masked_fill(votes == 0, -torch.inf)
 

@@ -1,0 +1,276 @@
+"""Plots over many runs: model size, cost, mask ratio (MAE Figure 5), trained blocks (Figure 9). No torch.
+
+All are made from the long table. Points are means over seeds and draws with the standard deviation as error bars; runs
+that followed unlike protocols are never averaged: they are series of their own. Presets and data sets have plots of
+their own, and published numbers join those of full runs on the benchmark itself.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from mae_transfer.results.classification_tables import ACCURACY, TITLES
+from mae_transfer.results.long_table import long_table
+from mae_transfer.results.plots.figure import Plot, Series
+from mae_transfer.results.record import protocol_id
+from mae_transfer.results.tables import (
+    BENCHMARK_DATA,
+    INIT_ORDER,
+    INIT_TITLES,
+    METRICS,
+    SIZE_ORDER,
+    read_published,
+)
+
+COMPARABLE = ["task", "kind", "recipe", "preset", "data", "data_fingerprint"]
+"""Columns of the long table that runs in one plot agree in."""
+UNITS = {"GPU": "GPU-hours", "CPU": "CPU core-hours"}
+
+
+def comparison_plots(records: Iterable[Mapping[str, Any]]) -> list[Plot]:
+    """Every plot that has something to compare, in a fixed order, whatever the order of the records."""
+    records = list(records)
+    table = main_metrics(long_table(records))
+    plots = [*size_plots(table), *cost_plots(table), *partial_plots(table), *mask_ratio_plots(table, records)]
+    plots = [plot for plot in plots if len({x for s in plot.series if not s.published for x in s.x}) > 1]
+    return [_numbered(plot, plots[:i]) for i, plot in enumerate(plots)]
+
+
+def main_metrics(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of what a task is judged by, with a column `title` of the metric's name."""
+    titles = {(task, metric): title for task, names in METRICS.items() for metric, title in names.items()}
+    titles |= {(task, "top1"): f"{ACCURACY['top1']} (%)" for task in {*table["task"]} - METRICS.keys() - {"pretrain"}}
+    found = [titles.get(pair) for pair in zip(table["task"], table["metric"], strict=True)]
+    table = table.assign(title=pd.Series(found, index=table.index, dtype=object))
+    return table[table["title"].notna() & table["value"].notna()]
+
+
+def size_plots(table: pd.DataFrame) -> list[Plot]:
+    """The metric over the encoder's size, a series each initialisation."""
+    plots = []
+    table = table[table["kind"] != "partial"]
+    for keys, group in _groups(table):
+        series = []
+        for init, name, rows in _series_of(group):
+            points = [(str(size), *_mean(of_size)) for size, of_size in rows.groupby("size", sort=False)]
+            series.append(_series(name, sorted(points, key=lambda point: _size_place(point[0])), key=init))
+        for init, source, quoted in _published(group.iloc[0]):
+            quoted = quoted.sort_values("size", key=lambda sizes: sizes.map(_size_place))
+            name = f"{_title(init)}, published ({source})"
+            series.append(Series(name, tuple(quoted["size"]), tuple(quoted["value"]), key=init, published=True))
+        places = sorted({size for s in series for size in s.x}, key=_size_place)
+        shown = {size: _size_title(size) for size in places}
+        series = [_renamed(s, shown) for s in series]
+        plots.append(
+            Plot(
+                f"size-{keys}",
+                f"Model size: {_about(group)}",
+                "encoder",
+                str(group["title"].iloc[0]),
+                tuple(series),
+                ("size", str(group["metric"].iloc[0])),
+                tuple(shown.values()),
+            )
+        )
+    return plots
+
+
+def cost_plots(table: pd.DataFrame) -> list[Plot]:
+    """The metric over the cost of training, a point for each set of like runs, with the encoder's size beside it."""
+    plots = []
+    table = table[(table["hours"] > 0) & (table["preset"] != "smoke")]  # the cost of a few steps says nothing
+    for keys, group in _groups(table, ["processor"]):
+        series = []
+        for init, name, rows in _series_of(group):
+            points: list[Any] = [
+                (float(like["hours"].mean()), *_mean(like), _size_title(str(size)))
+                for (size, *_), like in rows.groupby(["size", "blocks"], sort=False, dropna=False)
+            ]
+            points.sort()
+            texts = tuple(point[-1] for point in points)
+            series.append(_series(name, [point[:-1] for point in points], key=init, texts=texts, line=False))
+        hours = [x for s in series for x in s.x]
+        unit = UNITS.get(str(group["processor"].iloc[0]), "hours")
+        plots.append(
+            Plot(
+                f"cost-{keys}",
+                f"Cost: {_about(group)}",
+                f"{unit} of a run (wall time of training, all processes)",
+                str(group["title"].iloc[0]),
+                tuple(series),
+                ("hours", str(group["metric"].iloc[0])),
+                log_x=max(hours) > 8 * min(hours),
+            )
+        )
+    return plots
+
+
+def partial_plots(table: pd.DataFrame) -> list[Plot]:
+    """Accuracy over the number of trained blocks; the linear probe of the same weights and data stands at 0.
+
+    Runs that differ in the number of blocks alone are a series. Linear probes that are not alike are left out.
+    """
+    plots = []
+    like = [
+        protocol_id({key: value for key, value in protocol.items() if key != "model.blocks"})
+        for protocol in table["protocol"]
+    ]
+    table = table.assign(like=pd.Series(like, index=table.index, dtype=object))
+    probes = table[(table["kind"] == "linear") & (table["recipe"] == "linear_mae")].assign(blocks=0.0)
+    same = ["backbone", "weights", "task", "preset", "data_fingerprint", "size"]
+    for keys, group in _groups(table[table["kind"] == "partial"]):
+        series, names = [], list[str]()
+        order = ["init", "size", "backbone", "weights", "like"]
+        found: list[Any] = list(group.groupby(order))
+        for values, rows in sorted(found, key=lambda item: (_init_place(item[0][0]), item[0])):
+            init, backbone = values[0], values[2]
+            linear = probes[(probes[same] == rows.iloc[0][same]).all(axis=1)]
+            if linear["protocol_id"].nunique() == 1:
+                rows = pd.concat([linear, rows])
+            points = [(float(str(blocks)), *_mean(at)) for blocks, at in rows.groupby("blocks", sort=True)]
+            names.append(f"{_title(init)} {backbone}")
+            series.append(_series(_unique(names), points, key=init))
+        for init, source, quoted in _published(group.iloc[0]):
+            for size, of_size in quoted[quoted["size"].isin(set(group["size"]))].groupby("size", sort=True):
+                ordered = of_size.sort_values("blocks")
+                name = f"{_title(init)} {_size_title(str(size))}, published ({source})"
+                x, y = tuple(ordered["blocks"]), tuple(ordered["value"])
+                series.append(Series(name, x, y, key=init, published=True))
+        plots.append(
+            Plot(
+                f"partial-{keys}",
+                f"Partial fine-tuning: {_about(group)}",
+                "blocks fine-tuned (0: linear probe)",
+                str(group["title"].iloc[0]),
+                tuple(series),
+                ("blocks", "top1"),
+                tuple(sorted({x for s in series for x in s.x})),  # evenly spaced, as in the paper
+            )
+        )
+    return plots
+
+
+def mask_ratio_plots(table: pd.DataFrame, records: Iterable[Mapping[str, Any]]) -> list[Plot]:
+    """The metric of transfer over the mask ratio of the pre-training, for weights whose pre-training has a record.
+
+    Pre-trainings that differ in the ratio alone are a series.
+    """
+    ratios, others = {}, {}
+    for record in records:
+        protocol = record["protocol"]
+        if record["task"] == "pretrain" and "mask.ratio" in protocol:
+            ratios[record["protocol_id"]] = float(protocol["mask.ratio"])
+            others[record["protocol_id"]] = protocol_id({k: v for k, v in protocol.items() if k != "mask.ratio"})
+    known = table[table["weights"].isin(ratios)]
+    known = known.assign(ratio=known["weights"].map(ratios), pretraining=known["weights"].map(others))
+    plots = []
+    for keys, group in _groups(known):
+        series, names = [], list[str]()
+        order = ["init", "size", "backbone", "pretraining", "protocol_id", "blocks"]
+        values: Any
+        for values, rows in group.groupby(order, sort=True, dropna=False):
+            blocks = "" if values[-1] != values[-1] else f", {values[-1]:g} blocks"
+            names.append(f"{_title(values[0])} {values[2]}{blocks}")
+            points = [(float(str(ratio)), *_mean(at)) for ratio, at in rows.groupby("ratio", sort=True)]
+            series.append(_series(_unique(names), points))
+        plots.append(
+            Plot(
+                f"mask-ratio-{keys}",
+                f"Mask ratio of the pre-training: {_about(group)}",
+                "share of patches masked in pre-training",
+                str(group["title"].iloc[0]),
+                tuple(series),
+                ("mask_ratio", str(group["metric"].iloc[0])),
+            )
+        )
+    return plots
+
+
+def _groups(table: pd.DataFrame, more: Iterable[str] = ()) -> list[tuple[str, pd.DataFrame]]:
+    """(part of a file name, comparable runs of one metric), in a fixed order."""
+    found = []
+    keys: Any
+    for keys, group in table.groupby([*COMPARABLE, *more, "metric"], sort=True):
+        task, kind, recipe, preset, _, fingerprint, *_, metric = keys
+        parts = (task, kind, recipe, preset, metric, str(fingerprint)[:6])
+        found.append((re.sub("[^a-z0-9]+", "-", "-".join(filter(None, parts)).lower()), group))
+    return found
+
+
+def _series_of(group: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """(initialisation, name, rows): an initialisation has a series for each of its rows in the tables."""
+    found = []
+    for init in sorted({*group["init"]}, key=_init_place):
+        rows: list[list[pd.DataFrame]] = []
+        for _, of_size in group[group["init"] == init].groupby(["size", "blocks"], sort=True, dropna=False):
+            for k, (_, like) in enumerate(of_size.groupby(["backbone", "weights", "protocol_id"], sort=True)):
+                if k == len(rows):
+                    rows.append([])
+                rows[k].append(like)
+        found += [(init, _title(init) + (f" ({k + 1})" if k else ""), pd.concat(parts)) for k, parts in enumerate(rows)]
+    return found
+
+
+def _mean(rows: pd.DataFrame) -> tuple[float, float, int]:
+    """Mean, standard deviation and number over seeds and draws, each counted once: as `tables.run_cell`."""
+    values = rows.drop_duplicates(["seed", "draw"], keep="last")["value"]
+    return float(values.mean()), float(values.std(ddof=1)), len(values)
+
+
+def _series(name: str, points: list[Any], **options: Any) -> Series:
+    x, y, std, n = zip(*points, strict=True)
+    return Series(name, x, y, std, n, **options)
+
+
+def _renamed(series: Series, shown: dict[str, str]) -> Series:
+    return Series(**{**vars(series), "x": tuple(shown[x] for x in series.x)})
+
+
+def _published(run: pd.Series) -> list[tuple[str, str, pd.DataFrame]]:
+    """(initialisation, source, rows) of the published numbers that runs like this one are comparable with."""
+    benchmark = {**BENCHMARK_DATA, **TITLES}.get(run["task"])
+    if run["preset"] != "full" or run["data"] != benchmark:
+        return []
+    quoted = read_published()
+    same = (quoted["task"] == run["task"]) & (quoted["metric"] == run["metric"]) & (quoted["protocol"] == run["kind"])
+    groups = quoted[same].groupby(["init", "source"], sort=True)
+    found = [(str(init), str(source), rows) for (init, source), rows in groups]
+    return sorted(found, key=lambda item: (_init_place(item[0]), item[1]))
+
+
+def _about(group: pd.DataFrame) -> str:
+    run = group.iloc[0]
+    what = " ".join(filter(None, (run["task"], run["kind"])))
+    return f"{what}, {run['preset']}, {run['data']}, recipe {run['recipe']}"
+
+
+def _title(init: str) -> str:
+    return INIT_TITLES.get(init, init)
+
+
+def _init_place(init: str) -> tuple[int, str]:
+    return (INIT_ORDER.index(init) if init in INIT_ORDER else len(INIT_ORDER), init)
+
+
+def _size_place(size: str) -> tuple[int, str]:
+    letters = size.rstrip("0123456789")
+    return (SIZE_ORDER.index(letters) if letters in SIZE_ORDER else len(SIZE_ORDER), size)
+
+
+def _size_title(size: str) -> str:
+    letters = size.rstrip("0123456789")
+    return size if letters not in SIZE_ORDER else f"{letters.capitalize()} {size[len(letters) :]}".strip()
+
+
+def _unique(names: list[str]) -> str:
+    """The last name, numbered if it has come before."""
+    before = names.count(names[-1])
+    return names[-1] if before == 1 else f"{names[-1]} ({before})"
+
+
+def _numbered(plot: Plot, before: list[Plot]) -> Plot:
+    """With a stem of its own: data sets that differ may shorten to the same."""
+    same = sum(other.stem == plot.stem for other in before)
+    return Plot(**{**vars(plot), "stem": f"{plot.stem}-{same + 1}"}) if same else plot

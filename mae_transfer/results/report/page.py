@@ -1,0 +1,85 @@
+"""The page: what is on it, and its HTML. Everything that comes from a record is escaped by the template."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from mae_transfer.results.plots.comparisons import comparison_plots
+from mae_transfer.results.plots.figure import page_svg
+from mae_transfer.results.report.budget import within
+from mae_transfer.results.report.runs import Run, data_uri, read_run
+from mae_transfer.results.tables import build_tables
+
+HERE = Path(__file__).parent
+CURVES = 6 * 2**20
+"""Bytes of the curves of single runs."""
+RUN_HEADS = (
+    *("task", "initialisation", "backbone", "data", "preset", "seed", "metric", "value", "time", "memory", "finished"),
+)
+
+
+def make_page(records: Sequence[dict[str, Any]], left_out: Sequence[str], *, picture_bytes: int) -> str:
+    """The HTML of all records (`find_records`); `left_out` names what was found and could not be counted.
+
+    picture_bytes: the most that pictures may take, as they are in the page.
+    """
+    warnings: list[str] = []
+    tables = build_tables(records, warnings=warnings)
+    runs = [read_run(record, number) for number, record in enumerate(records, 1)]
+    notes = [*_add_curves(runs), *_add_pictures(runs, picture_bytes)]
+    plots = [page_svg(plot, f"p{number}-") for number, plot in enumerate(comparison_plots(records), 1)]
+    script, style = (HERE / "page.js").read_text(), (HERE / "page.css").read_text()
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html").render(
+        tables=tables,
+        plots=[Markup(plot) for plot in plots],
+        runs=runs,
+        run_heads=RUN_HEADS,
+        groups=_groups(runs),
+        left_out=[*left_out, *warnings],
+        notes=notes,
+        tasks=sorted({record["task"] for record in records}),
+        finished=sorted(record["finished"][:10] for record in records if record.get("finished")),
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _add_curves(runs: Sequence[Run]) -> list[str]:
+    drawn = [[page_svg(plot, f"{run.anchor}-{i}-") for i, plot in enumerate(run.plots)] for run in runs]
+    counts = within([[len(svg) for svg in svgs] for svgs in drawn], CURVES)
+    for run, svgs, count in zip(runs, drawn, counts, strict=True):
+        run.svgs = [Markup(svg) for svg in svgs[:count]]
+    missing = sum(map(len, drawn)) - sum(counts)
+    return [f"{missing} curves of single runs are left out for the size of the page."] if missing else []
+
+
+def _add_pictures(runs: Sequence[Run], limit: int) -> list[str]:
+    found = []
+    for run in runs:
+        uris = [(picture, data_uri(picture)) for picture in run.pictures]
+        run.warnings += [f"picture {picture.path.name} is no JPEG file, or gone" for picture, uri in uris if not uri]
+        found.append([(picture, uri) for picture, uri in uris if uri])
+    counts = within([[len(uri) for _, uri in of_run] for of_run in found], limit)
+    for run, of_run, count in zip(runs, found, counts, strict=True):
+        run.images = of_run[:count]
+    missing = sum(map(len, found)) - sum(counts)
+    if not missing:
+        return []
+    return [f"{missing} pictures are left out for the size of the page; they are in pictures/ of each run's folder."]
+
+
+def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs by task."""
+    by_task: dict[str, list[Run]] = {}
+    for run in runs:
+        by_task.setdefault(run.record["task"], []).append(run)
+    return sorted(by_task.items())

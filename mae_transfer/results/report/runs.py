@@ -1,0 +1,187 @@
+"""What the page shows of one run, from its record and what else is in its folder."""
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mae_transfer.engine.metrics_file import read_metrics
+from mae_transfer.errors import UserError
+from mae_transfer.results.pictures import StoredPicture, read_pictures
+from mae_transfer.results.plots.curves import curve_plots
+from mae_transfer.results.plots.figure import Plot
+from mae_transfer.results.tables import INIT_TITLES, METRICS
+
+WARNING = re.compile(r"^\S+ \S+ WARNING (.*)$")
+"""A line of log.txt."""
+WARNINGS = 50
+"""At most this many of a run are shown."""
+JPEG = b"\xff\xd8\xff"
+
+
+@dataclass
+class Run:
+    """Everything as text or numbers; the template escapes it."""
+
+    anchor: str
+    name: str
+    headline: tuple[str, float] | None
+    record: Mapping[str, Any]
+    plots: list[Plot]
+    pictures: list[StoredPicture]
+    warnings: list[str]
+    config: str | None
+    svgs: list[str] = field(default_factory=list)
+    images: list[tuple[StoredPicture, str]] = field(default_factory=list)
+    """Pictures on the page, with their data URIs."""
+
+    @property
+    def row(self) -> list[tuple[str, float | None]]:
+        """Of the table of all runs: text, and the number to sort by if it is one."""
+        record, backbone = self.record, self.record["backbone"]
+        metric, value = self.headline or ("-", None)
+        seconds, memory = record.get("wall_seconds"), record.get("peak_memory_bytes")
+        return [
+            (" ".join(filter(None, (record["task"], _kind(record)))), None),
+            (INIT_TITLES.get(backbone["init"], backbone["init"]), None),
+            (backbone["name"], None),
+            (record["data"]["name"], None),
+            (record["preset"], None),
+            (str(record["seed"]), float(record["seed"])),
+            (metric, None),
+            ("-" if value is None else f"{value:.2f}", value),
+            ("-" if seconds is None else duration(seconds), seconds),
+            ("-" if memory is None else f"{memory / 2**30:.2f} GiB", memory),
+            (record.get("finished", "-")[:10], None),
+        ]
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Environment and origin."""
+        record, backbone, data = self.record, self.record["backbone"], self.record["data"]
+        found: list[tuple[str, Any]] = [
+            ("run", record["run_id"]),
+            ("finished", record.get("finished")),
+            ("recipe", record["protocol"].get("recipe")),
+            ("protocol id", record["protocol_id"]),
+            ("seed", record["seed"]),
+            ("weights", backbone.get("checkpoint") or backbone.get("weights")),
+            ("weights fingerprint", backbone.get("fingerprint")),
+            ("data", data["name"]),
+            ("data fingerprint", data["fingerprint"]),
+            ("training, val images", f"{data.get('train_images', '-')}, {data.get('val_images', '-')}"),
+            ("parameters", f"{record['parameters']:,}" if record.get("parameters") is not None else None),
+            ("steps", record.get("steps")),
+            ("device", f"{record['device']} x {record.get('world_size', 1)}" if record.get("device") else None),
+            ("wall time", duration(record["wall_seconds"]) if record.get("wall_seconds") is not None else None),
+            ("images per second", _number(record.get("images_per_second"))),
+            ("commit", record.get("commit")),
+            ("versions", ", ".join(f"{name} {v}" for name, v in (record.get("versions") or {}).items())),
+            ("command", " ".join(map(str, record.get("command") or []))),
+        ]
+        return [(name, str(value)) for name, value in found if value not in (None, "")]
+
+    @property
+    def metrics(self) -> list[tuple[str, float | None]]:
+        return list(self.record["metrics"].items())
+
+    @property
+    def protocol(self) -> list[tuple[str, str]]:
+        return [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(self.record["protocol"].items())]
+
+    @property
+    def history(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows of the table of epochs; of a long history every n-th and the last."""
+        lines = self.record.get("history") or []
+        lines = [line for i, line in enumerate(lines) if i % max(len(lines) // 40, 1) == 0 or i == len(lines) - 1]
+        flat = [{**line, **_dict(line.get("eval"))} for line in lines]
+        heads = list(dict.fromkeys(key for line in flat for key in line if key != "eval" and "/" not in key))
+        return heads, [[_number(line.get(head)) or "-" for head in heads] for line in flat]
+
+    @property
+    def load_report(self) -> list[str]:
+        return list(self.record["backbone"].get("load_report") or [])
+
+
+def read_run(record: Mapping[str, Any], number: int) -> Run:
+    """`number` makes the anchor; what is wrong with a file of the folder becomes a warning on the page."""
+    backbone = record["backbone"]
+    name = " · ".join(filter(None, (record["task"], _kind(record), backbone["name"], f"seed {record['seed']}")))
+    run = Run(f"run-{number}", name, headline(record), record, [], [], [], None)
+    steps: list[dict[str, Any]] = []
+    if record.get("folder"):
+        folder = Path(record["folder"])
+        run.pictures, problem = read_pictures(folder)
+        run.warnings += [problem] if problem else []
+        run.warnings += _logged(folder / "log.txt")
+        try:
+            steps = read_metrics(folder)
+        except UserError as error:
+            run.warnings.append(str(error))
+        run.config = _text(folder / "config.yaml")
+    skipped = record["data"].get("skipped_files") or []
+    if skipped:
+        names = ", ".join(map(str, skipped[:10])) + (" and others" if len(skipped) > 10 else "")
+        run.warnings.append(f"{len(skipped)} images could not be decoded and were skipped: {names}")
+    run.plots = curve_plots(record, steps)
+    return run
+
+
+def headline(record: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The metric that a run is judged by; of a pre-training the first that it has."""
+    names = METRICS.get(record["task"], {"top1": "top-1"})
+    if record["task"] == "pretrain":
+        names = {name: name for name in ("knn_top1", *record["metrics"])}
+    for name, title in names.items():
+        if record["metrics"].get(name) is not None:
+            return title, record["metrics"][name]
+    return None
+
+
+def data_uri(picture: StoredPicture) -> str | None:
+    """None for a file that is no JPEG or cannot be read."""
+    try:
+        content = picture.path.read_bytes()
+    except OSError:
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}" if content.startswith(JPEG) else None
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    protocol = record["protocol"]
+    blocks = protocol.get("model.blocks")
+    return str(protocol.get("protocol") or protocol.get("method") or "") + (
+        f" {blocks:g} blocks" if isinstance(blocks, (int, float)) else ""
+    )
+
+
+def _logged(path: Path) -> list[str]:
+    lines = (WARNING.match(line) for line in (_text(path) or "").splitlines())
+    found = list(dict.fromkeys(match[1] for match in lines if match))
+    return [*found[:WARNINGS], *([f"{len(found) - WARNINGS} more in log.txt"] if len(found) > WARNINGS else [])]
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _number(value: Any) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,105 @@
+"""Pictures of a detector: detections and masks beside the ground truth."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from faster_coco_eval.core import mask as rle
+from PIL import Image, ImageDraw
+from torch import nn
+
+from mae_transfer.results.pictures import Picture
+from mae_transfer.tasks.coco.annotations import ObjectRecord
+from mae_transfer.tasks.coco.data import CocoEval
+from mae_transfer.tasks.images import choose_subset
+from mae_transfer.tasks.pictures import blend, class_colour, drawing, font, headed, scaled_size, side_by_side
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+SCORE = 0.3
+"""Detections below are not drawn."""
+
+
+class Instance(NamedTuple):
+    """`box` is x1, y1, x2, y2 in pixels of the image, `mask` bool (H, W) of its size."""
+
+    category: int
+    text: str
+    box: tuple[float, float, float, float]
+    mask: np.ndarray
+
+
+def draw_pictures(model: nn.Module, dataset: CocoEval, count: int, fabric: "Fabric") -> list[Picture]:
+    """Of `count` images that have objects; what cannot be decoded, and may be skipped, is left out."""
+    places = np.flatnonzero(dataset.annotations.num_objects[dataset.indices])
+    places = places[choose_subset([dataset.image_ids[place] for place in places], count)]
+    names, pictures = dataset.annotations.names, []
+    for place in places.tolist():
+        image = dataset.read_or_skip(place)
+        if image is None:
+            continue
+        batch = fabric.to_device(dataset.collate([dataset[place]]))
+        with drawing(model), fabric.autocast():
+            (output,) = model(batch)
+        record = dataset.record(place)
+        truth = [_of_object(item, names, record.height, record.width) for item in record.objects]
+        found = _of_output(output, names)
+        scores = output["scores"].float().tolist()
+        panels = [
+            headed(overlay(image, truth), f"ground truth: {len(truth)}"),
+            headed(overlay(image, found), f"detections: {len(found)}"),
+        ]
+        best = f"; the best has {max(scores):.2f}" if scores and not found else ""
+        caption = f"{len(truth)} objects; {len(found)} of {len(scores)} detections score {SCORE} or more{best}"
+        pictures.append(Picture(side_by_side(panels), record.file_name, caption))
+    return pictures
+
+
+def _of_object(item: ObjectRecord, names: list[str], height: int, width: int) -> Instance:
+    x, y, w, h = item.bbox
+    shape: Any = item.segmentation
+    if isinstance(shape, list):
+        shape = rle.merge(rle.frPyObjects([polygon.tolist() for polygon in shape], height, width))
+    text = names[item.category] + (" (crowd)" if item.crowd else "")
+    return Instance(item.category, text, (x, y, x + w, y + h), rle.decode(shape).astype(bool))
+
+
+def _of_output(output: dict[str, Any], names: list[str]) -> list[Instance]:
+    """The detections of one image that are to be drawn."""
+    kept = output["scores"] >= SCORE
+    values = (output[key][kept].float().cpu().numpy() for key in ("classes", "scores", "boxes", "masks"))
+    return [
+        Instance(int(k), f"{names[int(k)]} {score:.2f}", tuple(box.tolist()), mask > 0.5)
+        for k, score, box, mask in zip(*values, strict=True)
+    ]
+
+
+def overlay(image: Image.Image, instances: list[Instance]) -> Image.Image:
+    """The image, scaled, with masks, boxes and names; small objects above large ones."""
+    size = scaled_size(*image.size)
+    scale = size[0] / image.width, size[1] / image.height
+    drawn = image.resize(size, Image.Resampling.BILINEAR)
+    ordered = sorted(instances, key=lambda instance: -int(instance.mask.sum()))
+    for instance in ordered:
+        mask = np.asarray(Image.fromarray(instance.mask).resize(size, Image.Resampling.NEAREST))
+        colour = class_colour(instance.category)
+        drawn = blend(drawn, mask, colour, 0.45)
+        drawn = blend(drawn, _edge(mask), colour, 1.0)
+    pen = ImageDraw.Draw(drawn)
+    for instance in ordered:
+        x1, y1, x2, y2 = (value * scale[i % 2] for i, value in enumerate(instance.box))
+        colour = class_colour(instance.category)
+        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour, width=2)
+        right, bottom = pen.textbbox((0, 0), instance.text, font(11))[2:]
+        x, y = min(max(x1, 0), size[0] - right - 4), max(y1 - bottom - 3, 0)
+        pen.rectangle((x, y, x + right + 4, y + bottom + 3), fill=colour)
+        light = sum(colour) > 330
+        pen.text((x + 2, y + 1), instance.text, (0, 0, 0) if light else (255, 255, 255), font(11))
+    return drawn
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask with a neighbour that is none of it."""
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inside
