@@ -65,9 +65,10 @@ class BackboneConfig(Section):
     """Side of the attention windows in tokens; 0 is global attention in every block."""
     num_global_blocks: int = Field(4, ge=0)
     """With windows: the last block of each of this many equal groups attends globally."""
-    rel_pos: bool | Literal["per_block"] = False
+    rel_pos: bool | Literal["per_block", "decomposed"] = False
     """Zero-initialised relative position bias: true shares a table among all windowed and one among all global blocks,
-    `per_block` gives each block its own (a backbone that brings its own tables keeps them anyway)."""
+    `per_block` gives each block its own, `decomposed` ViTDet's two, for rows and columns (a backbone that brings
+    its own tables keeps them anyway)."""
     drop_path: float = Field(0.0, ge=0.0, lt=1.0)
     """Stochastic depth of the last block; linear from 0 over the blocks."""
     grad_checkpointing: bool = False
