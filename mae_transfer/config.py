@@ -90,7 +90,7 @@ class OptimConfig(Section):
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Layer-wise lr decay of the encoder; 1.0 is none. Everything outside the encoder has the full lr."""
     no_weight_decay: tuple[
-        Literal["norm", "bias", "pos_embed", "rel_pos", "token", "class_token", "layer_scale"], ...
+        Literal["norm", "encoder_norm", "bias", "pos_embed", "rel_pos", "token", "class_token", "layer_scale"], ...
     ] = ()
     """Kinds of parameters without weight decay."""
     clip_grad: float | None = Field(None, gt=0)

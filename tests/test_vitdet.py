@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from vitdet_cases import (
+    DEPTH,
     DETECTION_SEEDS,
-    DIM,
     KINDS,
     MAP_CASES,
     TRAINING_CASES,
@@ -31,6 +31,10 @@ from vitdet_cases import (
 
 from mae_transfer.adapters.norm import ChannelNorm
 from mae_transfer.adapters.simple_pyramid import SimplePyramid
+from mae_transfer.config_loading import load_config
+from mae_transfer.engine.optim import param_groups
+from mae_transfer.engine.schedule import make_schedule
+from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.detector.cascade import BOX_WEIGHTS, CascadeRoIHeads
 from mae_transfer.tasks.coco.detector.detectron2_names import (
     POSITION,
@@ -182,25 +186,74 @@ def test_losses_and_gradients_are_detectron2s(kind: str, case: str, detectron2: 
         assert (gradient - of_theirs[name]).norm() <= 1e-4 * of_theirs[name].norm() + 1e-6, name
 
 
+@pytest.mark.parametrize("size", ["b", "l", "h"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_layer_decay_is_detectron2s(kind: str, detectron2: Any) -> None:
-    """The lr of every parameter against `get_vit_lr_decay_rate` on its name there."""
+def test_lr_and_weight_decay_of_every_parameter_are_detectron2s(kind: str, size: str, detectron2: Any) -> None:
+    """The recipe's groups against `get_default_optimizer_params` as ViTDet's configurations call it for B, L and H."""
     from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+    from detectron2.solver.build import get_default_optimizer_params
 
-    from mae_transfer.config import OptimConfig
-    from mae_transfer.engine.optim import param_groups
-
+    decay = {"b": 0.7, "l": 0.8, "h": 0.9}[size]
     model = ours(kind, 0)
-    groups = param_groups(model, OptimConfig(lr=1.0, weight_decay=0.1, layer_decay=0.7))
+    theirs = detectron2s(kind, model)
+    wanted_groups = get_default_optimizer_params(
+        theirs,
+        base_lr=1e-4,
+        weight_decay=0.1,
+        weight_decay_norm=None if size == "h" else 0.0,
+        lr_factor_func=lambda name: get_vit_lr_decay_rate(name, decay, DEPTH),
+        overrides={} if size == "h" else {"pos_embed": {"weight_decay": 0.0}},
+    )
+    values = {id(p): (g["lr"], g["weight_decay"]) for g in wanted_groups for p in g["params"]}
+    by_name = {name: torch.tensor([[values[id(p)]]]) for name, p in theirs.named_parameters()}
+    by_name[POSITION] = by_name[POSITION].repeat(1, 2, 1)  # the first row of a position embedding goes
+    wanted = from_detectron2(by_name, prefix_pairs(**options_of(by_name)))
+    config = load_config("coco", f"mae_vit_{size}", overrides=[f"recipe=vitdet_{kind}"])
+    groups = param_groups(model, config.optim)
     names = {id(p): name for name, p in model.named_parameters()}
-    pairs = prefix_pairs(**options_of(model.state_dict()))
-    seen = 0
-    for group in groups:
-        for parameter in group["params"]:
-            (theirs,) = to_detectron2({names[id(parameter)]: torch.zeros(1, 1, 1)}, pairs)
-            assert group["lr"] == pytest.approx(get_vit_lr_decay_rate(theirs, 0.7, DIM // 8)), theirs
-            seen += 1
-    assert seen == len(names)
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found.keys() == wanted.keys() == set(names.values())
+    for name, pair in found.items():
+        assert pair == pytest.approx(wanted[name].flatten().tolist(), rel=1e-6), name
+
+
+@pytest.mark.parametrize("recipe", ["vitdet_mask_rcnn", "vitdet_cascade"])
+@pytest.mark.parametrize(
+    ("backbone", "total", "milestones"),
+    [
+        ("mae_vit_b", 184375, (163889, 177546)),
+        ("mae_vit_l", 184375, (163889, 177546)),
+        ("mae_vit_h", 138281, (122916, 133159)),
+    ],
+)
+def test_learning_rate_is_that_of_vitdet(recipe: str, backbone: str, total: int, milestones: tuple[int, int]) -> None:
+    """`WarmupParamScheduler(MultiStepParamScheduler)` written out, with the steps of its configuration files; they
+    count 118,000 images."""
+    config = load_config("coco", backbone, overrides=[f"recipe={recipe}"])
+    schedule = make_schedule(config.schedule, 118000, config.train.global_batch)
+    assert schedule.total == total
+    first, second = milestones
+    expected = {0: 0.001, 125: 0.5005, 250: 1.0, first - 1: 1.0, first: 0.1, second - 1: 0.1, second: 0.01}
+    for step, factor in expected.items():
+        assert schedule.factor(step) == pytest.approx(factor, rel=1e-9), step
+
+
+def test_what_the_recipes_say_of_each_size() -> None:
+    for size, (drop, decay, epochs) in {"b": (0.1, 0.7, 100), "l": (0.4, 0.8, 100), "h": (0.5, 0.9, 75)}.items():
+        for recipe in ("vitdet_mask_rcnn", "vitdet_cascade"):
+            config = load_config("coco", f"mae_vit_{size}", overrides=[f"recipe={recipe}"])
+            assert isinstance(config, CocoConfig)
+            assert (config.backbone.drop_path, config.optim.layer_decay, config.schedule.epochs) == (
+                drop,
+                decay,
+                epochs,
+            )
+            assert (config.model.cascade, config.model.norm, config.model.pyramid) == (
+                recipe == "vitdet_cascade",
+                "LN",
+                "simple",
+            )
+            assert config.recipe == recipe
 
 
 @pytest.mark.parametrize("kind", KINDS)
