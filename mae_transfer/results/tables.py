@@ -39,7 +39,8 @@ PUBLISHED = Path(__file__).parent / "published.csv"
 
 
 def read_published() -> pd.DataFrame:
-    """The published numbers: `protocol` is empty where a task has none, `blocks` NaN but for partial fine-tuning."""
+    """The published numbers: `recipe` is empty but for COCO, `protocol` where a task has none, `blocks` NaN but for
+    partial fine-tuning."""
     return pd.read_csv(PUBLISHED, keep_default_na=False, na_values={"blocks": [""]})
 
 
@@ -56,11 +57,14 @@ def make_tables(records: Iterable[dict[str, Any]]) -> str:
         of_task = runs[runs["task"] == task]
         quoted = published[published["task"] == task]
         benchmark = (of_task["preset"] == "full") & (of_task["data"] == BENCHMARK_DATA[task])
+        head = f"## {task.upper()}: {BENCHMARK_DATA[task]}"
         for recipe, group in of_task[benchmark].groupby("recipe", sort=True):
-            parts.append(one_table(f"## {task.upper()}: {BENCHMARK_DATA[task]}, recipe {recipe}", task, group, quoted))
+            of_recipe = quoted[quoted["recipe"].isin(["", recipe])]
+            parts.append(one_table(f"{head}, recipe {recipe}", task, group, of_recipe))
         if not benchmark.any():
-            title = f"## {task.upper()}: {BENCHMARK_DATA[task]} (no full run recorded yet)"
-            parts.append(one_table(title, task, of_task.iloc[:0], quoted))
+            for recipe, of_recipe in quoted.groupby("recipe", sort=True):
+                title = f"{head}{recipe and f', recipe {recipe}'} (no full run recorded yet)"
+                parts.append(one_table(title, task, of_task.iloc[:0], of_recipe))
         for preset in ("full", "mini", "smoke"):
             others = of_task[(of_task["preset"] == preset) & ~benchmark]
             for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):
