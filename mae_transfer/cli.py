@@ -31,6 +31,8 @@ examples:
   any plain ViT of timm on one small GPU, with another learning rate:
     python tools/run_transfer.py --task coco --backbone timm:vit_small_patch16_224.dino --preset mini \\
         --data /data/coco optim.lr=4e-5
+  a recipe other than the task's first one, here ViTDet's Cascade Mask R-CNN:
+    python tools/run_transfer.py --task coco --backbone mae_vit_b --data /data/coco recipe=vitdet_cascade
   semantic segmentation, on 8 GPUs:
     torchrun --nproc-per-node 8 tools/run_transfer.py --task ade20k --backbone mae_vit_b \\
         --data /data/ADEChallengeData2016

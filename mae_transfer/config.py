@@ -66,9 +66,10 @@ class BackboneConfig(Section):
     """Side of the attention windows in tokens; 0 is global attention in every block."""
     num_global_blocks: int = Field(4, ge=0)
     """With windows: the last block of each of this many equal groups attends globally."""
-    rel_pos: bool | Literal["per_block"] = False
+    rel_pos: bool | Literal["per_block", "decomposed"] = False
     """Zero-initialised relative position bias: true shares a table among all windowed and one among all global blocks,
-    `per_block` gives each block its own (a backbone that brings its own tables keeps them anyway)."""
+    `per_block` gives each block its own, `decomposed` ViTDet's two, for rows and columns (a backbone that brings
+    its own tables keeps them anyway)."""
     drop_path: float = Field(0.0, ge=0.0, lt=1.0)
     """Stochastic depth of the last block; linear from 0 over the blocks."""
     grad_checkpointing: bool = False
@@ -90,7 +91,7 @@ class OptimConfig(Section):
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Layer-wise lr decay of the encoder; 1.0 is none. Everything outside the encoder has the full lr."""
     no_weight_decay: tuple[
-        Literal["norm", "bias", "pos_embed", "rel_pos", "token", "class_token", "layer_scale"], ...
+        Literal["norm", "encoder_norm", "bias", "pos_embed", "rel_pos", "token", "class_token", "layer_scale"], ...
     ] = ()
     """Kinds of parameters without weight decay."""
     clip_grad: float | None = Field(None, gt=0)

@@ -13,7 +13,7 @@ from mae_transfer.engine.optim import build_optimizer, param_groups, set_lr
 from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
 
-ALL_KINDS = ("norm", "bias", "pos_embed", "rel_pos", "token", "layer_scale")
+ALL_KINDS = ("norm", "encoder_norm", "bias", "pos_embed", "rel_pos", "token", "layer_scale")
 
 
 class ChannelLayerNorm(nn.Module):
@@ -61,6 +61,8 @@ def kinds_by_hand(name: str) -> set[str]:
     kinds = set()
     if ".norm" in name or name.split(".")[:2] in (["pyramid", "1"], ["pyramid", "2"], ["pyramid", "3"]):
         kinds.add("norm")
+        if name.startswith("encoder."):
+            kinds.add("encoder_norm")
     if leaf in ("bias", "q_bias"):
         kinds.add("bias")
     if leaf == "gamma":

@@ -21,7 +21,7 @@ COUNT = itertools.count()
 def record(
     init: str, size: str, seed: int, box: float | None, mask: float | None = 1.0, **change: Any
 ) -> dict[str, Any]:
-    protocol = {"recipe": "li", "optim.lr": change.pop("lr", 8e-5)}
+    protocol = {"recipe": change.pop("recipe", "mask_rcnn_li2021"), "optim.lr": change.pop("lr", 8e-5)}
     return {
         "schema": SCHEMA,
         "run_id": f"run{next(COUNT):03}",
@@ -68,6 +68,32 @@ def test_published_numbers_name_a_source_each() -> None:
     assert all(line.split(",")[-1].strip() for line in lines)
 
 
+def test_published_rows_of_one_recipe_never_stand_with_those_or_the_runs_of_another() -> None:
+    def parts(records: list[dict[str, Any]]) -> dict[str, str]:
+        tables = [table for table in make_tables(records).split("## ") if table.startswith("COCO: COCO val2017")]
+        return {table.splitlines()[0].removeprefix("COCO: COCO val2017"): table for table in tables}
+
+    vitdet, li = "MAE, published (ViTDet (arXiv 2203.16527) Tables 5 and 9)", "MAE, published (MAE (arXiv 2111.06377)"
+    empty = parts([])
+    assert sorted(empty) == [
+        f", recipe {name} (no full run recorded yet)"
+        for name in ("mask_rcnn_li2021", "vitdet_cascade", "vitdet_mask_rcnn")
+    ]
+    cascade = empty[", recipe vitdet_cascade (no full run recorded yet)"]
+    assert row(cascade, vitdet) == ["54.0", "57.6", "58.7", "46.7", "49.8", "50.9"]
+    assert li not in cascade
+    assert vitdet not in empty[", recipe mask_rcnn_li2021 (no full run recorded yet)"]
+
+    runs = [record("mae", "b", 0, 40.0), record("mae", "b", 1, 41.0, recipe="vitdet_mask_rcnn")]
+    both = parts([*runs, record("mae", "b", 2, 42.0, recipe="of my own")])
+    of_vitdet = both[", recipe vitdet_mask_rcnn"]
+    assert row(of_vitdet, vitdet)[0] == "51.6"
+    assert row(of_vitdet, "MAE")[0] == "41.0 (n=1)"
+    assert li not in of_vitdet
+    assert li in both[", recipe mask_rcnn_li2021"]
+    assert "published" not in both[", recipe of my own"]
+
+
 def test_presets_and_data_sets_are_never_mixed() -> None:
     other = {"name": "my set", "fingerprint": "f1"}
     records = [
@@ -79,10 +105,10 @@ def test_presets_and_data_sets_are_never_mixed() -> None:
     parts = [table for table in make_tables(records).split("## ") if table.startswith("COCO")]
     tables = [table for table in parts if not table.splitlines()[0].endswith((": differences", ": costs"))]
     assert [table.splitlines()[0] for table in tables] == [
-        "COCO: COCO val2017, recipe li",
-        "COCO, full: my set, recipe li",
-        "COCO, mini: COCO val2017, recipe li",
-        "COCO, smoke: COCO val2017, recipe li",
+        "COCO: COCO val2017, recipe mask_rcnn_li2021",
+        "COCO, full: my set, recipe mask_rcnn_li2021",
+        "COCO, mini: COCO val2017, recipe mask_rcnn_li2021",
+        "COCO, smoke: COCO val2017, recipe mask_rcnn_li2021",
     ]
     assert [row(table, "MAE")[0] for table in tables] == ["50.0 (n=1)", "70.0 (n=1)", "20.0 (n=1)", "1.0 (n=1)"]
     assert "mean nothing" in tables[3]

@@ -1,15 +1,18 @@
-"""Batch norm of pyramid and heads: synchronised over ranks, and sound when a rank has no value (no RoI).
+"""Norms of pyramid and heads. Batch norm: synchronised over ranks, and sound when a rank has no value (no RoI).
 
 Source: the "SyncBN" of Li et al. 2021, in detectron2 `NaiveSyncBatchNorm(stats_mode="N")`. Here every value counts the
 same, whichever rank it is on, so R ranks give what one rank gives on the concatenated batch. `torch.nn.SyncBatchNorm`
 would not do: it (and DDP on seeing it) refuses CPU tensors, it damages the running statistics when no rank has a value,
 and its ranks gather different dtypes when one of them has an empty half-precision input.
+
+Layer norm over the channels of each place: ViTDet's "LN" (detectron2 `layers/batch_norm.py`, `LayerNorm`).
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn import functional as F
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -32,6 +35,17 @@ class BatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased.to(self.running_var), momentum.to(self.running_var))
         self.num_batches_tracked.add_(count > 0)
         return output
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm of (N, C, H, W) over C; eps 1e-6. Under autocast the result is fp32, as detectron2's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        normed = F.layer_norm(input.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return normed.permute(0, 3, 1, 2)
 
 
 class _SyncedBatchNorm(torch.autograd.Function):

@@ -74,12 +74,14 @@ def _reverse(tokens: Tensor, prefix: int) -> Tensor:
 class _TableGradient:
     """Sums of logit gradients by offset."""
 
-    def __init__(self, heads: int, grid: Grid, prefix: int, device: torch.device) -> None:
+    def __init__(
+        self, heads: int, grid: Grid, prefix: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
         h, w = grid
         self.grid, self.prefix = grid, prefix
-        self.by_row = torch.zeros(heads, 2 * h - 1, w, w, device=device)
+        self.by_row = torch.zeros(heads, 2 * h - 1, w, w, device=device, dtype=dtype)
         """By row offset; columns of query and (reversed) key still apart."""
-        self.extra = torch.zeros(PREFIX_ENTRIES, heads, device=device)
+        self.extra = torch.zeros(PREFIX_ENTRIES, heads, device=device, dtype=dtype)
 
     def add(self, head: int | slice, first: int, gradient: Tensor) -> None:
         """Gradient (..., n, N) of the queries in grid rows from `first` on; with those at 0 come the prefix queries."""
@@ -119,10 +121,10 @@ class _BiasedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         q, k, v, table = ctx.saved_tensors
         pieces = _Pieces(q, k, v, table, ctx.grid, ctx.prefix)
-        grad = grad.contiguous()
+        grad, wide = grad.contiguous(), torch.promote_types(q.dtype, torch.float32)
         grad_q = torch.empty_like(pieces.q)
-        grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (pieces.k, pieces.v))
-        sums = _TableGradient(q.shape[1], ctx.grid, ctx.prefix, q.device)
+        grad_k, grad_v = (torch.zeros_like(x, dtype=wide) for x in (pieces.k, pieces.v))
+        sums = _TableGradient(q.shape[1], ctx.grid, ctx.prefix, q.device, wide)
         for head, row, queries, p in pieces:
             g = grad[:, head, queries]
             grad_v[:, head] += torch.bmm(p.transpose(1, 2), g)
@@ -130,7 +132,7 @@ class _BiasedAttention(torch.autograd.Function):
             grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
             grad_q[:, head, queries] = torch.bmm(grad_s, pieces.k[:, head])
             grad_k[:, head] += torch.bmm(grad_s.transpose(1, 2), pieces.q[:, head, queries])
-            sums.add(head, row, grad_s.sum(0, dtype=torch.float32))
+            sums.add(head, row, grad_s.sum(0, dtype=wide))
         grad_q *= pieces.scale
         grad_k, grad_v = (_reverse(x, ctx.prefix).to(q.dtype) for x in (grad_k, grad_v))
         return grad_q, grad_k, grad_v, sums.table().to(table.dtype), None, None

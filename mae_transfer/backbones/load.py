@@ -130,6 +130,10 @@ def _with_edits(report: LoadReport, encoder: ViTEncoder, spec: Spec) -> LoadRepo
                 report.new[f"blocks.{i}.attn.{TABLE}"] = "zeros"
             elif grid != native and spec.class_token:
                 report.resized[f"blocks.{i}.attn.{TABLE}"] = f"{_text(native)} -> {_text(grid)}, geometric"
+    if encoder.new_decomposed:
+        report.new["blocks.*.attn.rel_pos_h, blocks.*.attn.rel_pos_w"] = "zeros"
+    for key, (before, after) in encoder.resized_tables.items():
+        report.resized[key] = f"{before} -> {after} rows, linear"
     for key in ("rel_pos_window", "rel_pos_global"):
         if getattr(encoder, key, None) is not None and key not in report.shared_tables:
             report.new[key] = f"{tuple(getattr(encoder, key).shape)}, zeros"

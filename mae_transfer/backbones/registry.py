@@ -38,9 +38,10 @@ class Spec:
 
     `hub` is timm's `model.tag` of the published weights, None where there are none. `layer_scale` is the initial value
     of LayerScale (None: no such layer). `position_prefix`: rows of the position embedding for prefix tokens, before the
-    patches' own. `rel_pos_tables`: each block has a BEiT relative position table. `timm_arch`: built by this timm model
-    instead of from the fields. `final_norm`: checkpoints of this model end with a norm (which the encoder leaves out).
-    `reg_tokens`: tokens beside the class token. `eps` of the LayerNorms, None for timm's own (1e-6).
+    patches' own. `rel_pos_tables`: each block has a BEiT relative position table; `decomposed_tables`: ViTDet's
+    two. `timm_arch`: built by this timm model instead of from the fields. `final_norm`: checkpoints of this model end
+    with a norm (which the encoder leaves out). `reg_tokens`: tokens beside the class token. `eps` of the LayerNorms,
+    None for timm's own (1e-6).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Spec:
     position_prefix: int = 1
     abs_pos: bool = True
     rel_pos_tables: bool = False
+    decomposed_tables: bool = False
     timm_arch: str | None = None
     final_norm: bool = True
     class_token: bool = True

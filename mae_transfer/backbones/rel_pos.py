@@ -40,7 +40,7 @@ def _index(grid: Grid, prefix: int, device: torch.device) -> Tensor:
 
 def resample(table: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor:
     """The table of another grid: offsets bicubic (align_corners=False), the prefix entries as they are."""
-    offsets = table[: table_rows(old, 0)].float()
+    offsets = table[: table_rows(old, 0)].to(torch.promote_types(table.dtype, torch.float32))
     size = (2 * new[0] - 1, 2 * new[1] - 1)
     maps = offsets.T.reshape(1, -1, 2 * old[0] - 1, 2 * old[1] - 1)
     offsets = F.interpolate(maps, size=size, mode="bicubic", align_corners=False)[0].flatten(1).T

@@ -17,6 +17,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from mae_transfer.backbones import decomposed_attention as decomposed
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
 from mae_transfer.backbones.rel_pos import table_rows
@@ -157,6 +158,9 @@ def build(
             for block in vit.blocks:
                 rows = table_rows(vit.patch_embed.grid_size, vit.num_prefix_tokens)
                 block.attn.register_parameter(TABLE, nn.Parameter(torch.zeros(rows, spec.num_heads)))
+        if spec.decomposed_tables:
+            for block in vit.blocks:
+                decomposed.new_tables(block.attn, vit.patch_embed.grid_size, spec.embed_dim // spec.num_heads, device)
     if spec.eps is not None:
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):

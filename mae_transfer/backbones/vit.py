@@ -10,7 +10,10 @@ Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent
   align_corners=False, no antialiasing (timm's own resampling has antialias=True and so differs off the native grid);
 - relative position bias: zero tables, one shared by all windowed blocks and one by all global blocks (Li et al.
   3.1(2)). A backbone with tables of its own (BEiT) keeps them, one per block, resized once to the window or to the grid
-  of `img_size` by BEiT's geometric interpolation (timm's); at other grids global tables are resampled bicubically.
+  of `img_size` by BEiT's geometric interpolation (timm's); at other grids global tables are resampled bicubically;
+- decomposed relative positions, ViTDet's (`decomposed_attention.py`): two zero tables of each block's own, for its
+  window or the grid of `img_size`; those that the weights bring are resized to it once, linearly, and at other grids
+  at every forward.
 """
 
 import math
@@ -25,6 +28,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mae_transfer.backbones import decomposed_attention as decomposed
 from mae_transfer.backbones import rel_pos as rel
 from mae_transfer.backbones.bias_attention import attention
 from mae_transfer.backbones.checkpoints.report import LoadReport
@@ -79,10 +83,11 @@ class ViTEncoder(nn.Module):
         self.native_grid: Grid = tuple(vit.patch_embed.grid_size)
         self.global_grid = self.native_grid if img_size is None else self.grid_of(*_pair(img_size))
         self.pos_grid = self.native_grid
-        self.new_tables = rel_pos == "per_block" and not spec.rel_pos_tables
+        self.new_tables = rel_pos == "per_block" and not (spec.rel_pos_tables or spec.decomposed_tables)
         bare = all(isinstance(getattr(block, "ls1", None), nn.Identity) for block in vit.blocks)
         self.new_layer_scale = layer_scale if bare else None  # what the weights bring is never replaced
-        self.rel_pos = "per block" if spec.rel_pos_tables or self.new_tables else "shared" if rel_pos else "none"
+        self.new_decomposed = rel_pos == "decomposed" and not (spec.rel_pos_tables or spec.decomposed_tables)
+        self.rel_pos = _kind(spec, rel_pos)
         edits = {
             "backbone.window_size=0": window_size,
             "backbone.rel_pos=false": self.rel_pos != "none",
@@ -95,10 +100,16 @@ class ViTEncoder(nn.Module):
                 f"blocks, not {block}; set {' and '.join(setting for setting, asked in edits.items() if asked)}."
             )
         self.prefix = 0 if window_size else vit.num_prefix_tokens
+        if self.rel_pos == "decomposed" and self.prefix:
+            raise UserError(
+                f"backbone {spec.name!r}: decomposed relative positions have no entry for its class token; set "
+                "backbone.window_size, which drops that, or another backbone.rel_pos."
+            )
         self.vit = vit
         self.norm = None
         self.frozen_blocks = 0
         self._resting: list[nn.Module] = []  # frozen, and kept in eval mode
+        self.resized_tables: dict[str, tuple[int, int]] = {}  # rows before and after, of decomposed ones
         if window_size:
             self._drop_prefix()
         if pos_embed == "resized":
@@ -111,6 +122,8 @@ class ViTEncoder(nn.Module):
             self._new_block_tables()
         elif self.rel_pos == "per block":
             self._resize_tables()
+        elif self.rel_pos == "decomposed":
+            self._fit_decomposed_tables()
         elif self.rel_pos == "shared":
             self._new_tables()
         self.vit.blocks[self.taps[-1] + 1 :].requires_grad_(False)
@@ -201,11 +214,10 @@ class ViTEncoder(nn.Module):
             if mask is not None and mask_token is not None:
                 patches = torch.where(mask.view(len(mask), *grid, 1), mask_token.to(patches.dtype), patches)
             x = self._embed(patches, grid)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        shared = self._shared_biases(grid, dtype)
+        shared = self._shared_tables(grid, x)
         taken = []
         for i, block in enumerate(islice(self.vit.blocks, blocks[-1] + 1)):
-            args = (x, block, i not in self.global_blocks, grid, dtype, shared)
+            args = (x, block, i not in self.global_blocks, grid, shared)
             with torch.set_grad_enabled(learning and i >= self.frozen_blocks):
                 if self.grad_checkpointing and torch.is_grad_enabled():
                     x = checkpoint(self._run_block, *args, use_reentrant=False)
@@ -233,7 +245,7 @@ class ViTEncoder(nn.Module):
         tokens = (tokens + vit.pos_embed[:, :rows]) if rows else tokens
         x = vit.norm_pre(vit.pos_drop(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1)))
         for block in vit.blocks:
-            args = (x, block, False, self.native_grid, x.dtype, (None, None))
+            args = (x, block, False, self.native_grid, (None, None))
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._run_block, *args, use_reentrant=False)
             else:
@@ -264,52 +276,54 @@ class ViTEncoder(nn.Module):
         return torch.cat([position[:, :rows], resampled.flatten(2).transpose(1, 2)], dim=1)
 
     def _run_block(
-        self,
-        x: Tensor,
-        block: Any,
-        windowed: bool,
-        grid: Grid,
-        dtype: torch.dtype,
-        shared: tuple[Tensor | None, Tensor | None],
+        self, x: Tensor, block: Any, windowed: bool, grid: Grid, shared: tuple[Tensor | None, Tensor | None]
     ) -> Tensor:
         if not is_standard(block):
             return block(x)
         normed = block.norm1(x)
-        if self.rel_pos == "per block" and not windowed:
-            table = getattr(block.attn, TABLE)
-            if grid != self.global_grid:
-                table = rel.resample(table, self.global_grid, grid, self.prefix)
-            attended = attention(block.attn, normed, table, grid, self.prefix)
+        if windowed:
+            side = self.window_size
+            windows, padded = partition(normed.unflatten(1, grid), side)
+            attended = self._attend(block.attn, windows, (side, side), (side, side), shared[0])
+            attended = merge(attended, side, padded, grid).flatten(1, 2)
         else:
-            bias = shared[0] if windowed else shared[1]
-            if self.rel_pos == "per block":
-                # gathered here and not before the loop, so that checkpointing frees it with the block
-                bias = self._bias(getattr(block.attn, TABLE), windowed, grid, dtype)
-            attended = self._attend(block.attn, normed, windowed, grid, bias)
+            attended = self._attend(block.attn, normed, grid, self.global_grid, shared[1])
         x = x + block.drop_path1(block.ls1(attended))
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
-    def _attend(self, attn: Any, x: Tensor, windowed: bool, grid: Grid, bias: Tensor | None) -> Tensor:
-        if not windowed:
-            return attn(x, attn_mask=bias)
-        windows, padded = partition(x.unflatten(1, grid), self.window_size)
-        return merge(attn(windows, attn_mask=bias), self.window_size, padded, grid).flatten(1, 2)
+    def _attend(self, attn: Any, x: Tensor, grid: Grid, table_grid: Grid, shared: Tensor | None) -> Tensor:
+        """Attention on (B, prefix + h * w, C); `shared` is what `_shared_tables` gives, tables are for `table_grid`."""
+        if self.rel_pos == "decomposed":
+            return decomposed.attention(attn, x, grid)
+        if self.rel_pos == "per block":
+            table = getattr(attn, TABLE)
+            if grid != table_grid:
+                table = rel.resample(table, table_grid, grid, self.prefix)
+            return attention(attn, x, table, grid, self.prefix)
+        if shared is not None and shared.ndim == 2:
+            return attention(attn, x, shared, grid, self.prefix)
+        return attn(x, attn_mask=shared)
 
-    def _shared_biases(self, grid: Grid, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """The biases that all windowed and all global blocks share, gathered once per forward."""
+    def _shared_tables(self, grid: Grid, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What all windowed and all global blocks share, made once per forward: the table (rows, heads) of the grid, or
+        off the CPU the bias (heads, N, N) gathered from it, which is one mask for the fused attention of all blocks."""
         if self.rel_pos != "shared":
             return None, None
-        windowed, everywhere = self.rel_pos_window, self.rel_pos_global
-        return (
-            None if windowed is None else self._bias(windowed, True, grid, dtype),
-            None if everywhere is None else self._bias(everywhere, False, grid, dtype),
-        )
-
-    def _bias(self, table: Tensor, windowed: bool, grid: Grid, dtype: torch.dtype) -> Tensor:
-        window = (self.window_size, self.window_size)
-        if windowed:
-            return rel.bias(table, window, window, 0, dtype)
-        return rel.bias(table, self.global_grid, grid, self.prefix, dtype)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        side = (self.window_size, self.window_size)
+        found: list[Tensor | None] = []
+        for table, made_for, to in (
+            (self.rel_pos_window, side, side),
+            (self.rel_pos_global, self.global_grid, grid),
+        ):
+            if table is None:
+                found.append(None)
+            elif kind == "cpu":
+                found.append(table if made_for == to else rel.resample(table, made_for, to, self.prefix))
+            else:
+                found.append(rel.bias(table, made_for, to, self.prefix, dtype))
+        return found[0], found[1]
 
     def _drop_prefix(self) -> None:
         vit = self.vit
@@ -330,6 +344,18 @@ class ViTEncoder(nn.Module):
             grid = self.global_grid if i in self.global_blocks else (self.window_size, self.window_size)
             rows = rel.table_rows(grid, self.prefix)
             block.attn.register_parameter(TABLE, nn.Parameter(torch.zeros(rows, self.num_heads)))
+
+    def _fit_decomposed_tables(self) -> None:
+        for i, block in enumerate(self.vit.blocks):
+            grid = self.global_grid if i in self.global_blocks else (self.window_size, self.window_size)
+            if self.new_decomposed:
+                decomposed.new_tables(block.attn, grid, self.embed_dim // self.num_heads)
+                continue
+            for name, size in zip(decomposed.TABLES, grid, strict=True):
+                table = getattr(block.attn, name).detach()
+                if len(table) != 2 * size - 1:
+                    block.attn.register_parameter(name, nn.Parameter(decomposed.resize(table, size).contiguous()))
+                    self.resized_tables[f"blocks.{i}.attn.{name}"] = (len(table), 2 * size - 1)
 
     def _new_tables(self) -> None:
         run = self.taps[-1] + 1
@@ -366,6 +392,15 @@ class ViTEncoder(nn.Module):
 
 def _pair(size: int | Grid) -> Grid:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _kind(spec: Spec, rel_pos: bool | str) -> str:
+    """What relative positions an encoder has; what the weights bring is kept."""
+    if spec.rel_pos_tables:
+        return "per block"
+    if spec.decomposed_tables or rel_pos == "decomposed":
+        return "decomposed"
+    return {"per_block": "per block", True: "shared", False: "none"}[rel_pos]
 
 
 def _check_taps(spec: Spec, taps: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ Which parameters keep no weight decay is said by kind (`optim.no_weight_decay`);
 
     norm         all parameters of a normalisation module: LayerNorm, RMSNorm, GroupNorm, any BatchNorm or InstanceNorm
                  and their subclasses, and any module named ...Norm... with nothing but vectors (detectron2's list of
-                 types misses ViTDet's own LayerNorm, so that its recipe decays it)
+                 types misses ViTDet's own LayerNorm, so that its recipe decays that: `encoder_norm`)
+    encoder_norm those of the encoder alone
     bias         names ending in `bias` (BEiT's q_bias too), except tables of relative position
     pos_embed    absolute position embeddings
     rel_pos      tables of relative position
@@ -53,7 +54,9 @@ def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        kinds = _kinds(name) | ({"norm"} if id(parameter) in norms else set())
+        kinds = _kinds(name)
+        if id(parameter) in norms:
+            kinds |= {"norm", "encoder_norm"} if name.startswith("encoder.") else {"norm"}
         adapt = lars and parameter.ndim > 1
         decayed = not kinds & set(config.no_weight_decay) and (adapt or not lars)
         weight_decay = config.weight_decay if decayed else 0.0

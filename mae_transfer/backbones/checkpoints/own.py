@@ -1,9 +1,9 @@
 """This project's own: checkpoints of a run (`encoder.*` beside the task's modules), or a saved encoder's state dict.
 
 A run with windowed attention has dropped the class token, and its positions: it is then loaded without one. Relative
-position tables come along: those of each block (BEiT, and any backbone after ADE20K) and the two that blocks share
-(`rel_pos_window`, `rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of a run
-that used it, or the norm before a classifier (`fc_norm`). The task's own modules are not looked at.
+position tables come along: those of each block (BEiT, any backbone after ADE20K, ViTDet's two) and the two that blocks
+share (`rel_pos_window`, `rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of
+a run that used it, or the norm before a classifier (`fc_norm`). The task's own modules are not looked at.
 
 A run's checkpoint also says of its encoder what no tensor shows (`facts_of`): `vit_*` names take that over, so that a
 pre-training of this project transfers with nothing else to say.
@@ -23,6 +23,7 @@ from mae_transfer.backbones.checkpoints.layout import (
     norm,
     width_of,
 )
+from mae_transfer.backbones.decomposed_attention import TABLES as DECOMPOSED
 from mae_transfer.backbones.timm_vit import TABLE
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def convert(state: State) -> Converted:
     warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
     if any(key.endswith(TABLE) for key in tensors):
         facts["rel_pos_tables"] = True  # also of a backbone that had none before it was transferred
+    if any(key.endswith(DECOMPOSED) for key in tensors):
+        facts["decomposed_tables"] = True
     last = f"{prefix}norm" if has(state, f"{prefix}norm") else "fc_norm"
     return Converted(
         tensors,

@@ -40,8 +40,12 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Mask R-CNN on the pyramid of the encoder."""
 
-    norm: Literal["BN"] = "BN"
-    """Norm in pyramid and heads; synchronised over devices when there are several."""
+    pyramid: Literal["fpn", "simple"] = "fpn"
+    """`fpn`: four taps and an FPN (Li et al.); `simple`: all maps from the last one (ViTDet)."""
+    norm: Literal["BN", "LN"] = "BN"
+    """Norm in pyramid and heads. BN is synchronised over devices when there are several; LN is over the channels."""
+    cascade: bool = False
+    """Three box heads, each on the boxes of the one before (Cascade Mask R-CNN)."""
     fpn_channels: int = Field(256, ge=1)
     rpn_convs: int = Field(2, ge=1)
     box_convs: int = Field(4, ge=0)

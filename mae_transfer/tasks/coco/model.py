@@ -1,4 +1,4 @@
-"""Mask R-CNN on a ViT encoder with the MAE paper's pyramid (Li et al. 2021, arXiv 2111.11429).
+"""Mask R-CNN and Cascade Mask R-CNN on a ViT encoder, with the pyramid of Li et al. (arXiv 2111.11429) or of ViTDet.
 
 torchvision's parts with detectron2's arithmetic; each module under `detector/` names its source and what differs. The
 parameter names map one to one to detectron2's (`detector/detectron2_names.py`).
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.adapters.norm import BatchNorm
+from mae_transfer.adapters.norm import BatchNorm, ChannelNorm
+from mae_transfer.adapters.simple_pyramid import SimplePyramid
 from mae_transfer.adapters.vit_fpn import ViTFPN
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
+from mae_transfer.tasks.coco.detector.cascade import CascadeRoIHeads
 from mae_transfer.tasks.coco.detector.postprocess import Detections, rescale
 from mae_transfer.tasks.coco.detector.roi_heads import RoIHeads
 from mae_transfer.tasks.coco.detector.rpn import RPN
@@ -27,12 +29,19 @@ class MaskRCNN(nn.Module):
     """Detector over a batch of uint8 images of any sizes up to the square.
 
     Args:
-        encoder: gives four taps (B, C, H/p, W/p), and its `mean` and `std` in 0..1 units.
+        encoder: gives taps (B, C, H/p, W/p) for the pyramid, and its `mean` and `std` in 0..1 units.
         pyramid: taps to maps p2 .. p6.
         image_size: side in pixels of the square the images are padded to, rounded up to a multiple of 2 patches.
     """
 
-    def __init__(self, encoder: "ViTEncoder", pyramid: ViTFPN, rpn: RPN, roi_heads: RoIHeads, image_size: int) -> None:
+    def __init__(
+        self,
+        encoder: "ViTEncoder",
+        pyramid: ViTFPN | SimplePyramid,
+        rpn: RPN,
+        roi_heads: RoIHeads,
+        image_size: int,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.pyramid = pyramid
@@ -41,7 +50,8 @@ class MaskRCNN(nn.Module):
         self.input = SquareInput(encoder, square_side(image_size, encoder.patch_size))
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | list[Detections]:
-        """Training: `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls`, `loss_box_reg`, `loss_mask`, means over the images.
+        """Training: `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls`, `loss_box_reg`, `loss_mask`, means over the images
+        (a cascade has `loss_cls` and `loss_box_reg` once for each stage).
 
         Evaluation: per image `boxes` fp32 (n, 4) xyxy in pixels of the original image, `scores` (n,), `classes` int64
         (n,) 0 .. K-1 and `masks` bool (n, H, W), best first.
@@ -63,7 +73,7 @@ class MaskRCNN(nn.Module):
         targets = self.load_targets(batch["targets"], batch["file_names"])
         generators = [torch.Generator().manual_seed(target["seed"]) for target in targets]
         proposals, losses = self.rpn(features, image_sizes, targets, generators)
-        return losses | self.roi_heads(features[:4], proposals, targets, generators)
+        return losses | self.roi_heads(features[:4], proposals, targets, generators, image_sizes)
 
     def load_targets(self, targets: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
         """Boxes and classes to the device, once they are checked where they lie."""
@@ -92,20 +102,26 @@ def square_side(image_size: int, patch_size: int) -> int:
 
 
 def build_mask_rcnn(encoder: "ViTEncoder", num_classes: int, config: CocoConfig) -> MaskRCNN:
-    """Mask R-CNN of the recipe's sizes on an encoder with four taps, new weights everywhere but in the encoder."""
-    if len(encoder.taps) != 4:
-        raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 taps")
+    """Mask R-CNN of the recipe's kind and sizes, new weights everywhere but in the encoder.
+
+    Raises UserError unless the encoder has the four taps that the FPN needs; the simple pyramid takes the last of any.
+    """
     model = config.model
+    if len(encoder.taps) != 4 and model.pyramid == "fpn":
+        raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 taps")
+    norm = {"BN": BatchNorm, "LN": ChannelNorm}[model.norm]
+    pyramid = SimplePyramid if model.pyramid == "simple" else ViTFPN
+    heads = CascadeRoIHeads if model.cascade else RoIHeads
     strides = [encoder.patch_size * s for s in (0.25, 0.5, 1, 2, 4)]
     return MaskRCNN(
         encoder,
-        ViTFPN(encoder.embed_dim, model.fpn_channels, norm=BatchNorm),
+        pyramid(encoder.embed_dim, model.fpn_channels, norm=norm),
         RPN(model.fpn_channels, strides, model.rpn_convs, model.rpn_batch_per_image),
-        RoIHeads(
+        heads(
             model.fpn_channels,
             strides[:4],
             num_classes,
-            norm=BatchNorm,
+            norm=norm,
             head_channels=model.head_channels,
             box_convs=model.box_convs,
             box_fc=model.box_fc,

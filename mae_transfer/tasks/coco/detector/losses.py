@@ -36,13 +36,13 @@ def box_losses(
 
     Args:
         logits: fp32 (n, K + 1), background last.
-        deltas: fp32 (n, K, 4).
+        deltas: fp32 (n, K, 4), or (n, 1, 4) for boxes without classes.
         classes: int64 (n,), K is background.
         wanted_deltas: fp32 (f, 4) for the f foreground RoIs, in order.
         weights: of `roi_weights` (n,).
     """
-    foreground = torch.nonzero(classes < deltas.shape[1]).squeeze(1)
-    predicted = deltas[foreground, classes[foreground]]
+    foreground = torch.nonzero(classes < logits.shape[1] - 1).squeeze(1)
+    predicted = deltas[foreground, classes[foreground].clamp(max=deltas.shape[1] - 1)]
     return {
         "loss_cls": (F.cross_entropy(logits, classes, reduction="none") * weights).sum(),
         "loss_box_reg": ((predicted - wanted_deltas).abs().sum(dim=1) * weights[foreground]).sum(),

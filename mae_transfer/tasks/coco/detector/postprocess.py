@@ -26,7 +26,7 @@ def select_detections(
     """The detections of one image, without masks.
 
     Args:
-        boxes: fp32 (n, K, 4) xyxy in pixels, a box per class.
+        boxes: fp32 (n, K, 4) xyxy in pixels, a box per class, or (n, 1, 4), one for all.
         probabilities: fp32 (n, K + 1), background last.
         image_size: (height, width) in pixels to clip to.
     """
@@ -34,7 +34,7 @@ def select_detections(
     boxes, scores = clip_boxes_to_image(boxes[finite], image_size), probabilities[finite, :-1]
     above = scores > score_threshold
     classes = above.nonzero()[:, 1]
-    boxes, scores = boxes[above], scores[above]
+    boxes, scores = boxes.expand(-1, above.shape[1], -1)[above], scores[above]
     keep = batched_nms(boxes, scores, classes, nms_threshold)[:max_detections]
     return {"boxes": boxes[keep], "scores": scores[keep], "classes": classes[keep]}
 

@@ -26,26 +26,31 @@ MASK_SIZE = 2 * MASK_POOL
 
 
 class RoISample(NamedTuple):
-    """RoIs of one image that are trained on, the foreground first."""
+    """RoIs of one image that are trained on; where they are sampled, the foreground comes first."""
 
     boxes: Tensor
     """fp32 (n, 4)."""
     classes: Tensor
     """int64 (n,), K is background."""
     matched: Tensor
-    """int64 (f,): the object of each of the f foreground RoIs."""
+    """int64 (f,): the object of each of the f foreground RoIs, in their order."""
 
 
 class BoxPredictor(nn.Module):
-    """Class scores (n, K + 1), background last, and box deltas (n, K * 4)."""
+    """Class scores (n, K + 1), background last, and box deltas (n, K * 4), or (n, 4) for boxes without classes."""
 
-    def __init__(self, in_features: int, num_classes: int) -> None:
+    def __init__(self, in_features: int, num_classes: int, *, class_agnostic: bool = False) -> None:
         super().__init__()
         self.cls_score = nn.Linear(in_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(in_features, num_classes * 4)
+        self.bbox_pred = nn.Linear(in_features, 4 if class_agnostic else num_classes * 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.cls_score(x), self.bbox_pred(x)
+
+
+def box_head(channels: int, convs: int, head_channels: int, fc: int, norm: Callable[[int], nn.Module]) -> nn.Module:
+    """Pooled features (n, channels, 7, 7) -> (n, fc)."""
+    return FastRCNNConvFCHead((channels, BOX_POOL, BOX_POOL), [head_channels] * convs, [fc], norm_layer=norm)
 
 
 class RoIHeads(nn.Module):
@@ -80,14 +85,13 @@ class RoIHeads(nn.Module):
         max_detections: int = 100,
     ) -> None:
         super().__init__()
-        self.box_head = FastRCNNConvFCHead(
-            (channels, BOX_POOL, BOX_POOL), [head_channels] * box_convs, [box_fc], norm_layer=norm
-        )
-        self.box_predictor = BoxPredictor(box_fc, num_classes)
+        self.num_classes = num_classes
+        self.box_head: Any
+        self.box_predictor: Any
+        self.box_head, self.box_predictor = self.make_box_heads(channels, box_convs, head_channels, box_fc, norm)
         self.mask_head = MaskRCNNHeads(channels, [head_channels] * mask_convs, dilation=1, norm_layer=norm)
         self.mask_predictor = MaskRCNNPredictor(head_channels, head_channels, num_classes)
         self.strides = tuple(strides)
-        self.num_classes = num_classes
         self.batch_per_image = batch_per_image
         self.loss_average = loss_average
         self.selection = (score_threshold, nms_threshold, max_detections)
@@ -95,18 +99,21 @@ class RoIHeads(nn.Module):
         self.matcher = Matcher(high_threshold=0.5, low_threshold=0.5)
         self.init_weights()
 
+    def make_box_heads(
+        self, channels: int, convs: int, head_channels: int, fc: int, norm: Callable[[int], nn.Module]
+    ) -> tuple[nn.Module, nn.Module]:
+        """`box_head` and `box_predictor`."""
+        return box_head(channels, convs, head_channels, fc, norm), BoxPredictor(fc, self.num_classes)
+
     def init_weights(self) -> None:
         """detectron2's initialisation where torchvision's differs (the convolutions are equal: kaiming, fan out)."""
-        for layer in self.box_head:
+        for layer in self.box_head.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_uniform_(layer.weight, a=1)  # Caffe2's XavierFill
                 nn.init.zeros_(layer.bias)
-        mask_logits = self.mask_predictor.mask_fcn_logits
-        for layer, std in (
-            (self.box_predictor.cls_score, 0.01),
-            (self.box_predictor.bbox_pred, 0.001),
-            (mask_logits, 0.001),
-        ):
+        predictors = [m for m in self.box_predictor.modules() if isinstance(m, BoxPredictor)]
+        normal = [pair for p in predictors for pair in ((p.cls_score, 0.01), (p.bbox_pred, 0.001))]
+        for layer, std in [*normal, (self.mask_predictor.mask_fcn_logits, 0.001)]:
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.mask_predictor.conv5_mask.bias)
@@ -117,6 +124,7 @@ class RoIHeads(nn.Module):
         proposals: Sequence[Tensor],
         targets: Sequence[dict[str, Any]],
         generators: Sequence[torch.Generator],
+        image_sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
         """The training losses `loss_cls`, `loss_box_reg` and `loss_mask`.
 
@@ -125,19 +133,12 @@ class RoIHeads(nn.Module):
             proposals: fp32 (n, 4) xyxy in pixels of each image.
             targets: `boxes` (n, 4), `classes` (n,) and `masks` of each image.
             generators: one per image, for the sampling.
+            image_sizes: (height, width) of each image without padding.
         """
         features = _at_least_fp32(features)
         samples = [self.sample(p, t, g) for p, t, g in zip(proposals, targets, generators, strict=True)]
         foreground = [s.boxes[: len(s.matched)] for s in samples]
-        device = features[0].device
-
-        logits, deltas = self.predict_boxes(features, [s.boxes for s in samples])
-        classes = torch.cat([s.classes for s in samples])
-        gt_boxes = torch.cat([t["boxes"][s.matched] for s, t in zip(samples, targets, strict=True)])
-        wanted = self.box_coder.encode_single(gt_boxes, torch.cat(foreground))
-        weights = roi_weights([len(s.boxes) for s in samples], self.loss_average, device)
-        losses = box_losses(logits, deltas, classes, wanted, weights)
-
+        losses = self.box_losses(features, samples, targets, image_sizes)
         mask_logits = self.predict_masks(features, foreground)
         mask_classes = torch.cat([s.classes[: len(s.matched)] for s in samples])
         masks = torch.cat(
@@ -146,8 +147,34 @@ class RoIHeads(nn.Module):
                 for s, t, b in zip(samples, targets, foreground, strict=True)
             ]
         )
-        weights = roi_weights([len(b) for b in foreground], self.loss_average, device)
+        weights = roi_weights([len(b) for b in foreground], self.loss_average, features[0].device)
         return losses | {"loss_mask": mask_loss(mask_logits, mask_classes, masks, weights)}
+
+    def box_losses(
+        self,
+        features: Sequence[Tensor],
+        samples: Sequence[RoISample],
+        targets: Sequence[dict[str, Any]],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> dict[str, Tensor]:
+        """The losses of everything but the masks."""
+        logits, deltas = self.predict_boxes(features, [s.boxes for s in samples])
+        return self.losses_of(logits, deltas, samples, targets, self.box_coder)
+
+    def losses_of(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        samples: Sequence[RoISample],
+        targets: Sequence[dict[str, Any]],
+        coder: BoxCoder,
+    ) -> dict[str, Tensor]:
+        """`loss_cls` and `loss_box_reg` of the predictions for the samples of all images."""
+        classes, boxes = torch.cat([s.classes for s in samples]), torch.cat([s.boxes for s in samples])
+        gt_boxes = torch.cat([t["boxes"][s.matched] for s, t in zip(samples, targets, strict=True)])
+        wanted = coder.encode_single(gt_boxes, boxes[classes < self.num_classes])
+        weights = roi_weights([len(s.boxes) for s in samples], self.loss_average, logits.device)
+        return box_losses(logits, deltas, classes, wanted, weights)
 
     @torch.no_grad()
     def detect(
@@ -155,17 +182,22 @@ class RoIHeads(nn.Module):
     ) -> list[Detections]:
         """Detections of each image in pixels of the network's image, with mask probabilities (n, 28, 28)."""
         features = _at_least_fp32(features)
-        logits, deltas = self.predict_boxes(features, proposals)
-        boxes = self.box_coder.decode_single(deltas.flatten(1), torch.cat(list(proposals))).view_as(deltas)
-        counts = [len(p) for p in proposals]
-        per_image = zip(boxes.split(counts), logits.softmax(dim=1).split(counts), image_sizes, strict=True)
-        detections = [select_detections(b, p, size, *self.selection) for b, p, size in per_image]
-
+        detections = self.detect_boxes(features, proposals, image_sizes)
         masks = self.predict_masks(features, [d["boxes"] for d in detections])
         classes = torch.cat([d["classes"] for d in detections])
         own = masks[torch.arange(len(classes), device=masks.device), classes].sigmoid()
         split = own.split([len(d["classes"]) for d in detections])
         return [d | {"masks": m} for d, m in zip(detections, split, strict=True)]
+
+    def detect_boxes(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """Detections of each image, without masks."""
+        logits, deltas = self.predict_boxes(features, proposals)
+        boxes = self.box_coder.decode_single(deltas.flatten(1), torch.cat(list(proposals))).view_as(deltas)
+        counts = [len(p) for p in proposals]
+        per_image = zip(boxes.split(counts), logits.softmax(dim=1).split(counts), image_sizes, strict=True)
+        return [select_detections(b, p, size, *self.selection) for b, p, size in per_image]
 
     def predict_boxes(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits fp32 (n, K + 1) and deltas fp32 (n, K, 4) of the boxes of all images."""
