@@ -44,7 +44,7 @@ def record(
 ) -> dict[str, Any]:
     """A whole record with a history of six epochs by a cosine of ten steps each."""
     flat = {
-        "recipe": "a_recipe",
+        "recipe": "mask_rcnn_li2021",
         "optim.lr": 1e-3,
         "train.global_batch": BATCH,
         "data.image_size": 224,
@@ -58,7 +58,7 @@ def record(
         "schema": SCHEMA,
         "run_id": f"20260102T03{number:04}-{number:08x}",
         "task": task,
-        "recipe": "a_recipe",
+        "recipe": "mask_rcnn_li2021",
         "preset": preset,
         "seed": seed,
         "backbone": {

@@ -235,6 +235,7 @@ def _published(run: pd.Series) -> list[tuple[str, str, pd.DataFrame]]:
         return []
     quoted = read_published()
     same = (quoted["task"] == run["task"]) & (quoted["metric"] == run["metric"]) & (quoted["protocol"] == run["kind"])
+    same &= quoted["recipe"].isin(["", run["recipe"]])
     groups = quoted[same].groupby(["init", "source"], sort=True)
     found = [(str(init), str(source), rows) for (init, source), rows in groups]
     return sorted(found, key=lambda item: (_init_place(item[0]), item[1]))

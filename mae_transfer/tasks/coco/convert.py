@@ -13,13 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mae_transfer.adapters.norm import BatchNorm
+from mae_transfer.adapters.norm import BatchNorm, ChannelNorm
+from mae_transfer.adapters.simple_pyramid import SimplePyramid
 from mae_transfer.adapters.vit_fpn import ViTFPN
 from mae_transfer.atomic import atomic_write
 from mae_transfer.backbones.checkpoints import files
 from mae_transfer.backbones.checkpoints.loader import unwrap
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.coco.detector.detectron2_names import from_detectron2, prefix_pairs, to_detectron2
+from mae_transfer.tasks.coco.detector.cascade import CascadeRoIHeads
+from mae_transfer.tasks.coco.detector.detectron2_names import (
+    from_detectron2,
+    options_of,
+    prefix_pairs,
+    to_detectron2,
+)
 from mae_transfer.tasks.coco.detector.roi_heads import RoIHeads
 from mae_transfer.tasks.coco.detector.rpn import RPN
 
@@ -83,26 +90,13 @@ def translate(state: dict[str, Tensor], to: Form, source: str) -> dict[str, Tens
     return renamed
 
 
-def depths_of(names: Collection[str]) -> dict[str, int]:
-    """The options of `prefix_pairs` for a detector of which these are the parameters, under either side's names."""
-
-    def count(ours: str, theirs: str) -> int:
-        return len({match[0] for name in names if (match := re.match(rf"(?:{ours}|{theirs})\d+\.", name))})
-
-    return {
-        "rpn_convs": count(r"rpn\.head\.conv\.", r"proposal_generator\.rpn_head\.conv\.conv") or 1,
-        "box_convs": count(r"roi_heads\.box_head\.(?=\d+\.[01]\.)", r"roi_heads\.box_head\.conv"),
-        "mask_convs": count(r"roi_heads\.mask_head\.(?=\d+\.[01]\.)", r"roi_heads\.mask_head\.mask_fcn"),
-    }
-
-
 def pairs_of(names: Collection[str]) -> list[tuple[str, str]]:
-    return prefix_pairs(**depths_of(names))
+    return prefix_pairs(**options_of(names))
 
 
 def _check_whole(ours: dict[str, Tensor], source: str, to: Form) -> None:
     """Raises UserError that names, as the file would, the first tensor that a whole detector has and `ours` lacks."""
-    wanted = set(_names_outside_the_encoder(**depths_of(ours)))
+    wanted = set(_names_outside_the_encoder(**options_of(ours)))
     inner = {name.removeprefix("encoder.vit.blocks.") for name in ours if name.startswith("encoder.vit.blocks.")}
     blocks = {name.split(".", 1)[0] for name in inner}
     leaves = {name.split(".", 1)[1] for name in inner}
@@ -119,14 +113,18 @@ def _check_whole(ours: dict[str, Tensor], source: str, to: Form) -> None:
 
 
 @cache
-def _names_outside_the_encoder(rpn_convs: int, box_convs: int, mask_convs: int) -> frozenset[str]:
-    """Of a detector of these depths; the names do not depend on its widths."""
+def _names_outside_the_encoder(
+    rpn_convs: int, box_convs: int, mask_convs: int, simple_pyramid: bool, stages: int
+) -> frozenset[str]:
+    """Of a detector of these depths and kinds; the names do not depend on its widths."""
     strides = (4, 8, 16, 32, 64)
+    norm = ChannelNorm if simple_pyramid else BatchNorm
+    heads = CascadeRoIHeads if stages else RoIHeads
     parts = {
-        "pyramid": ViTFPN(32, 8, norm=BatchNorm),
+        "pyramid": SimplePyramid(32, 8) if simple_pyramid else ViTFPN(32, 8, norm=norm),
         "rpn": RPN(8, strides, rpn_convs, 1),
-        "roi_heads": RoIHeads(
-            8, strides[:4], 1, norm=BatchNorm, head_channels=8, box_fc=8, box_convs=box_convs, mask_convs=mask_convs
+        "roi_heads": heads(
+            8, strides[:4], 1, norm=norm, head_channels=8, box_fc=8, box_convs=box_convs, mask_convs=mask_convs
         ),
     }
     return frozenset(f"{part}.{name}" for part, module in parts.items() for name in module.state_dict())
