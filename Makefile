@@ -28,7 +28,10 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Browser tests of the report want Debian's Chromium; they are skipped, with that reason, where there is none.
 test: lint
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "no Chromium: browser tests are skipped"
 	$(PY) -m pytest
 
 slow: setup
