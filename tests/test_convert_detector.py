@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import vitdet_cases
 from command_line import run, weights
 from detector_standin import seeded_weights, small_config
 from detectron2_cases import vit_detector, vit_encoder
@@ -94,6 +96,21 @@ def test_every_missing_and_every_strange_tensor_is_named() -> None:
                 translate(odd, to, "a")
             refused += 2
     assert refused == 4 * (len(state) - len(optional))
+
+
+@pytest.mark.parametrize("kind", vitdet_cases.KINDS)
+def test_vitdets_detectors_go_there_and_back(kind: str) -> None:
+    """Under the names of the released weights; every tensor outside the encoder that lacks is named."""
+    state = vitdet_cases.ours(kind, 0).state_dict()
+    theirs = translate(state, "detectron2", "a")
+    assert {"backbone.net.pos_embed", "backbone.net.blocks.0.attn.rel_pos_h", "backbone.simfp_2.4.norm.weight"} <= set(
+        theirs
+    )
+    assert ("roi_heads.box_predictor.2.bbox_pred.weight" in theirs) == (kind == "cascade")
+    assert_equal(translate(theirs, "mae_transfer", "a"), state)
+    for dropped in (name for name in theirs if not name.startswith("backbone.net.")):
+        with pytest.raises(UserError, match=f"checkpoint a: lacks {re.escape(dropped)}, |has no counterpart"):
+            translate({name: value for name, value in theirs.items() if name != dropped}, "mae_transfer", "a")
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

@@ -18,6 +18,7 @@ from mae_transfer.config_loading import config_folder
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.cli import build_parser as build_pretrain_parser
 from mae_transfer.pretrain.run import resolve_pretrain
+from mae_transfer.results.record import SCHEMA, protocol_id
 from mae_transfer.series import plan_series
 from mae_transfer.suites.cli import main
 from mae_transfer.suites.estimate import Estimator
@@ -228,14 +229,16 @@ def test_estimates(tmp_path: Path) -> None:
     assert total is not None
     assert Estimator([tmp_path / "out"]).estimate(linear, total) is None
 
+    protocol = {
+        **{"protocol": "linear", "data.image_size": linear.config.data.image_size, "train.precision": "fp32"},
+        "train.global_batch": linear.config.train.global_batch,
+    }
     record = {
-        **{"schema": 1, "run_id": "a", "task": "folder", "preset": "smoke", "seed": 7, "metrics": {}, "data": {}},
-        "backbone": {"name": "random_vit_nano", "size": "nano"},
-        "protocol": {
-            **{"protocol": "linear", "data.image_size": linear.config.data.image_size, "train.precision": "fp32"},
-            "train.global_batch": linear.config.train.global_batch,
-        },
-        **{"protocol_id": "b", "steps": 2 * total, "wall_seconds": 50.0, "peak_memory_bytes": 1000},
+        **{"schema": SCHEMA, "run_id": "a", "task": "folder", "preset": "smoke", "seed": 7, "metrics": {}},
+        "data": {"name": "set", "fingerprint": "f"},
+        "backbone": {"name": "random_vit_nano", "init": "random", "size": "nano"},
+        **{"protocol": protocol, "protocol_id": protocol_id(protocol)},
+        **{"steps": 2 * total, "wall_seconds": 50.0, "peak_memory_bytes": 1000},
     }
     for number, seconds in enumerate((50.0, 10.0, 60.0)):
         folder = tmp_path / "earlier" / str(number)

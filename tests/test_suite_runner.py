@@ -176,6 +176,6 @@ def test_measured_steps_are_not_lost(data: Path, tmp_path: Path, capfd: pytest.C
     assert main([*command, "--measure"]) == 0
     told = capfd.readouterr()
     assert told.err.count("measuring") == 1, "one run for each kind"
-    assert re.search(r"\| mae \| 1 stopped, 1 missing \(\d+s, 0\.\d GiB\) +\|", told.out)
+    assert re.search(r"\| mae \| 1 stopped, 1 missing \(\d+s, \d+\.\d GiB\) +\|", told.out)
     assert "2 of the other 2 take about" in told.out
     assert 7 <= steps_of(tmp_path / "out") < STEPS
