@@ -150,19 +150,14 @@ def resolve_config(
     }
     config = load_config(task, backbone, protocol=protocol, preset=preset, options=options, overrides=overrides)
     if config.engine == "detectron2":
-        _check_detectron2(config)
+        _check_detectron2(config.task)
     return config
 
 
-def _check_detectron2(config: RunConfig) -> None:
-    """UserError unless the engine detectron2 can be used for the run."""
-    if config.task != "coco":
-        raise UserError(f"--engine detectron2 is a detector's, for --task coco; leave it out for {config.task}")
-    if config.model.pyramid == "simple" or config.model.cascade or config.model.norm != "BN":  # type: ignore[attr-defined]
-        raise UserError(
-            f"--engine detectron2 builds the detector of mask_rcnn_li2021, not of recipe={config.recipe}; leave out "
-            "--engine (tools/convert_detector.py brings the weights to detectron2)"
-        )
+def _check_detectron2(task: str) -> None:
+    """UserError unless the engine detectron2 can be used for the task."""
+    if task != "coco":
+        raise UserError(f"--engine detectron2 is a detector's, for --task coco; leave it out for {task}")
     try:
         importlib.import_module("detectron2.modeling")
     except ImportError as error:

@@ -25,6 +25,28 @@ def vit_encoder() -> Any:
     return load_backbone("random_vit_nano", img_size=256, window_size=5, rel_pos=True)
 
 
+VITDET: dict[str, dict[str, Any]] = {
+    "vitdet_mask_rcnn": {"pyramid": "simple", "norm": "LN"},
+    "vitdet_cascade": {"pyramid": "simple", "norm": "LN", "cascade": True},
+}
+"""Recipe -> its options."""
+
+
+def vitdet_encoder() -> Any:
+    return load_backbone("random_vit_nano", img_size=256, window_size=5, rel_pos="decomposed")
+
+
+def vitdet_detector(build: Callable[..., Any], recipe: str, seed: int) -> Any:
+    """As `vit_detector`, of a recipe of ViTDet."""
+    torch.manual_seed(0)
+    config = small_config(loss_average="batch", **VITDET[recipe])
+    seeded = build_mask_rcnn(vitdet_encoder(), NUM_CLASSES, config)
+    seeded_weights(seeded, seed)
+    model = build(vitdet_encoder(), NUM_CLASSES, config)
+    model.load_state_dict(seeded.state_dict())
+    return model
+
+
 def vit_detector(build: Callable[..., Any], seed: int, *, fresh: bool = False) -> Any:
     """The detector of `build` with weights from a seed, the same for every `build`; fresh: with small predictions."""
     torch.manual_seed(0)

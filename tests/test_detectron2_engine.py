@@ -14,9 +14,11 @@ from detectron2_cases import (
     CURVE_STEPS,
     DETECTION_SEEDS,
     TRAINING_CASES,
+    VITDET,
     gradients,
     loss_curve,
     vit_detector,
+    vitdet_detector,
 )
 from test_cli import TINY
 from test_detector_detectron2 import NUM_CLASSES, golden_batch, golden_images
@@ -110,6 +112,40 @@ def test_losses_and_gradients_are_detectron2s(case: str, detectron2: Any) -> Non
     for name, gradient in of_ours.items():
         # the absolute part is for gradients that are zero but for rounding: biases before a norm or a softmax
         assert (gradient - of_theirs[name]).norm() <= 1e-4 * of_theirs[name].norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("recipe", VITDET)
+def test_vitdets_recipes_are_the_same_in_both_engines(recipe: str, detectron2: Any) -> None:
+    builds = (build_mask_rcnn, detectron2.build_detectron2)
+    ours, theirs = (vitdet_detector(build, recipe, 3).eval() for build in builds)
+    with torch.no_grad():
+        pairs = list(zip(ours(golden_images(3)), theirs(golden_images(3)), strict=True))
+    for found, wanted in pairs:
+        assert len(found["boxes"]) == len(wanted["boxes"]) == 100
+        assert found["classes"].tolist() == wanted["classes"].tolist()
+        torch.testing.assert_close(found["boxes"], wanted["boxes"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found["scores"], wanted["scores"], atol=1e-5, rtol=0)
+        # boxes that differ by rounding may put a pixel on the other side of the threshold
+        assert (found["masks"] != wanted["masks"]).sum() <= 5
+    losses = [model.train()(golden_batch(11, [7, 4, 5])) for model in (ours, theirs)]
+    assert len(losses[0]) == (9 if "cascade" in recipe else 5)
+    found, wanted = ({name: loss.item() for name, loss in of_one.items()} for of_one in losses)
+    assert found == pytest.approx(wanted, abs=1e-5)
+    for of_one in losses:
+        sum(of_one.values()).backward()
+    of_theirs = gradients(theirs)
+    for name, gradient in gradients(ours).items():
+        # rounding of fp32 through the channel norms; `test_vitdet.py` has 1e-4 in float64
+        assert (gradient - of_theirs[name]).norm() <= 1e-3 * of_theirs[name].norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("recipe", VITDET)
+def test_vitdets_recipes_run_by_the_engine(recipe: str, tmp_path: Path, detectron2: Any) -> None:
+    data = make_coco(tmp_path / "coco", train_images=4, val_images=2, size=(48, 64))
+    options = ["--data", str(data), "--output", str(tmp_path / "run"), "--engine", "detectron2", f"recipe={recipe}"]
+    assert main([*RUN, *options, *TINY]) == 0
+    record = read_record(tmp_path / "run" / "record.json")
+    assert (record["engine"], record["recipe"]) == ("detectron2", recipe)
 
 
 def test_both_engines_run_the_same_twenty_steps(tmp_path: Path, detectron2: Any) -> None:

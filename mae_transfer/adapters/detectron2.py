@@ -70,3 +70,29 @@ class ViTBackbone(Backbone):
     @property
     def padding_constraints(self) -> dict[str, int]:
         return {"size_divisibility": self.size_divisibility, "square_size": self.square_pad}
+
+
+class LastMapBackbone(Backbone):
+    """Normalised images (B, 3, H, W), H and W multiples of 16 -> {"last_feat": the last map (B, C, H/16, W/16)}: what
+    detectron2's `SimpleFeaturePyramid` takes as its `net`.
+
+    Raises:
+        UserError: an encoder with another patch, for which that pyramid has no names.
+    """
+
+    map = "last_feat"
+
+    def __init__(self, encoder: "ViTEncoder") -> None:
+        super().__init__()
+        if encoder.patch_size != 16:
+            raise UserError(
+                f"detectron2's pyramid has strides 4, 8, 16, 32, which need a patch of 16, not {encoder.patch_size}; "
+                "take a backbone with patch 16, or --engine torchvision"
+            )
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {self.map: self.encoder(images)[-1]}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {self.map: ShapeSpec(channels=self.encoder.embed_dim, stride=self.encoder.patch_size)}

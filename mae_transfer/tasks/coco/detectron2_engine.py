@@ -1,7 +1,8 @@
 """`--engine detectron2`: the same detector of detectron2's own parts, under this project's loop, data and evaluation.
 
-`GeneralizedRCNN`, `FPN`, `RPN`, `StandardROIHeads` and what they hold are detectron2's, with the options of the recipe
-(those of its `configs/common/models/mask_rcnn_fpn.py` where the recipe is silent). What is ours, and why:
+`GeneralizedRCNN`, `FPN` or `SimpleFeaturePyramid`, `RPN`, `StandardROIHeads` or `CascadeROIHeads` and what they hold
+are detectron2's, with the options of the recipe (those of its `configs/common/models/mask_rcnn_fpn.py` where the recipe
+is silent). What is ours, and why:
 
 - weights: both engines start from the same ones, which `model.build_mask_rcnn` makes, and checkpoints have its names
   (`detector/detectron2_names.py`), so that `--checkpoint` and tools/convert_detector.py read the runs of both;
@@ -22,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import GeneralizedRCNN, StandardROIHeads
+from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid, StandardROIHeads
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -31,19 +32,29 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.modeling.proposal_generator import rpn as rpn_module
-from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+)
 from detectron2.modeling.roi_heads import roi_heads as roi_heads_module
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher as Matched
 
-from mae_transfer.adapters.detectron2 import ViTBackbone
+from mae_transfer.adapters.detectron2 import LastMapBackbone, ViTBackbone
 from mae_transfer.adapters.norm import BatchNorm
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
-from mae_transfer.tasks.coco.detector import anchors
-from mae_transfer.tasks.coco.detector.detectron2_names import from_detectron2, prefix_pairs, to_detectron2
+from mae_transfer.tasks.coco.detector import anchors, cascade
+from mae_transfer.tasks.coco.detector.detectron2_names import (
+    from_detectron2,
+    options_of,
+    prefix_pairs,
+    to_detectron2,
+)
 from mae_transfer.tasks.coco.detector.mask_targets import Mask
 from mae_transfer.tasks.coco.detector.postprocess import Detections
 from mae_transfer.tasks.coco.detector.sampling import subsample
@@ -54,6 +65,7 @@ if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
 
 MAPS = ["p2", "p3", "p4", "p5", "p6"]
+NORMS = {"BN": BatchNorm, "LN": "LN"}
 
 
 class Detectron2RCNN(nn.Module):
@@ -127,7 +139,7 @@ class ObjectMasks:
 
 
 def build_detectron2(encoder: "ViTEncoder", num_classes: int, config: CocoConfig) -> Detectron2RCNN:
-    """The recipe's Mask R-CNN of detectron2's parts, with the weights that `build_mask_rcnn` gives.
+    """The recipe's (Cascade) Mask R-CNN of detectron2's parts, with the weights that `build_mask_rcnn` gives.
 
     Raises:
         UserError: an encoder that detectron2 has no FPN for, or losses that it does not have.
@@ -139,18 +151,20 @@ def build_detectron2(encoder: "ViTEncoder", num_classes: int, config: CocoConfig
             "model.loss_average=batch to have that, or train.micro_batch=1, where the two are equal"
         )
     same_start = build_mask_rcnn(encoder, num_classes, config)
-    backbone = ViTBackbone(encoder)
     side = square_side(config.data.image_size, encoder.patch_size)
-    fpn = FPN(
-        bottom_up=backbone,
-        in_features=list(backbone.maps),
-        out_channels=model.fpn_channels,
-        norm=BatchNorm,
-        top_block=LastLevelMaxPool(),
-        square_pad=side,
-    )
+    common = {
+        "out_channels": model.fpn_channels,
+        "norm": NORMS[model.norm],
+        "top_block": LastLevelMaxPool(),
+        "square_pad": side,
+    }
+    if model.pyramid == "simple":
+        net = LastMapBackbone(encoder)
+        pyramid = SimpleFeaturePyramid(net=net, in_feature=net.map, scale_factors=(4.0, 2.0, 1.0, 0.5), **common)
+    else:
+        pyramid = FPN(bottom_up=ViTBackbone(encoder), in_features=list(ViTBackbone.maps), **common)
     rcnn = GeneralizedRCNN(
-        backbone=fpn,
+        backbone=pyramid,
         proposal_generator=_rpn(config),
         roi_heads=_roi_heads(num_classes, config),
         pixel_mean=[255 * value for value in encoder.mean],
@@ -158,8 +172,11 @@ def build_detectron2(encoder: "ViTEncoder", num_classes: int, config: CocoConfig
         input_format="RGB",
     )
     rcnn.roi_heads.register_forward_pre_hook(_features_in_fp32)
-    pairs = prefix_pairs(model.rpn_convs, model.box_convs, model.mask_convs)
-    rcnn.load_state_dict(to_detectron2(same_start.state_dict(), pairs))
+    start = same_start.state_dict()
+    pairs = prefix_pairs(**options_of(start))
+    if model.pyramid == "simple":  # the encoder is ours here, not detectron2's ViT
+        pairs = [("encoder.", "backbone.net.encoder."), *(p for p in pairs if not p[0].startswith("encoder."))]
+    rcnn.load_state_dict(to_detectron2(start, pairs))
     return Detectron2RCNN(encoder, rcnn, pairs, side)
 
 
@@ -188,37 +205,56 @@ def _rpn(config: CocoConfig) -> RPN:
 
 def _roi_heads(num_classes: int, config: CocoConfig) -> StandardROIHeads:
     model = config.model
-    box_head = FastRCNNConvFCHead(
-        ShapeSpec(channels=model.fpn_channels, height=7, width=7),
-        conv_dims=[model.head_channels] * model.box_convs,
-        fc_dims=[model.box_fc],
-        conv_norm=BatchNorm,
-    )
-    mask_head = MaskRCNNConvUpsampleHead(
-        ShapeSpec(channels=model.fpn_channels, height=14, width=14),
-        num_classes=num_classes,
-        conv_dims=[model.head_channels] * (model.mask_convs + 1),
-        conv_norm=BatchNorm,
-    )
-    return StandardROIHeads(
-        num_classes=num_classes,
-        batch_size_per_image=model.roi_batch_per_image,
-        positive_fraction=0.25,
-        proposal_matcher=Matcher(thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False),
-        box_in_features=MAPS[:4],
-        box_pooler=_pooler(7),
-        box_head=box_head,
-        box_predictor=FastRCNNOutputLayers(
+
+    def box_head() -> FastRCNNConvFCHead:
+        return FastRCNNConvFCHead(
+            ShapeSpec(channels=model.fpn_channels, height=7, width=7),
+            conv_dims=[model.head_channels] * model.box_convs,
+            fc_dims=[model.box_fc],
+            conv_norm=NORMS[model.norm],
+        )
+
+    def predictor(weights: tuple[float, ...], *, agnostic: bool) -> FastRCNNOutputLayers:
+        return FastRCNNOutputLayers(
             ShapeSpec(channels=model.box_fc),
-            box2box_transform=Box2BoxTransform(weights=(10, 10, 5, 5)),
+            box2box_transform=Box2BoxTransform(weights=weights),
             num_classes=num_classes,
             test_score_thresh=config.eval.score_threshold,
             test_nms_thresh=config.eval.nms_threshold,
             test_topk_per_image=config.eval.max_detections,
+            cls_agnostic_bbox_reg=agnostic,
+        )
+
+    def matcher(threshold: float) -> Matcher:
+        return Matcher(thresholds=[threshold], labels=[0, 1], allow_low_quality_matches=False)
+
+    common = {
+        "num_classes": num_classes,
+        "batch_size_per_image": model.roi_batch_per_image,
+        "positive_fraction": 0.25,
+        "box_in_features": MAPS[:4],
+        "box_pooler": _pooler(7),
+        "mask_in_features": MAPS[:4],
+        "mask_pooler": _pooler(14),
+        "mask_head": MaskRCNNConvUpsampleHead(
+            ShapeSpec(channels=model.fpn_channels, height=14, width=14),
+            num_classes=num_classes,
+            conv_dims=[model.head_channels] * (model.mask_convs + 1),
+            conv_norm=NORMS[model.norm],
         ),
-        mask_in_features=MAPS[:4],
-        mask_pooler=_pooler(14),
-        mask_head=mask_head,
+    }
+    if model.cascade:
+        return CascadeROIHeads(
+            box_heads=[box_head() for _ in range(cascade.STAGES)],
+            box_predictors=[predictor(weights, agnostic=True) for weights in cascade.BOX_WEIGHTS],
+            proposal_matchers=[matcher(iou) for iou in cascade.IOU_THRESHOLDS],
+            **common,
+        )
+    return StandardROIHeads(
+        box_head=box_head(),
+        box_predictor=predictor((10, 10, 5, 5), agnostic=False),
+        proposal_matcher=matcher(0.5),
+        **common,
     )
 
 
