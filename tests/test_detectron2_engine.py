@@ -133,10 +133,11 @@ def test_vitdets_recipes_are_the_same_in_both_engines(recipe: str, detectron2: A
     assert found == pytest.approx(wanted, abs=1e-5)
     for of_one in losses:
         sum(of_one.values()).backward()
-    of_theirs = gradients(theirs)
-    for name, gradient in gradients(ours).items():
-        # rounding of fp32 through the channel norms; `test_vitdet.py` has 1e-4 in float64
-        assert (gradient - of_theirs[name]).norm() <= 1e-3 * of_theirs[name].norm() + 1e-6, name
+    # all together: rounding through the channel norms is 1e-3 of some tensors'; in float64 `test_vitdet.py` has each
+    one, other = gradients(ours), gradients(theirs)
+    assert one.keys() == other.keys()
+    error = torch.stack([(one[name] - other[name]).norm() for name in one]).norm()
+    assert error <= 1e-4 * torch.stack([gradient.norm() for gradient in other.values()]).norm()
 
 
 @pytest.mark.parametrize("recipe", VITDET)
