@@ -18,7 +18,7 @@ from test_cli import BASE, TINY
 from test_detector_detectron2 import NUM_CLASSES, golden_images
 
 from mae_transfer import load_backbone
-from mae_transfer.backbones.checkpoints import files
+from mae_transfer.backbones.checkpoints import files, numpy_pickle
 from mae_transfer.cli import main
 from mae_transfer.errors import UserError
 from mae_transfer.synthetic.coco import make_coco
@@ -111,6 +111,30 @@ def test_vitdets_detectors_go_there_and_back(kind: str) -> None:
     for dropped in (name for name in theirs if not name.startswith("backbone.net.")):
         with pytest.raises(UserError, match=f"checkpoint a: lacks {re.escape(dropped)}, |has no counterpart"):
             translate({name: value for name, value in theirs.items() if name != dropped}, "mae_transfer", "a")
+
+
+@pytest.mark.parametrize(
+    "name", ["cls_token", "blocks.0.ls1.gamma", "blocks.0.attn.relative_position_bias_table", "norm_pre.weight"]
+)
+def test_what_detectron2s_vit_has_not_is_refused(name: str) -> None:
+    state = vitdet_cases.ours("mask_rcnn", 0).state_dict() | {f"encoder.vit.{name}": torch.zeros(1)}
+    with pytest.raises(UserError, match=f"'encoder.vit.{re.escape(name)}' has no counterpart"):
+        translate(state, "detectron2", "a")
+
+
+def test_a_pickle_takes_no_more_memory_than_its_arrays(tmp_path: Path) -> None:
+    bomb, nested = tmp_path / "bomb.pkl", tmp_path / "nested.pkl"
+    call = b"cnumpy.core.numeric\n_frombuffer\n(I400000000\ncnumpy\ndtype\n(S'u1'\ntR(I400000000\ntS'C'\ntR."
+    bomb.write_bytes(call)
+    with pytest.raises(UserError, match="bomb.pkl: not a readable checkpoint"):
+        files.read(files.find(bomb))
+    with pytest.raises(pickle.UnpicklingError, match="an array without its bytes"):
+        numpy_pickle.read(bomb)
+    inner: list[Any] = [np.zeros(1)]
+    for _ in range(64):
+        inner = [inner, inner]
+    nested.write_bytes(pickle.dumps({"model": inner}))
+    files.read(files.find(nested))  # 2 ** 64 leaves, were each named one copied
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

@@ -63,6 +63,13 @@ def test_pairs_are_runs_of_one_seed_and_the_interval_is_scipys() -> None:
     assert rows(records) == {"MAE − supervised": [expected, expected]}
 
 
+def test_equal_differences_of_runs_that_seeds_move_have_no_interval() -> None:
+    """Of two seeds by chance, on few images: one seed's images would stand for what both say."""
+    records = [record("mae", s, v) for s, v in enumerate([51.0, 52.0])]
+    records += [record("sup", s, v) for s, v in enumerate([50.0, 51.0])]
+    assert rows(records)["MAE − supervised"][0] == "+1.0 (n=2)"
+
+
 def test_a_mark_stands_only_where_the_interval_leaves_out_zero() -> None:
     records = [record("sup", s, v) for s, v in enumerate((50.0, 51.0, 49.0))]
     records += [record("mae", s, v) for s, v in enumerate((51.0, 50.5, 49.5))]

@@ -103,6 +103,12 @@ def test_presets_and_data_sets_are_never_mixed() -> None:
         record("mae", "b", 3, 70.0, data=other),
     ]
     parts = [table for table in make_tables(records).split("## ") if table.startswith("COCO")]
+    heads = [table.splitlines()[0] for table in parts]
+    assert [head for head in heads if head.endswith("(no full run recorded yet)")] == [
+        "COCO: COCO val2017, recipe vitdet_cascade (no full run recorded yet)",
+        "COCO: COCO val2017, recipe vitdet_mask_rcnn (no full run recorded yet)",
+    ], "what is published of a recipe does not go with the first run of another"
+    parts = [table for table, head in zip(parts, heads, strict=True) if not head.endswith("recorded yet)")]
     tables = [table for table in parts if not table.splitlines()[0].endswith((": differences", ": costs"))]
     assert [table.splitlines()[0] for table in tables] == [
         "COCO: COCO val2017, recipe mask_rcnn_li2021",

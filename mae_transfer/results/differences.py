@@ -125,7 +125,9 @@ def difference(group: LikeRuns, control: LikeRuns, metric: str, comparison: Comp
     differences = [of_group[pair] - of_control[pair] for pair in pairs]
     mean, over = float(np.mean(differences)), f"n={len(pairs)}"
     interval = t_interval(differences)
-    if interval is None:
+    # where a seed moves neither side (knn), or there is but one: what remains is what other images would change
+    still = all(len({of[pair] for pair in pairs}) == 1 for of in (of_group, of_control))
+    if interval is None and still:
         interval = _over_images(group.runs[pairs[-1]], control.runs[pairs[-1]], metric, comparison)
         over = over if interval is None else "images"
     if interval is None:

@@ -51,7 +51,24 @@ def make_protocol(config: Mapping[str, Any], *, data_fingerprint: str, norm_batc
     """
     left_out = {*COMPARED, *OPERATIONAL, "train.micro_batch"}  # micro_batch enters as norm_batch
     protocol = {key: value for key, value in flatten(config).items() if key not in left_out}
+    if protocol.get("tokenizer.kind") is not None:
+        protocol["tokenizer.kind"] = tokenizer_identity(protocol["tokenizer.kind"])
     return protocol | {"data_fingerprint": data_fingerprint, "norm_batch": norm_batch}
+
+
+def tokenizer_identity(kind: str) -> str:
+    """What a tokenizer that is named by its path is, wherever it lies: the protocol of the run that trained it, whose
+    seeds may share a cell as those of other pre-trainings do, or the hash of a file. Other names are themselves."""
+    path = Path(kind).expanduser()
+    if (path / "record.json").is_file():
+        return f"run {read_record(path / 'record.json')['protocol_id']}"
+    if path.is_file():
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return f"file {digest.hexdigest()[:12]}"
+    return kind
 
 
 def protocol_id(protocol: Mapping[str, Any]) -> str:

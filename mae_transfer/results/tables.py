@@ -102,11 +102,12 @@ def dense_tables(task: str, runs: pd.DataFrame, published: pd.DataFrame, compari
         title = f"{name}: {BENCHMARK_DATA[task]}, recipe {recipe}"
         quoted = published[published["recipe"].isin(["", recipe])]
         parts += task_tables(title, "", [Section("", group, quoted)], METRICS[task], task, comparison)
-    if not benchmark.any():
-        for recipe, quoted in published.groupby("recipe", sort=True):
-            which = f", recipe {recipe!s}" if recipe else ""
-            title = f"{name}: {BENCHMARK_DATA[task]}{which} (no full run recorded yet)"
-            parts += task_tables(title, "", [Section("", runs.iloc[:0], quoted)], METRICS[task], task, comparison)
+    for recipe, quoted in published.groupby("recipe", sort=True):
+        if recipe in set(runs[benchmark]["recipe"]) or (not recipe and benchmark.any()):
+            continue
+        which = f", recipe {recipe!s}" if recipe else ""
+        title = f"{name}: {BENCHMARK_DATA[task]}{which} (no full run recorded yet)"
+        parts += task_tables(title, "", [Section("", runs.iloc[:0], quoted)], METRICS[task], task, comparison)
     for preset in ("full", "mini", "smoke"):
         others = runs[(runs["preset"] == preset) & ~benchmark]
         for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):

@@ -122,7 +122,9 @@ class ClusterLauncher:
         self._limit = jobs if cluster == "local" else None
         self._active: list[ClusterJob] = []
         try:
-            self._executor = submitit.AutoExecutor(folder=folder / "submitit-%j", cluster=cluster)
+            # a run may need any number of time limits, each of which it leaves with a checkpoint; submitit's own is 3
+            own = {"slurm_max_num_timeout": sys.maxsize} if cluster == "slurm" else {}
+            self._executor = submitit.AutoExecutor(folder=folder / "submitit-%j", cluster=cluster, **own)
             if jobs is not None and cluster == "slurm":
                 options = options | {"slurm_array_parallelism": jobs}
             self._executor.update_parameters(**options)

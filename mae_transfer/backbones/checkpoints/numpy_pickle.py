@@ -20,7 +20,7 @@ _TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 def read(path: Path) -> Any:
     """What the file holds, its arrays as tensors. Raises pickle.UnpicklingError, which names a refused global."""
     with path.open("rb") as file:
-        return _tensors(_Unpickler(file, encoding="latin1").load())
+        return _tensors(_Unpickler(file, encoding="latin1").load(), {})
 
 
 class _StandIn:
@@ -67,6 +67,8 @@ class _FromBuffer(_StandIn):
     """`numpy.core.numeric._frombuffer` of protocol 5."""
 
     def __new__(cls, data: Any, dtype: Any, shape: Any, order: Any) -> Any:
+        if not isinstance(data, (bytes, bytearray, pickle.PickleBuffer)):
+            raise pickle.UnpicklingError("an array without its bytes")  # bytes(number) would make as many
         array = _Array()
         array.fill(bytes(data), dtype, shape, order)
         return array
@@ -98,11 +100,20 @@ class _Unpickler(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
-def _tensors(value: Any) -> Any:
+def _tensors(value: Any, seen: dict[int, Any]) -> Any:
+    """seen: what has become of each object, by its id; a file may name one any number of times."""
+    if id(value) in seen:
+        return seen[id(value)]
     if isinstance(value, _Array):
-        return torch.from_numpy(value.value.astype(value.value.dtype.newbyteorder("=")))
-    if isinstance(value, Mapping):
-        return {key: _tensors(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_tensors(item) for item in value]
-    return value
+        seen[id(value)] = torch.from_numpy(value.value.astype(value.value.dtype.newbyteorder("=")))
+    elif isinstance(value, Mapping):
+        result: dict[Any, Any] = {}
+        seen[id(value)] = result
+        result.update({key: _tensors(item, seen) for key, item in value.items()})
+    elif isinstance(value, (list, tuple)):
+        items: list[Any] = []
+        seen[id(value)] = items
+        items.extend(_tensors(item, seen) for item in value)
+    else:
+        return value
+    return seen[id(value)]

@@ -85,7 +85,7 @@ def cost_plots(table: pd.DataFrame) -> list[Plot]:
         series = []
         for init, name, rows in _series_of(group):
             points: list[Any] = [
-                (float(like["hours"].mean()), *_mean(like), _size_title(str(size)))
+                (float(_once(like)["hours"].mean()), *_mean(like), _size_title(str(size)))
                 for (size, *_), like in rows.groupby(["size", "blocks"], sort=False, dropna=False)
             ]
             points.sort()
@@ -215,8 +215,12 @@ def _series_of(group: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
 def _mean(rows: pd.DataFrame) -> tuple[float, float, int]:
     """Mean, standard deviation and number over seeds and draws, each counted once: as `tables.run_cell`."""
-    values = rows.drop_duplicates(["seed", "draw"], keep="last")["value"]
+    values = _once(rows)["value"]
     return float(values.mean()), float(values.std(ddof=1)), len(values)
+
+
+def _once(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.drop_duplicates(["seed", "draw"], keep="last")
 
 
 def _series(name: str, points: list[Any], **options: Any) -> Series:

@@ -96,7 +96,9 @@ def pairs_of(names: Collection[str]) -> list[tuple[str, str]]:
 
 def _check_whole(ours: dict[str, Tensor], source: str, to: Form) -> None:
     """Raises UserError that names, as the file would, the first tensor that a whole detector has and `ours` lacks."""
-    wanted = set(_names_outside_the_encoder(**options_of(ours)))
+    options = options_of(ours)
+    del options["blocks"]
+    wanted = set(_names_outside_the_encoder(**options))
     inner = {name.removeprefix("encoder.vit.blocks.") for name in ours if name.startswith("encoder.vit.blocks.")}
     blocks = {name.split(".", 1)[0] for name in inner}
     leaves = {name.split(".", 1)[1] for name in inner}

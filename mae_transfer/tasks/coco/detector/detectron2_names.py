@@ -25,11 +25,19 @@ POSITION = "backbone.net.pos_embed"
 
 
 def prefix_pairs(
-    rpn_convs: int = 2, box_convs: int = 4, mask_convs: int = 4, *, simple_pyramid: bool = False, stages: int = 0
+    rpn_convs: int = 2,
+    box_convs: int = 4,
+    mask_convs: int = 4,
+    *,
+    simple_pyramid: bool = False,
+    stages: int = 0,
+    blocks: int = 0,
 ) -> Pairs:
-    """(ours, detectron2's) prefixes of parameter names for a detector of these depths; `stages` of a cascade, or 0."""
+    """(ours, detectron2's) prefixes of parameter names for a detector of these depths; `stages` of a cascade, or 0;
+    `blocks` of the encoder, which counts with a simple pyramid only."""
     if simple_pyramid:
-        pairs = [("encoder.vit.", "backbone.net."), ("pyramid.simfp_", "backbone.simfp_")]
+        pairs = [(f"encoder.vit.{part}", f"backbone.net.{part}") for part in _vit_parts(blocks)]
+        pairs.append(("pyramid.simfp_", "backbone.simfp_"))
     else:
         pairs = [("encoder.", "backbone.bottom_up.encoder."), ("pyramid.stages.", "backbone.bottom_up.stages.")]
         for i in range(4):
@@ -67,7 +75,14 @@ def options_of(names: Collection[str]) -> dict[str, Any]:
         "mask_convs": count(r"roi_heads\.mask_head\.(\d+)\.", r"roi_heads\.mask_head\.mask_fcn(\d+)\."),
         "simple_pyramid": any(name.startswith(("pyramid.simfp_", "backbone.simfp_")) for name in names),
         "stages": stages,
+        "blocks": count(r"encoder\.vit\.blocks\.(\d+)\.", r"backbone\.net\.blocks\.(\d+)\."),
     }
+
+
+def _vit_parts(blocks: int) -> list[str]:
+    """All that detectron2's ViT has: no class token, LayerScale, or relative position tables of other kinds."""
+    leaves = ("norm1.", "norm2.", "attn.qkv.", "attn.proj.", "attn.rel_pos_h", "attn.rel_pos_w", "mlp.fc1.", "mlp.fc2.")
+    return ["patch_embed.proj.", "pos_embed", *(f"blocks.{i}.{leaf}" for i in range(blocks) for leaf in leaves)]
 
 
 def to_detectron2(state: Mapping[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:
