@@ -56,7 +56,7 @@ def describe_surroundings(fabric: Fabric) -> dict[str, Any]:
         "world_size": fabric.world_size,
         "commit": commit(),
         "versions": {"python": platform.python_version()} | installed_versions(),
-        "command": sys.argv,
+        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],
     }
 
 
