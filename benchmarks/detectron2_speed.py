@@ -7,7 +7,7 @@
 detectron2's side is its `configs/common/models/mask_rcnn_vitdet.py` (simple pyramid, channel LayerNorm, decomposed
 relative positions), ours the recipe of Li et al. (four taps, FPN, batch norm, shared relative positions): the model of
 each project on a ViT of the same size, with windows of 14, the same image of ten objects, batch 1, with relative
-positions and without. Each variant runs in a process of its own, so that peak memory is its own; the variants take
+positions and without; ours keeps freed memory on a CPU, as its engine does (`engine/host_memory.py`). Each variant runs in a process of its own, so that peak memory is its own; the variants take
 turns. Needs detectron2.
 """
 
@@ -75,7 +75,11 @@ def measure(variant: str, args: argparse.Namespace) -> None:
     """In a process of its own: print the best seconds and the peak memory as JSON."""
     import torch
 
+    from mae_transfer.engine.host_memory import keep_freed_memory
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if variant == "mae_transfer" and device == "cpu":
+        keep_freed_memory()
     model, run = build(variant, args.backbone, args.image_size, args.rel_pos)
     model.to(device).train(args.mode == "train")
     seconds = []
