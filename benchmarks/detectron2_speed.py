@@ -7,8 +7,8 @@
 detectron2's side is its `configs/common/models/mask_rcnn_vitdet.py` (simple pyramid, channel LayerNorm, decomposed
 relative positions), ours the recipe of Li et al. (four taps, FPN, batch norm, shared relative positions): the model of
 each project on a ViT of the same size, with windows of 14, the same image of ten objects, batch 1, with relative
-positions and without; ours keeps freed memory on a CPU, as its engine does (`engine/host_memory.py`). Each variant runs in a process of its own, so that peak memory is its own; the variants take
-turns. Needs detectron2.
+positions and without; ours keeps freed memory on a CPU, as its engine does (`engine/host_memory.py`). Each variant runs
+in a process of its own, so that peak memory is its own; the variants take turns. Needs detectron2.
 """
 
 import argparse
