@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--picture-mb", type=float, default=24, help="the most that pictures take of the page, in MB; default: 24"
     )
+    parser.add_argument("--control", metavar="INIT", help="as of tools/make_tables.py")
     args = parser.parse_args(argv)
 
     from mae_transfer.atomic import atomic_write
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"left out: {line}", file=sys.stderr)
         if not records:
             raise UserError(f"no run record below {args.runs}; run tools/run_transfer.py first or name another --runs")
-        page = make_page(records, left_out, picture_bytes=int(args.picture_mb * 1e6))
+        page = make_page(records, left_out, picture_bytes=int(args.picture_mb * 1e6), control=args.control)
         try:
             args.output.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -23,13 +23,16 @@ RUN_HEADS = (
 )
 
 
-def make_page(records: Sequence[dict[str, Any]], left_out: Sequence[str], *, picture_bytes: int) -> str:
+def make_page(
+    records: Sequence[dict[str, Any]], left_out: Sequence[str], *, picture_bytes: int, control: str | None = None
+) -> str:
     """The HTML of all records (`find_records`); `left_out` names what was found and could not be counted.
 
     picture_bytes: the most that pictures may take, as they are in the page.
+    control: as of `tables.build_tables`.
     """
     warnings: list[str] = []
-    tables = build_tables(records, warnings=warnings)
+    tables = build_tables(records, control=control, warnings=warnings)
     runs = [read_run(record, number) for number, record in enumerate(records, 1)]
     notes = [*_add_curves(runs), *_add_pictures(runs, picture_bytes)]
     plots = [page_svg(plot, f"p{number}-") for number, plot in enumerate(comparison_plots(records), 1)]
