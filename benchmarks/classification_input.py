@@ -24,10 +24,10 @@ from PIL import Image
 from torch.utils.data import default_collate
 from torchvision import transforms
 
-from mae_transfer.config_loading import load_config
+from mae_transfer.config.load import load_config
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import ClassificationTrain, read_rgb
-from mae_transfer.tasks.classification.layouts import Listing, Names
+from mae_transfer.tasks.classification.layouts.find import Listing, Names
 from mae_transfer.tasks.classification.transforms import TrainTransform, normalise
 
 WANTED = 2.0

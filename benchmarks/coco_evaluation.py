@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import json
 
-    from mae_transfer.synthetic.coco import make_coco
+    from mae_transfer.data.synthetic.coco import make_coco
     from mae_transfer.tasks.coco.annotations import CocoAnnotations
     from mae_transfer.tasks.coco.evaluate import IOU_TYPES, STATISTICS, coco_results, ground_truth, score
 

@@ -57,9 +57,9 @@ def operations(method: str, args: argparse.Namespace) -> float:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from mae_transfer.pretrain.run import resolve_pretrain
     from mae_transfer.pretrain.task import PretrainTask
     from mae_transfer.pretrain.tokenizers.kmeans import KMeansTokenizer
+    from mae_transfer.runs.pretrain import resolve_pretrain
 
     task = PretrainTask(resolve_pretrain(**config_of(method, args, 0, 100)))
     model: Any = task.build_model(task.build_encoder()).train()
@@ -75,7 +75,7 @@ def operations(method: str, args: argparse.Namespace) -> float:
 
 def pretrain(method: str, args: argparse.Namespace, seed: int, steps: int) -> Path:
     """The run folder of a finished pre-training."""
-    from mae_transfer.pretrain.run import run_pretrain
+    from mae_transfer.runs.pretrain import run_pretrain
 
     output = args.output / f"{method}-seed{seed}"
     if not (output / "record.json").exists():
@@ -125,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args(argv)
 
-    from mae_transfer.results.record import find_records
-    from mae_transfer.results.tables import make_tables
+    from mae_transfer.results.tables.build import make_tables
+    from mae_transfer.run_folder.record import find_records
 
     cost = {method: operations(method, args) for method in METHODS}
     steps = {method: math.floor(args.steps * cost["mae"] / cost[method]) for method in METHODS}

@@ -30,8 +30,8 @@ SIZES = {"vit_ti": (192, 12, 3), "vit_s": (384, 12, 6), "vit_b": (768, 12, 12), 
 
 def ours(backbone: str, overrides: Sequence[str]) -> Any:
     from mae_transfer.pretrain.encoder import new_encoder, spec_of
-    from mae_transfer.pretrain.mae import build_model
-    from mae_transfer.pretrain.run import resolve_pretrain
+    from mae_transfer.pretrain.methods.mae import build_model
+    from mae_transfer.runs.pretrain import resolve_pretrain
 
     config: Any = resolve_pretrain("mae", backbone, data="none", overrides=overrides)
     return build_model(new_encoder(spec_of(config), config), config, None).train(), config
@@ -212,8 +212,8 @@ def masks(args: argparse.Namespace) -> None:
 
 def data(args: argparse.Namespace) -> None:
     """A real run on generated photographs: what a step waits for its images, and what the loader could give."""
-    from mae_transfer.pretrain.run import run_pretrain
-    from mae_transfer.synthetic.classification import make_classification
+    from mae_transfer.data.synthetic.classification import make_classification
+    from mae_transfer.runs.pretrain import run_pretrain
 
     with tempfile.TemporaryDirectory() as temporary:
         root = make_classification(
@@ -245,8 +245,8 @@ def data(args: argparse.Namespace) -> None:
 
 def loader_rate(root: Path) -> float:
     """Images a second that one process decodes, crops, flips and masks."""
-    from mae_transfer.pretrain.run import resolve_pretrain
     from mae_transfer.pretrain.task import PretrainTask
+    from mae_transfer.runs.pretrain import resolve_pretrain
 
     dataset = PretrainTask(resolve_pretrain("mae", "vit_b", data=root)).train_dataset
     started, count = time.perf_counter(), 0

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mae_transfer.results.record import protocol_id
-from mae_transfer.results.schema import SCHEMA
+from mae_transfer.run_folder.record import protocol_id
+from mae_transfer.run_folder.schema import SCHEMA
 
 DATA = {"coco": "COCO val2017", "ade20k": "ADE20K val", "imagenet": "ImageNet-1K val"}
 DATA |= {"inat2018": "iNaturalist 2018 val", "places365": "Places365 val"}

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
-    from mae_transfer.tasks.coco.convert import convert
+    from mae_transfer.tasks.coco.detectron2.convert import convert
 
     try:
         print("\n".join(convert(args.source, args.out, args.to)))

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
     from mae_transfer.results.plots.comparisons import comparison_plots
     from mae_transfer.results.plots.figure import write_plot
-    from mae_transfer.results.record import find_records
+    from mae_transfer.run_folder.record import find_records
 
     try:
         if not args.runs.is_dir():

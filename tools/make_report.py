@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--control", metavar="INIT", help="as of tools/make_tables.py")
     args = parser.parse_args(argv)
 
-    from mae_transfer.atomic import atomic_write
     from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
-    from mae_transfer.results.record import find_records
+    from mae_transfer.files import atomic_write
     from mae_transfer.results.report.page import make_page
+    from mae_transfer.run_folder.record import find_records
 
     try:
         if not args.runs.is_dir():

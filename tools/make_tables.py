@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     output: Path = args.output or Path("results", f"tables.{SUFFIXES[args.format]}")
 
-    from mae_transfer.atomic import atomic_write
     from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
-    from mae_transfer.results.record import find_records
-    from mae_transfer.results.tables import make_tables
+    from mae_transfer.files import atomic_write
+    from mae_transfer.results.tables.build import make_tables
+    from mae_transfer.run_folder.record import find_records
 
     warnings: list[str] = []
     try:

@@ -3,7 +3,7 @@
 
 import sys
 
-from mae_transfer.pretrain.cli import main
+from mae_transfer.cli.pretrain import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,7 @@
 
 import sys
 
-from mae_transfer.suites.cli import main
+from mae_transfer.cli.suite import main
 
 if __name__ == "__main__":
     sys.exit(main())

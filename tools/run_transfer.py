@@ -3,7 +3,7 @@
 
 import sys
 
-from mae_transfer.cli import main
+from mae_transfer.cli.transfer import main
 
 if __name__ == "__main__":
     sys.exit(main())

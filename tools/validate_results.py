@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE
-    from mae_transfer.results.validation import validate
+    from mae_transfer.run_folder.validation import validate
 
     checked, wrong = 0, 0
     for folder in args.folder:

@@ -17,10 +17,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from mae_transfer.backbones import decomposed_attention as decomposed
 from mae_transfer.backbones import registry
+from mae_transfer.backbones.positions import decomposed
+from mae_transfer.backbones.positions.tables import table_rows
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
-from mae_transfer.backbones.rel_pos import table_rows
 from mae_transfer.errors import UserError
 
 TABLE = "rel_pos_table"

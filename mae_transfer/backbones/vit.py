@@ -28,10 +28,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mae_transfer.backbones import decomposed_attention as decomposed
-from mae_transfer.backbones import rel_pos as rel
-from mae_transfer.backbones.bias_attention import attention
 from mae_transfer.backbones.checkpoints.report import LoadReport
+from mae_transfer.backbones.positions import decomposed
+from mae_transfer.backbones.positions import tables as rel
+from mae_transfer.backbones.positions.bias_attention import attention
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import TABLE, is_standard
 from mae_transfer.backbones.windows import merge, partition

@@ -28,19 +28,19 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mae_transfer.config import RunConfig
-from mae_transfer.engine.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import all_reduce, gather_objects, on_rank_zero, share_buffers
 from mae_transfer.engine.ema import make_ema
 from mae_transfer.engine.optim import build_optimizer, set_lr
 from mae_transfer.engine.progress import Progress
 from mae_transfer.engine.rng import seed_for_micro_batch
-from mae_transfer.engine.run_folder import RunFolder, epoch_history, read_metrics
 from mae_transfer.engine.sampler import StreamSampler, load_batches
 from mae_transfer.engine.schedule import Schedule, make_schedule
 from mae_transfer.engine.signals import StopRequest
+from mae_transfer.engine.task import Task
 from mae_transfer.errors import DivergedError, StoppedBySignal, UserError
-from mae_transfer.tasks.base import Task
+from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from mae_transfer.run_folder.folder import RunFolder, epoch_history, read_metrics
 
 _LOG = logging.getLogger(__name__)
 MUST_AGREE = {"norm_batch": "batch norm over images:", "data_fingerprint": "data of fingerprint"}

@@ -30,7 +30,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from mae_transfer.config import OptimConfig
+from mae_transfer.config.sections import OptimConfig
 from mae_transfer.errors import UserError
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)

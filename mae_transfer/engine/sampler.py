@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mae_transfer.engine.rng import epoch_order, worker_generator
 from mae_transfer.engine.signals import ignore_in_worker
+from mae_transfer.engine.task import SampleKey, TrainDataset
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.base import SampleKey, TrainDataset
 
 
 class StreamSampler(Sampler[list[SampleKey]]):

@@ -28,7 +28,7 @@ images for COCO (100 epochs at 64 = 184,375 steps); here it is the true number o
 import math
 from dataclasses import dataclass
 
-from mae_transfer.config import ScheduleConfig
+from mae_transfer.config.sections import ScheduleConfig
 from mae_transfer.errors import UserError
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config import EvalSection, RunConfig, Section
+from mae_transfer.config.sections import EvalSection, RunConfig, Section
 from mae_transfer.tasks.classification.config import ClassifierConfig
 
 Side = Annotated[int, Field(ge=4)]

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from mae_transfer.cli.visualize import reconstruct
+from mae_transfer.data.drawing import drawing, headed, side_by_side, to_image
+from mae_transfer.data.images import choose_subset
 from mae_transfer.pretrain.config import MaeConfig
-from mae_transfer.pretrain.mae import MaskedAutoencoder
-from mae_transfer.pretrain.visualize import reconstruct
-from mae_transfer.results.pictures import Picture
-from mae_transfer.tasks.images import choose_subset
-from mae_transfer.tasks.pictures import drawing, headed, side_by_side, to_image
+from mae_transfer.pretrain.methods.mae import MaskedAutoencoder
+from mae_transfer.run_folder.pictures import Picture
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.backbones.registry import Spec
+from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.distributed import all_reduce, gather_objects
+from mae_transfer.engine.evaluation import evaluating, evaluation_batches
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.data import Batch, ImageSet, PretrainImages, find_images
 from mae_transfer.pretrain.encoder import grid_of, new_encoder, spec_of
-from mae_transfer.pretrain.knn import knn_accuracy
+from mae_transfer.pretrain.online_knn import knn_accuracy
 from mae_transfer.pretrain.pictures import draw_pictures
-from mae_transfer.tasks.evaluation import evaluating, evaluation_batches
-from mae_transfer.tasks.images import choose_subset
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
-    from mae_transfer.engine.run_folder import RunFolder
-    from mae_transfer.results.pictures import Picture
+    from mae_transfer.run_folder.folder import RunFolder
+    from mae_transfer.run_folder.pictures import Picture
 
 
 class PretrainTask:
@@ -163,4 +163,4 @@ def averaged(fabric: "Fabric", names: list[str], total: Tensor | None, count: in
 
 
 def find_method(name: str) -> ModuleType:
-    return importlib.import_module(f"mae_transfer.pretrain.{name}")
+    return importlib.import_module(f"mae_transfer.pretrain.methods.{name}")

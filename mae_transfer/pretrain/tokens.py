@@ -23,9 +23,9 @@ from mae_transfer.pretrain.tokenizers.load import FILE, load_tokenizer, save_tok
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from mae_transfer.engine.run_folder import RunFolder
     from mae_transfer.pretrain.data import PretrainImages
     from mae_transfer.pretrain.task import PretrainTask
+    from mae_transfer.run_folder.folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
 KMEANS = "kmeans"

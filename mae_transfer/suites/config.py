@@ -6,8 +6,8 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from mae_transfer.config import Section
-from mae_transfer.config_loading import nearest
+from mae_transfer.config.load import nearest
+from mae_transfer.config.sections import Section
 from mae_transfer.errors import UserError
 
 Seeds = tuple[int, ...]

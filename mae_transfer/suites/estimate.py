@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_transfer.config import RunConfig
-from mae_transfer.config_loading import backbone_spec
-from mae_transfer.engine.run_folder import read_metrics
+from mae_transfer.config.load import backbone_spec
+from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
-from mae_transfer.results.record import find_records, flatten
+from mae_transfer.run_folder.folder import read_metrics
+from mae_transfer.run_folder.record import find_records, flatten
 from mae_transfer.suites.plan import SuiteRun
 
 ALIKE = ("method", "protocol", "model.blocks", "data.shots", "data.image_size", "train.global_batch", "train.precision")

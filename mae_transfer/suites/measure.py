@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mae_transfer.engine.run_folder import read_metrics
 from mae_transfer.engine.signals import StopRequest
 from mae_transfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from mae_transfer.run_folder.folder import read_metrics
 from mae_transfer.suites.estimate import SKIPPED, Estimator, kind_of
 from mae_transfer.suites.local import Launcher
 from mae_transfer.suites.plan import SuiteRun

@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.backbones import registry
-from mae_transfer.config import RunConfig
-from mae_transfer.config_loading import backbone_spec, nearest, search_grid
+from mae_transfer.config.load import backbone_spec, nearest, search_grid
+from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.loop import check_plan, micro_batch_sizes
-from mae_transfer.engine.run_folder import check_same_recipe
+from mae_transfer.engine.task import Task
 from mae_transfer.errors import UserError
-from mae_transfer.pretrain.run import resolve_pretrain
 from mae_transfer.pretrain.task import PretrainTask
-from mae_transfer.results.record import flatten
-from mae_transfer.search import finished_record
-from mae_transfer.series import plan_series
+from mae_transfer.run_folder.folder import check_same_recipe
+from mae_transfer.run_folder.record import flatten
+from mae_transfer.runs.pretrain import resolve_pretrain
+from mae_transfer.runs.run import DATA_PATHS, RUNS, default_output, run_label
+from mae_transfer.runs.search import finished_record
+from mae_transfer.runs.series import plan_series
+from mae_transfer.runs.tasks import CLASSIFICATION, TASK_CLASSES, make_task
 from mae_transfer.suites.config import PretrainEntry, SuiteConfig, TaskEntry, read_suite
 from mae_transfer.suites.state import Place
-from mae_transfer.tasks import CLASSIFICATION, TASK_CLASSES, make_task
-from mae_transfer.tasks.base import Task
-from mae_transfer.transfer import DATA_PATHS, RUNS, default_output, run_label
 
-MODULES = {"pretrain": "mae_transfer.pretrain.cli"}
-"""Command lines of the tasks that are not `mae_transfer.cli`'s."""
+MODULES = {"pretrain": "mae_transfer.cli.pretrain"}
+"""Command lines of the tasks that are not `mae_transfer.cli.transfer`'s."""
 PRETRAINING = "pre-training"
 
 
@@ -55,7 +55,7 @@ class SuiteRun:
         launcher = ["-m"]
         if processes > 1:
             launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-        module = MODULES.get(self.config.task, "mae_transfer.cli")
+        module = MODULES.get(self.config.task, "mae_transfer.cli.transfer")
         return [sys.executable, *launcher, module, *self.arguments, *(["--resume"] if resume else [])]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from mae_transfer.errors import UserError
-from mae_transfer.results.record import write_json
+from mae_transfer.run_folder.record import write_json
 
 State = Literal["done", "running", "failed", "stopped", "missing"]
 FOLDER = "suite"

@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Makes detectron2_vit.npz: what detectron2 computes for the cases of `tests/detectron2_cases.py`. Needs detectron2.
+"""Makes detectron2_vit.npz: what detectron2 computes for the cases of `support/detectron2_cases.py`.
+
+Needs detectron2.
 
     PYTHONPATH=tests python tests/goldens/make_detectron2.py
 
@@ -11,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2_cases import DETECTION_SEEDS, TRAINING_CASES, gradients, loss_curve, vit_detector
-from test_detector_detectron2 import golden_batch, golden_images
+from support.detector_goldens import golden_batch, golden_images
+from support.detectron2_cases import DETECTION_SEEDS, TRAINING_CASES, gradients, loss_curve, vit_detector
 
-from mae_transfer.tasks.coco.detectron2_engine import Detectron2RCNN, build_detectron2
+from mae_transfer.tasks.coco.detectron2.engine import Detectron2RCNN, build_detectron2
 
 OUTPUT = Path(__file__).with_name("detectron2_vit.npz")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Makes vitdet.npz: what detectron2 computes for the cases of `tests/vitdet_cases.py`. Needs detectron2.
+"""Makes vitdet.npz: what detectron2 computes for the cases of `tests/support/vitdet_cases.py`. Needs detectron2.
 
     PYTHONPATH=.:tests python tests/goldens/make_vitdet.py
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from vitdet_cases import (
+from support.vitdet_cases import (
     DETECTION_SEEDS,
     KINDS,
     MAP_CASES,
@@ -23,7 +23,7 @@ from vitdet_cases import (
     their_losses,
 )
 
-from mae_transfer.tasks.coco.detector.detectron2_names import from_detectron2, options_of, prefix_pairs
+from mae_transfer.tasks.coco.detectron2.names import from_detectron2, options_of, prefix_pairs
 
 OUTPUT = Path(__file__).with_name("vitdet.npz")
 

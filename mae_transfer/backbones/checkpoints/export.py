@@ -12,12 +12,12 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from mae_transfer.atomic import atomic_write
 from mae_transfer.backbones.checkpoints import files, hf_config, hf_vit, loader, own
 from mae_transfer.backbones.checkpoints.layout import State
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import TABLE, resolve
 from mae_transfer.errors import UserError
+from mae_transfer.files import atomic_write
 
 FORMATS = ("official", "official_full", "timm", "hf")
 _DECODER = ("mask_token", "decoder_")

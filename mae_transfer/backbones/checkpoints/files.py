@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mae_transfer.backbones.checkpoints import numpy_pickle
-from mae_transfer.engine.checkpoint import list_checkpoints
 from mae_transfer.errors import UserError
+from mae_transfer.run_folder.checkpoints import list_checkpoints
 
 # what torch's restricted unpickler, numpy and the zip readers raise on bytes that are no checkpoint
 _BROKEN = (

@@ -34,7 +34,7 @@ from mae_transfer.backbones.checkpoints import (
 from mae_transfer.backbones.checkpoints.hf_config import HFConfig
 from mae_transfer.backbones.checkpoints.layout import ANY, Converted, Reader, Shape, State, depth_of, width_of
 from mae_transfer.backbones.checkpoints.report import LoadReport, fingerprint
-from mae_transfer.backbones.decomposed_attention import TABLES as DECOMPOSED
+from mae_transfer.backbones.positions.decomposed import TABLES as DECOMPOSED
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import TABLE, build, with_layer_scale
 from mae_transfer.errors import UserError

@@ -23,7 +23,7 @@ from mae_transfer.backbones.checkpoints.layout import (
     norm,
     width_of,
 )
-from mae_transfer.backbones.decomposed_attention import TABLES as DECOMPOSED
+from mae_transfer.backbones.positions.decomposed import TABLES as DECOMPOSED
 from mae_transfer.backbones.timm_vit import TABLE
 
 if TYPE_CHECKING:

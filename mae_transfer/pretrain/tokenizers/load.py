@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from mae_transfer.atomic import atomic_write
 from mae_transfer.backbones.checkpoints import files
 from mae_transfer.errors import UserError
+from mae_transfer.files import atomic_write
 from mae_transfer.pretrain.tokenizers import dalle
 from mae_transfer.pretrain.tokenizers.base import Tokenizer
 from mae_transfer.pretrain.tokenizers.dvae import DVAETokenizer, facts_of

@@ -11,11 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from mae_transfer.results.classification_tables import ACCURACY, TITLES
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.plots.figure import Plot, Series
-from mae_transfer.results.record import protocol_id
-from mae_transfer.results.tables import (
+from mae_transfer.results.tables.build import (
     BENCHMARK_DATA,
     INIT_ORDER,
     INIT_TITLES,
@@ -23,6 +21,8 @@ from mae_transfer.results.tables import (
     SIZE_ORDER,
     read_published,
 )
+from mae_transfer.results.tables.classification import ACCURACY, TITLES
+from mae_transfer.run_folder.record import protocol_id
 
 COMPARABLE = ["task", "kind", "recipe", "preset", "data", "data_fingerprint"]
 """Columns of the long table that runs in one plot agree in."""

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mae_transfer.config import ScheduleConfig
+from mae_transfer.config.sections import ScheduleConfig
 from mae_transfer.engine.schedule import Schedule
 from mae_transfer.results.plots.figure import Plot, Series
-from mae_transfer.results.tables import METRICS
+from mae_transfer.results.tables.build import METRICS
 
 POINTS = 240
 """Of a learning-rate curve."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mae_transfer.atomic import atomic_write
 from mae_transfer.errors import UserError
+from mae_transfer.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

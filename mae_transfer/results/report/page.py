@@ -13,7 +13,7 @@ from mae_transfer.results.plots.comparisons import comparison_plots
 from mae_transfer.results.plots.figure import page_svg
 from mae_transfer.results.report.budget import within
 from mae_transfer.results.report.runs import Run, data_uri, read_run
-from mae_transfer.results.tables import build_tables
+from mae_transfer.results.tables.build import build_tables
 
 HERE = Path(__file__).parent
 CURVES = 6 * 2**20

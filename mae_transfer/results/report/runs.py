@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mae_transfer.engine.metrics_file import read_metrics
 from mae_transfer.errors import UserError
-from mae_transfer.results.pictures import StoredPicture, read_pictures
 from mae_transfer.results.plots.curves import curve_plots
 from mae_transfer.results.plots.figure import Plot
-from mae_transfer.results.tables import INIT_TITLES, METRICS
+from mae_transfer.results.tables.build import INIT_TITLES, METRICS
+from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.run_folder.pictures import StoredPicture, read_pictures
 
 WARNING = re.compile(r"^\S+ \S+ WARNING (.*)$")
 """A line of log.txt."""

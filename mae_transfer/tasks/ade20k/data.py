@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from mae_transfer.data.dataset import ImageDataset, collate
+from mae_transfer.data.images import UndecodableImageError, choose_subset, read_image
+from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig, DataConfig
 from mae_transfer.tasks.ade20k.labels import Labels
 from mae_transfer.tasks.ade20k.opencv import cv2
 from mae_transfer.tasks.ade20k.pairs import Pairs
 from mae_transfer.tasks.ade20k.transforms import IGNORE, augment, resize_for_evaluation
-from mae_transfer.tasks.base import SampleKey
-from mae_transfer.tasks.dataset import ImageDataset, collate
-from mae_transfer.tasks.images import UndecodableImageError, choose_subset, read_image
 
 Batch = dict[str, Any]
 CHECKED_MASKS = 64

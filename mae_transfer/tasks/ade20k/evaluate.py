@@ -11,11 +11,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mae_transfer.engine.distributed import gather_objects
-from mae_transfer.results.per_image import Arrays, segmented_images
+from mae_transfer.engine.evaluation import evaluating, evaluation_batches
+from mae_transfer.run_folder.per_image import Arrays, segmented_images
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval
 from mae_transfer.tasks.ade20k.transforms import IGNORE
-from mae_transfer.tasks.evaluation import evaluating, evaluation_batches
 
 
 def evaluate(

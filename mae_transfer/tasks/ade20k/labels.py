@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mae_transfer.data.images import DECODE_ERRORS, ImageError, unusable
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import DataConfig
 from mae_transfer.tasks.ade20k.transforms import IGNORE
-from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, unusable
 
 _OUTSIDE = -2
 

@@ -16,12 +16,12 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from mae_transfer.adapters.norm import BatchNorm
+from mae_transfer.adapters.square_input import SquareInput
 from mae_transfer.adapters.vit_pyramid import ViTPyramid
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.inference import Predictor
 from mae_transfer.tasks.ade20k.transforms import IGNORE
-from mae_transfer.tasks.square import SquareInput
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from mae_transfer.data.images import DECODE_ERRORS, EXIF_ORIENTATION
+from mae_transfer.data.paths import find_paths
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import DataConfig
-from mae_transfer.tasks.images import DECODE_ERRORS, EXIF_ORIENTATION
-from mae_transfer.tasks.paths import find_paths
 
 MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 """Pillow's modes of one channel whose values are labels: 1, 8, palette, 16 and 32 bit."""

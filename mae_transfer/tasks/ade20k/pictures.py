@@ -6,11 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import nn
 
-from mae_transfer.results.pictures import Picture
-from mae_transfer.tasks.ade20k.data import Ade20kEval
-from mae_transfer.tasks.ade20k.transforms import IGNORE
-from mae_transfer.tasks.images import choose_subset
-from mae_transfer.tasks.pictures import (
+from mae_transfer.data.drawing import (
     BACKGROUND,
     INK,
     class_colour,
@@ -22,6 +18,10 @@ from mae_transfer.tasks.pictures import (
     side_by_side,
     stacked,
 )
+from mae_transfer.data.images import choose_subset
+from mae_transfer.run_folder.pictures import Picture
+from mae_transfer.tasks.ade20k.data import Ade20kEval
+from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

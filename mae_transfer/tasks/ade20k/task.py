@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mae_transfer.synthetic.ade20k import cached_ade20k
+from mae_transfer.data.synthetic.ade20k import cached_ade20k
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.evaluate import evaluate_each
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
-    from mae_transfer.engine.run_folder import RunFolder
-    from mae_transfer.results.per_image import Arrays
-    from mae_transfer.results.pictures import Picture
+    from mae_transfer.run_folder.folder import RunFolder
+    from mae_transfer.run_folder.per_image import Arrays
+    from mae_transfer.run_folder.pictures import Picture
 
 SYNTHETIC = "synthetic"
 ADE20K_SIZES = (20210, 2000)

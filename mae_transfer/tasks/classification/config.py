@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config import EvalSection, RunConfig, Section
-from mae_transfer.tasks.classification.probe_config import ProbeConfig
+from mae_transfer.config.sections import EvalSection, RunConfig, Section
+from mae_transfer.tasks.classification.protocols.config import ProbeConfig
 
 TaskName = Literal["inat2017", "inat2018", "inat2019", "inat2021", "places205", "places365", "imagenet", "folder"]
 ProtocolName = Literal["finetune", "partial", "linear", "attentive", "knn", "logreg"]

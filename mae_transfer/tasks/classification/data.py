@@ -18,13 +18,13 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
+from mae_transfer.data.dataset import ImageDataset
+from mae_transfer.data.images import DECODE_ERRORS, ImageError, choose_subset, unusable
+from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.base import SampleKey
 from mae_transfer.tasks.classification.config import DataConfig
-from mae_transfer.tasks.classification.layouts import Listing
+from mae_transfer.tasks.classification.layouts.find import Listing
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
-from mae_transfer.tasks.dataset import ImageDataset
-from mae_transfer.tasks.images import DECODE_ERRORS, ImageError, choose_subset, unusable
 
 Batch = dict[str, Any]
 

@@ -12,9 +12,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mae_transfer.engine.distributed import all_reduce, gather_objects
+from mae_transfer.engine.evaluation import EvalDataset, evaluating, evaluation_batches
 from mae_transfer.errors import UserError
-from mae_transfer.results.per_image import Arrays, correct_images
-from mae_transfer.tasks.evaluation import EvalDataset, evaluating, evaluation_batches
+from mae_transfer.run_folder.per_image import Arrays, correct_images
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any, cast
 from PIL import Image, ImageOps
 from torch import nn
 
-from mae_transfer.results.pictures import Picture
-from mae_transfer.tasks.classification.features import FeatureSet
+from mae_transfer.data.drawing import RIGHT, WRONG, Colour, drawing, headed, side_by_side, stacked, to_image
+from mae_transfer.data.images import choose_subset
+from mae_transfer.run_folder.pictures import Picture
+from mae_transfer.tasks.classification.features.store import FeatureSet
 from mae_transfer.tasks.classification.protocols.knn import NearestNeighbours
 from mae_transfer.tasks.classification.transforms import EvalTransform
-from mae_transfer.tasks.images import choose_subset
-from mae_transfer.tasks.pictures import RIGHT, WRONG, Colour, drawing, headed, side_by_side, stacked, to_image
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

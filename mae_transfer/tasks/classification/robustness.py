@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mae_transfer.data.images import choose_subset
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import ClassificationEval
 from mae_transfer.tasks.classification.evaluate import count
-from mae_transfer.tasks.classification.layouts import list_folders
+from mae_transfer.tasks.classification.layouts.find import list_folders
 from mae_transfer.tasks.classification.transforms import EvalTransform
-from mae_transfer.tasks.images import choose_subset
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

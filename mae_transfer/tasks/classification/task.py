@@ -8,8 +8,9 @@ import numpy as np
 from torch import nn
 
 from mae_transfer.backbones.timm_vit import resolve
+from mae_transfer.data.images import choose_subset
+from mae_transfer.data.synthetic.classification import cached_classification
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic.classification import cached_classification
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import (
     ClassificationEval,
@@ -17,21 +18,20 @@ from mae_transfer.tasks.classification.data import (
     choose_training_images,
 )
 from mae_transfer.tasks.classification.evaluate import count, metrics_of
-from mae_transfer.tasks.classification.layouts import ImageSet, find_images
+from mae_transfer.tasks.classification.layouts.find import ImageSet, find_images
 from mae_transfer.tasks.classification.pictures import draw_pictures
 from mae_transfer.tasks.classification.protocols import find_protocol
 from mae_transfer.tasks.classification.protocols.finetune import check_pairs
 from mae_transfer.tasks.classification.robustness import evaluate_sets, find_sets
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
-from mae_transfer.tasks.images import choose_subset
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
-    from mae_transfer.engine.run_folder import RunFolder
-    from mae_transfer.results.per_image import Arrays
-    from mae_transfer.results.pictures import Picture
+    from mae_transfer.run_folder.folder import RunFolder
+    from mae_transfer.run_folder.per_image import Arrays
+    from mae_transfer.run_folder.pictures import Picture
 
 SYNTHETIC = "synthetic"
 BENCHMARKS = {

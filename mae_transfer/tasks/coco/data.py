@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
+from mae_transfer.data.dataset import ImageDataset, collate
+from mae_transfer.data.images import choose_subset, read_image
+from mae_transfer.data.paths import find_paths
+from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.base import SampleKey
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, ImageRecord
 from mae_transfer.tasks.coco.config import DataConfig
 from mae_transfer.tasks.coco.transforms import draw_jitter, resize_for_evaluation, transform_objects
-from mae_transfer.tasks.dataset import ImageDataset, collate
-from mae_transfer.tasks.images import choose_subset, read_image
-from mae_transfer.tasks.paths import find_paths
 
 Batch = dict[str, Any]
 

@@ -21,11 +21,11 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mae_transfer.atomic import atomic_write
+from mae_transfer.engine.evaluation import evaluating, evaluation_batches
+from mae_transfer.files import atomic_write
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval
-from mae_transfer.tasks.evaluation import evaluating, evaluation_batches
 
 # The names of COCOeval's statistics, in its order.
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

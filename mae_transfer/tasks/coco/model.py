@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mae_transfer.adapters.norm import BatchNorm, ChannelNorm
 from mae_transfer.adapters.simple_pyramid import SimplePyramid
+from mae_transfer.adapters.square_input import SquareInput
 from mae_transfer.adapters.vit_fpn import ViTFPN
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
@@ -19,7 +20,6 @@ from mae_transfer.tasks.coco.detector.cascade import CascadeRoIHeads
 from mae_transfer.tasks.coco.detector.postprocess import Detections, rescale
 from mae_transfer.tasks.coco.detector.roi_heads import RoIHeads
 from mae_transfer.tasks.coco.detector.rpn import RPN
-from mae_transfer.tasks.square import SquareInput
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder

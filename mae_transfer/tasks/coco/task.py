@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mae_transfer.data.synthetic.coco import cached_coco
 from mae_transfer.errors import UserError
-from mae_transfer.synthetic.coco import cached_coco
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
-    from mae_transfer.engine.run_folder import RunFolder
-    from mae_transfer.results.pictures import Picture
+    from mae_transfer.run_folder.folder import RunFolder
+    from mae_transfer.run_folder.pictures import Picture
 
 SYNTHETIC = "synthetic"
 COCO_2017_SIZES = (118287, 5000)
@@ -102,7 +102,7 @@ class CocoTask:
 
     def build_model(self, encoder: "ViTEncoder") -> nn.Module:
         if self.config.engine == "detectron2":
-            from mae_transfer.tasks.coco.detectron2_engine import build_detectron2
+            from mae_transfer.tasks.coco.detectron2.engine import build_detectron2
 
             return build_detectron2(encoder, self.num_classes, self.config)
         return build_mask_rcnn(encoder, self.num_classes, self.config)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import Batch
-from mae_transfer.tasks.classification.features import FrozenFeatures
+from mae_transfer.tasks.classification.features.store import FrozenFeatures
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder

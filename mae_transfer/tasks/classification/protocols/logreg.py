@@ -22,11 +22,11 @@ from mae_transfer.engine.distributed import gather_objects, on_rank_zero
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import Batch
-from mae_transfer.tasks.classification.features import FeatureSet, FrozenFeatures, store_features
+from mae_transfer.tasks.classification.features.store import FeatureSet, FrozenFeatures, store_features
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
-    from mae_transfer.engine.run_folder import RunFolder
+    from mae_transfer.run_folder.folder import RunFolder
     from mae_transfer.tasks.classification.task import ClassificationTask
 
 TRAINS = False

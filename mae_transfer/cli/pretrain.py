@@ -1,0 +1,83 @@
+"""The command line of `tools/run_pretrain.py`; exit codes as in `mae_transfer/cli/transfer.py`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mae_transfer.cli.transfer import exit_code
+from mae_transfer.errors import EXIT_DONE
+
+EXAMPLES = """\
+examples:
+  a minute on a laptop, generated images:
+    python tools/run_pretrain.py --method mae --backbone vit_ti --preset smoke
+  the recipe of the MAE paper on 8 GPUs (batch 4096: 512 for each, with accumulation):
+    torchrun --nproc-per-node 8 tools/run_pretrain.py --method mae --backbone vit_l --data /data/imagenet
+  images of your own, of any shape, in folders or tar shards, at 64 pixels with patches of 8:
+    python tools/run_pretrain.py --method mae --backbone vit_s_p8 --data ./photos --preset mini data.image_size=64
+    python tools/run_pretrain.py --method mae --backbone vit_b --data 'shards/train-{000000..000146}.tar'
+  a row of the paper's Table 1: no mask ratio but 75 % is better; block-wise masks are harder:
+    python tools/run_pretrain.py --method mae --backbone vit_l --data /data/imagenet mask.kind=block mask.ratio=0.5
+  the baselines:
+    python tools/run_pretrain.py --method beit --tokenizer kmeans --backbone vit_b --data /data/imagenet
+    python tools/run_pretrain.py --method supervised --backbone vit_b --data /data/imagenet
+  a tokenizer of your own, then BEiT with it (OpenAI's is given as --tokenizer encoder.pkl):
+    python tools/run_pretrain.py --method dvae --backbone vit_b --data /data/imagenet --output my_tokenizer
+    python tools/run_pretrain.py --method beit --tokenizer my_tokenizer --backbone vit_b --data /data/imagenet
+  go on after a stop; then transfer:
+    python tools/run_pretrain.py <the same options> --resume
+    python tools/run_transfer.py --task coco --backbone vit_l --checkpoint RUN_FOLDER
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_pretrain.py",
+        description="Pre-train a plain ViT encoder by one written recipe; its run folder is a checkpoint for transfer.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--method", required=True, help="mae, beit, supervised, or dvae (a tokenizer for beit)")
+    parser.add_argument(
+        "--backbone", required=True, help="vit_ti, vit_s, vit_b, vit_l, vit_h; another patch as in vit_b_p8"
+    )
+    parser.add_argument("--data", help="folder of images or of .tar shards, a pattern of shards, or 'synthetic'")
+    parser.add_argument("--tokenizer", help="for targets of tokens: kmeans, or a tokenizer's file or run folder")
+    parser.add_argument("--preset", default="full", help="full (the published recipe), mini or smoke; default: full")
+    parser.add_argument("--subset", type=int, help="use only this many images of each split, always the same ones")
+    parser.add_argument("--seed", type=int, help="default: 0")
+    parser.add_argument("--output", help="folder of the run; default: a name under results/runs/ made from the options")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate again what the output folder holds")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="any field of the configuration, e.g. mask.ratio=0.6"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_intermixed_args(argv)
+    return exit_code(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    options = {name: value for name, value in vars(args).items() if name != "print_config"}
+    if args.print_config:
+        for name in ("output", "resume", "eval_only"):  # no part of the configuration
+            del options[name]
+        from mae_transfer.config.load import dump_config
+        from mae_transfer.runs.pretrain import resolve_pretrain
+
+        print(dump_config(resolve_pretrain(**options)), end="")
+        return EXIT_DONE
+    from mae_transfer.runs.pretrain import run_pretrain
+
+    run_pretrain(**options, progress=True)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

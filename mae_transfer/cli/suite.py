@@ -1,0 +1,192 @@
+"""The command line of `tools/run_suite.py`.
+
+Exit codes: 0 all runs are done, 1 some failed (the matrix lists them with their logs), 2 bad suite or input (nothing is
+started), 3 stopped by a signal after saving.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae_transfer.cli.transfer import exit_code
+from mae_transfer.errors import EXIT_DONE, UserError
+
+if TYPE_CHECKING:
+    from mae_transfer.suites.local import Launcher
+    from mae_transfer.suites.plan import SuiteRun
+
+EXAMPLES = """\
+examples:
+  what would be run, how long it takes, with which commands; then do it, two runs at a time:
+    python tools/run_suite.py configs/suites/small_study.yaml --data tiny_imagenet=/data/tiny_imagenet \\
+        coco=/data/coco_small photographs=/data/photographs --dry-run
+    python tools/run_suite.py configs/suites/small_study.yaml --data ... --jobs 2
+  how far is it; go on after a stop (the same command); make again what failed:
+    python tools/run_suite.py configs/suites/small_study.yaml --data ... --status
+    python tools/run_suite.py configs/suites/small_study.yaml --data ... --retry
+  the paper's comparison, each run on 8 GPUs of this machine; or as job arrays of SLURM, 4 at a time:
+    python tools/run_suite.py configs/suites/mae_vs_baselines.yaml --data imagenet=/data/imagenet ... --gpus 8
+    python tools/run_suite.py configs/suites/mae_vs_baselines.yaml --data ... --launcher slurm --gpus 8 --jobs 4 \\
+        --slurm-partition gpu --slurm-minutes 1440 --slurm cpus_per_task=10 slurm_account=me
+  does all of it work, on generated images with random weights:
+    python tools/run_suite.py configs/suites/mae_vs_baselines.yaml --preset smoke --output results/runs/try --dry-run
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_suite.py",
+        description="Make all runs of a suite that are not done yet: pre-trainings, then transfers to every task.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suite", type=Path, help="YAML file; configs/suites/ has examples, docs/suites.md the keys")
+    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders of the suite's data sets")
+    parser.add_argument(
+        "--checkpoint", nargs="+", default=[], metavar="LABEL=PATH", help="weights files of the suite's backbones"
+    )
+    parser.add_argument("--output", type=Path, help="folder of the runs; default: results/runs/<name of the suite>")
+    parser.add_argument("--preset", help="full, mini or smoke, where an entry of the suite names none")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every run")
+    parser.add_argument("--retry", action="store_true", help="also make the runs again that failed")
+    parser.add_argument("--dry-run", action="store_true", help="check all, print the matrix and the commands, and exit")
+    parser.add_argument("--status", action="store_true", help="print the matrix of what is there, and exit")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="make a few steps of each kind of run whose time is unknown, print the matrix, and exit",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["local", "slurm", "submitit-local"],
+        default="local",
+        help="this machine (default), SLURM through submitit, or submitit's stand-in for it on this machine",
+    )
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: one for each GPU, 1 on a CPU, all on SLURM")
+    parser.add_argument(
+        "--gpus", type=int, help="GPUs of each run, on each node; default: 1, or 0 where there are none"
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of each run, with SLURM; default: 1")
+    parser.add_argument("--slurm-partition", help="partition of the jobs")
+    parser.add_argument("--slurm-minutes", type=int, default=1440, help="time limit of a job; default: 1440")
+    parser.add_argument(
+        "--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="any other option of submitit's update_parameters"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return exit_code(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in ("jobs", "nodes", "slurm_minutes"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is 1 or more")
+    if args.gpus is not None and args.gpus < 0:
+        raise UserError("--gpus is 0 or more")
+    data, checkpoints, slurm = (pairs(getattr(args, name), f"--{name}") for name in ("data", "checkpoint", "slurm"))
+    from mae_transfer.runs.run import RUNS
+    from mae_transfer.suites.estimate import Estimator
+    from mae_transfer.suites.matrix import show_matrix
+    from mae_transfer.suites.plan import check_runs, plan_suite
+    from mae_transfer.suites.searches import search_tables
+
+    output, runs = plan_suite(
+        args.suite, output=args.output, data=data, checkpoints=checkpoints, preset=args.preset, overrides=args.set
+    )
+    estimator = Estimator(dict.fromkeys([output, RUNS]), runs)
+
+    def matrix() -> str:
+        states = {run: run.place.seen_state() for run in runs}
+        left = [run for run in runs if states[run] != "done"]
+        estimates = {run: estimator.estimate(run, steps.get(run.place.path)) for run in left}
+        return "\n\n".join([show_matrix(runs, states, estimates), *search_tables(runs)])
+
+    if args.status:
+        steps = {run.place.path: run.config.schedule.steps for run in runs}
+        print(matrix())
+        return EXIT_DONE
+    visible = visible_gpus(runs) if args.launcher == "local" else []
+    gpus = args.gpus if args.gpus is not None else int(bool(visible) or args.launcher == "slurm")
+    steps = check_runs([run for run in runs if not run.place.record.exists()], max(1, gpus) * args.nodes)
+    if args.dry_run:
+        import shlex
+
+        print(matrix(), end="\n\n")
+        for run in runs:
+            if not run.place.record.exists():
+                command = run.command(resume=run.place.begun, processes=max(1, gpus) if args.launcher == "local" else 1)
+                print(f"# {run.title}\n{shlex.join(command)}")
+        return EXIT_DONE
+    launcher = make_launcher(args, output, gpus, visible, slurm)
+    if args.measure:
+        from mae_transfer.suites.measure import measure
+
+        code = measure(runs, launcher, estimator, steps)
+        print(matrix())
+        return code
+    print(matrix(), end="\n\n", file=sys.stderr, flush=True)
+    from mae_transfer.suites.runner import Runner
+
+    code = Runner(runs, launcher, retry=args.retry).run()
+    print(matrix())
+    return code
+
+
+def make_launcher(
+    args: argparse.Namespace, output: Path, gpus: int, visible: Sequence[str], slurm: dict[str, str]
+) -> "Launcher":
+    """The launcher that the options ask for; UserError if it cannot be had."""
+    if args.launcher == "local":
+        if args.nodes > 1:
+            raise UserError("--nodes is for --launcher slurm")
+        from mae_transfer.suites.local import LocalLauncher
+
+        return LocalLauncher(jobs=args.jobs, gpus=gpus, visible=visible)
+    from mae_transfer.suites.cluster import ClusterLauncher
+    from mae_transfer.suites.state import FOLDER
+
+    options: dict[str, Any] = {
+        "name": args.suite.stem,
+        "timeout_min": args.slurm_minutes,
+        "nodes": args.nodes,
+        "tasks_per_node": max(1, gpus),
+        "gpus_per_node": gpus,
+    }
+    if args.launcher == "submitit-local":
+        return ClusterLauncher("local", output / FOLDER, jobs=args.jobs or 1, options=options)
+    if args.slurm_partition is not None:
+        options["slurm_partition"] = args.slurm_partition
+    import yaml
+
+    options |= {key: yaml.safe_load(value) for key, value in slurm.items()}
+    return ClusterLauncher("slurm", output / FOLDER, jobs=args.jobs, options=options)
+
+
+def visible_gpus(runs: Sequence["SuiteRun"]) -> list[str]:
+    """The ids of the GPUs that runs may use; none if no run is to use one."""
+    import os
+
+    import torch
+
+    if all(run.config.device == "cpu" for run in runs):
+        return []
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
+
+
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """['a=b'] -> {'a': 'b'}."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name or not value:
+            raise UserError(f"{option} {text}: write NAME=VALUE")
+        found[name] = value
+    return found

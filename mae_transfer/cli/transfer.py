@@ -1,0 +1,188 @@
+"""The command line of `tools/run_transfer.py`: options to a call of `series.run_series`, errors to exit codes.
+
+Exit codes: 0 done, 2 bad input (one line says what, where and what to do), 3 stopped by a signal after saving, 1
+anything else.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from mae_transfer.backbones import registry
+from mae_transfer.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    DivergedError,
+    StoppedBySignal,
+    UserError,
+)
+
+EXAMPLES = """\
+examples:
+  a minute on a laptop, generated images and random weights:
+    python tools/run_transfer.py --task coco --backbone mae_vit_l --preset smoke
+  the recipe of the MAE paper, weights from timm's hub, on 8 GPUs:
+    torchrun --nproc-per-node 8 tools/run_transfer.py --task coco --backbone mae_vit_b --data /data/coco
+  your own weights, offline:
+    python tools/run_transfer.py --task coco --backbone mae_vit_b --checkpoint my.pth --data /data/coco
+  any plain ViT of timm on one small GPU, with another learning rate:
+    python tools/run_transfer.py --task coco --backbone timm:vit_small_patch16_224.dino --preset mini \\
+        --data /data/coco optim.lr=4e-5
+  a recipe other than the task's first one, here ViTDet's Cascade Mask R-CNN:
+    python tools/run_transfer.py --task coco --backbone mae_vit_b --data /data/coco recipe=vitdet_cascade
+  semantic segmentation, on 8 GPUs:
+    torchrun --nproc-per-node 8 tools/run_transfer.py --task ade20k --backbone mae_vit_b \\
+        --data /data/ADEChallengeData2016
+  the same on images and masks of your own, 20 classes numbered from 0:
+    python tools/run_transfer.py --task ade20k --backbone mae_vit_b data.num_classes=20 data.reduce_zero_label=false \\
+        data.train_images=a/ data.train_masks=b/ data.val_images=c/ data.val_masks=d/
+  a data set of your own in COCO format:
+    python tools/run_transfer.py --task coco --backbone mae_vit_b data.train_json=a.json data.train_images=imgs/ \\
+        data.val_json=b.json data.val_images=imgs/
+  the learning rates that the recipe says to try, a run each, and a table of them:
+    python tools/run_transfer.py --task ade20k --backbone mae_vit_l --data /data/ADEChallengeData2016 --search
+  fine-tune on iNaturalist 2018, as its archives unpack:
+    python tools/run_transfer.py --task inat2018 --backbone mae_vit_l --data /data/inat2018
+  several protocols on a folder of one's own with train/<class>/ and val/<class>/:
+    python tools/run_transfer.py --task folder --backbone mae_vit_b --data ./my_images --protocol finetune,linear,knn
+  the whole curve of partial fine-tuning (MAE Figure 9), or 4 blocks only:
+    python tools/run_transfer.py --task imagenet --backbone mae_vit_l --data /data/imagenet \
+        --protocol partial --blocks curve
+    python tools/run_transfer.py --task imagenet --backbone mae_vit_l --data /data/imagenet \
+        --protocol partial --blocks 4
+  five shots a class, three draws of them:
+    python tools/run_transfer.py --task folder --backbone mae_vit_b --data ./my_images --protocol logreg \
+        --shots 5 --draws 3
+  go on after a stop; evaluate again what a run has trained:
+    python tools/run_transfer.py <the same options> --resume
+    python tools/run_transfer.py <the same options> --eval-only
+"""
+
+
+def backbone_names() -> str:
+    """The registered names, a line for each initialisation."""
+    specs = [registry.find(name) for name in registry.names()]
+    lines = [" ".join(spec.name for spec in specs if spec.init == init) for init in registry.INITS]
+    return "".join(f"  {line}\n" for line in lines) + "  timm:<model[.tag]>, any plain ViT of timm"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_transfer.py",
+        description="Transfer a ViT encoder to a task under one written recipe and record how well it does.",
+        epilog=f"{EXAMPLES}\nbackbones:\n{backbone_names()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--task",
+        required=True,
+        help="coco (detection, instance masks), ade20k (segmentation), or image classification: imagenet, inat2017, "
+        "inat2018, inat2019, inat2021, places205, places365, folder (any class-per-folder set)",
+    )
+    parser.add_argument(
+        "--backbone", required=True, help="a registered name (mae_vit_b, sup_vit_l, random_vit_ti, ...) or timm:<model>"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        help="weights file to load; without it the published weights are used (preset smoke: random ones)",
+    )
+    parser.add_argument("--weights", choices=["pretrained", "random"], help="random: no weights, on purpose")
+    parser.add_argument("--data", help="root folder of the data set, or 'synthetic' for generated images")
+    parser.add_argument(
+        "--protocol",
+        help="image classification: finetune (default), partial, linear, attentive, knn, logreg; several with commas "
+        "are a run each",
+    )
+    parser.add_argument(
+        "--blocks",
+        help="protocol partial: how many of the last blocks are fine-tuned; 0.5 is the MLP of the last, 0 the linear "
+        "probe; a list such as 1,2,4, or curve for all of MAE Figure 9",
+    )
+    parser.add_argument("--shots", type=int, help="image classification: train on this many images of each class")
+    parser.add_argument("--draws", type=int, help="with --shots: a run for each of this many draws; default: 1")
+    parser.add_argument("--preset", default="full", help="full (the published recipe), mini or smoke; default: full")
+    parser.add_argument("--subset", type=int, help="use only this many images of each split, always the same ones")
+    parser.add_argument("--seed", type=int, help="default: 0")
+    parser.add_argument(
+        "--output",
+        help="folder of the run, or that in which several runs have theirs; default: names under results/runs/ made "
+        "from the options",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate again the newest checkpoint of the output folder; the other options as in its training",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["torchvision", "detectron2"],
+        help="code of the detector; default: torchvision; detectron2 needs that package (docs/detectron2.md)",
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="make all runs of the search that the recipe documents (its section search), go on with those that were "
+        "stopped, and print a table; an override of a searched key fixes it",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="any field of the configuration, e.g. optim.lr=4e-5"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_intermixed_args(argv)
+    return exit_code(lambda: run(args))
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """What `run` returns, or the exit code of the error that it ends with, which is printed in one line."""
+    try:
+        return run()
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {error}" if rank == "0" else f"[rank {rank}] error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except StoppedBySignal as stop:
+        print(stop, file=sys.stderr)
+        return EXIT_STOPPED
+    except DivergedError as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the newest checkpoint, if there is one", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def run(args: argparse.Namespace) -> int:
+    options = {name: value for name, value in vars(args).items() if name not in ("print_config", "search")}
+    if args.print_config:
+        for name in ("output", "resume", "eval_only"):  # no part of the configuration
+            del options[name]
+        from mae_transfer.config.load import dump_config
+        from mae_transfer.runs.series import plan_series
+
+        print("---\n".join(dump_config(run.config) for run in plan_series(**options)), end="")
+        return EXIT_DONE
+    if args.search:
+        from mae_transfer.runs.search import run_search
+
+        table = run_search(**options, progress=True)
+        if table:
+            print(table)
+        return EXIT_DONE
+    from mae_transfer.runs.series import run_series
+
+    run_series(**options, progress=True)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

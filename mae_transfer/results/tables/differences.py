@@ -1,0 +1,162 @@
+"""The difference of each row of a table to a control: paired, with an interval, and a mark where that leaves out zero.
+
+The control of MAE's readers is supervised pre-training, the first row of the paper's Tables 4 and 5; where a table has
+no such run, and on ImageNet-1K, whose labels supervised pre-training has seen, it is training from random weights (the
+"scratch" of Table 3).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_transfer.errors import UserError
+from mae_transfer.results.comparable_runs import LikeRuns, changes
+from mae_transfer.results.statistics import Interval, accuracy_interval, miou_interval, t_interval
+from mae_transfer.results.tables.table import MISSING, Cell, Table
+from mae_transfer.run_folder.per_image import Arrays, dense, read_per_image, same_images
+
+SUPERVISED = ("sup", "supervised (this project)")
+NOTE = (
+    "Mean difference to the control, in points of the metric. Pairs are runs of one seed; the interval is at 95 %: "
+    "Student's t over n seeds or, of a single pair (or of runs that no seed changes), a bootstrap over the val images. "
+    "* marks an interval without zero; no correction is made for the number of comparisons."
+)
+
+
+@dataclass
+class Row:
+    """A row of a table: its place (a size, or a number of blocks) -> the like runs that stand there."""
+
+    label: str
+    places: Mapping[Any, LikeRuns]
+
+
+@dataclass(frozen=True)
+class Column:
+    head: str
+    metric: str
+    place: Any
+
+
+@dataclass
+class Comparison:
+    """What to compare with, the per-image results read so far, and what was wrong with some."""
+
+    control: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    _read: dict[str, Arrays | None] = field(default_factory=dict)
+
+    def controls(self, task: str) -> tuple[str, ...]:
+        """Initialisations that may be the control, the best first."""
+        if self.control is not None:
+            return (self.control,)
+        return ("random",) if task == "imagenet" else (*SUPERVISED, "random")
+
+    def images(self, run: Mapping[str, Any]) -> Arrays | None:
+        """The per-image results of a run, None if it has none that can be used."""
+        if run["folder"] is None or run["per_image"] is None:
+            return None
+        folder = run["folder"]
+        if folder not in self._read:
+            try:
+                self._read[folder] = read_per_image(Path(folder), run["per_image"])
+            except UserError as error:
+                self.warnings.append(str(error))
+                self._read[folder] = None
+        return self._read[folder]
+
+
+def difference_table(
+    title: str,
+    first: str,
+    sections: Sequence[Sequence[Row]],
+    columns: Sequence[Column],
+    titles: Mapping[str, str],
+    task: str,
+    comparison: Comparison,
+) -> Table | None:
+    """The rows of each section against its control; None where no section has a control and another run to compare."""
+    rows, notes = [], list[str]()
+    for section in sections:
+        groups = [group for row in section for group in row.places.values()]
+        control = next((c for c in comparison.controls(task) if any(g.init == c for g in groups)), None)
+        for row in section:
+            others = {place: group for place, group in row.places.items() if group.init != control}
+            if control is None or not others:
+                continue
+            found = {place: _control(section, place, control, group) for place, group in others.items()}
+            cells, said = [], list[str]()
+            for column in columns:
+                against = found.get(column.place)
+                cells.append(
+                    MISSING if against is None else difference(others[column.place], against, column.metric, comparison)
+                )
+            for place, against in found.items():
+                if against is not None and (unlike := changes(others[place], against, ignore=("model.blocks",))):
+                    said.append(f"{_title(place)}: {unlike}")
+                if against is not None and not others[place].runs.keys() & against.runs.keys():
+                    said.append(f"{_title(place)}: no seed that both have")
+            if all(cell is MISSING for cell in cells) and not said:
+                continue
+            label = f"{row.label} − {titles.get(control, control)}"
+            if said:
+                notes.append(f"[d{len(notes) + 1}] unlike its control in {'; '.join(said)}.")
+                label += f" [d{len(notes)}]"  # the label has the number of its own table's footnote already
+            rows.append((label, tuple(cells)))
+    head = (first, *(column.head for column in columns))
+    return Table(title, NOTE, head, tuple(rows), tuple(notes)) if rows else None
+
+
+def _control(section: Sequence[Row], place: Any, control: str, group: LikeRuns) -> LikeRuns | None:
+    """At this place the control's runs of the same protocol, else its first ones."""
+    there = [row.places[place] for row in section if place in row.places and row.places[place].init == control]
+    return next((g for g in there if g.protocol_id == group.protocol_id), there[0] if there else None)
+
+
+def difference(group: LikeRuns, control: LikeRuns, metric: str, comparison: Comparison) -> Cell:
+    """'+2.4 [+1.8, +3.0]* (n=3)', '+2.4 [+0.9, +3.9]* (images)', '+2.4 (n=1)', or '-' without a pair."""
+    of_group, of_control = group.of(metric), control.of(metric)
+    pairs = sorted(of_group.keys() & of_control.keys())
+    if not pairs:
+        return MISSING
+    differences = [of_group[pair] - of_control[pair] for pair in pairs]
+    mean, over = float(np.mean(differences)), f"n={len(pairs)}"
+    interval = t_interval(differences)
+    # where a seed moves neither side (knn), or there is but one: what remains is what other images would change
+    still = all(len({of[pair] for pair in pairs}) == 1 for of in (of_group, of_control))
+    if interval is None and still:
+        interval = _over_images(group.runs[pairs[-1]], control.runs[pairs[-1]], metric, comparison)
+        over = over if interval is None else "images"
+    if interval is None:
+        return Cell(f"{_signed(mean)} ({over})", mean, n=len(pairs))
+    mark = "*" if interval.excludes_zero else ""
+    text = f"{_signed(mean)} [{_signed(interval.low)}, {_signed(interval.high)}]{mark} ({over})"
+    return Cell(text, mean, n=len(pairs), low=interval.low, high=interval.high)
+
+
+def _over_images(
+    run: Mapping[str, Any], control: Mapping[str, Any], metric: str, comparison: Comparison
+) -> Interval | None:
+    if metric not in ("top1", "mIoU"):
+        return None
+    one, other = comparison.images(run), comparison.images(control)
+    if one is None or other is None or not same_images(one, other) or not len(one["ids"]):
+        return None
+    if metric == "top1" and "correct" in one and "correct" in other:
+        return accuracy_interval(one["correct"], other["correct"])
+    if metric == "mIoU" and "union" in one and "union" in other:
+        classes = 1 + int(max(one["label"].max(initial=0), other["label"].max(initial=0)))
+        return miou_interval(*dense(one, classes), *dense(other, classes))
+    return None
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def _title(place: Any) -> str:
+    return f"{place:g} blocks" if isinstance(place, float) else str(place)

@@ -1,0 +1,119 @@
+"""Tables written down as Markdown, LaTeX, HTML or CSV. Whatever a name holds, it cannot break out of its cell."""
+
+import csv
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+
+from mae_transfer.results.tables.table import Table
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "Δ": r"$\Delta$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(_one_line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+    lines = [f"## {_one_line(table.title)}", ""]
+    lines += [table.note, ""] if table.note else []
+    lines += [line(table.head), "|---|" + "---:|" * (len(table.head) - 1)]
+    lines += [line([label, *(cell.text for cell in cells)]) for label, cells in table.rows]
+    lines += ["", *(_one_line(note) for note in table.footnotes)] if table.footnotes else []
+    return "\n".join([*lines, ""])
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """Floats in booktabs' style, to be \\input: the document needs \\usepackage{booktabs}."""
+    return "\n".join(["% needs \\usepackage{booktabs}", *(_latex(table) for table in tables)])
+
+
+def _latex(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(_escape_latex(cell) for cell in cells) + r" \\"
+
+    note = " ".join(filter(None, [table.title + ".", table.note, *table.footnotes]))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape_latex(note)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
+            r"\toprule",
+            line(table.head),
+            r"\midrule",
+            *(line([label, *(cell.text for cell in cells)]) for label, cells in table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _escape_latex(text: str) -> str:
+    return re.sub(r"[&%$#_{}\\~^±−Δ<>|]", lambda match: _LATEX[match[0]], _one_line(text))
+
+
+def html_page(tables: Sequence[Table]) -> str:
+    """One plain page, without script or style; `tools/make_report.py` makes the one to read."""
+    parts = ['<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>mae_transfer: results</title>']
+    for table in tables:
+        heads = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in table.head)
+        rows = "\n".join(
+            f'<tr><th scope="row">{html.escape(label)}</th>'
+            + "".join(f"<td>{html.escape(cell.text)}</td>" for cell in cells)
+            + "</tr>"
+            for label, cells in table.rows
+        )
+        parts.append(f"<h2>{html.escape(table.title)}</h2>")
+        parts += [f"<p>{html.escape(note)}</p>" for note in [table.note] if note]
+        parts.append(f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>")
+        parts += [f"<p>{html.escape(note)}</p>" for note in table.footnotes]
+    return "\n".join([*parts, "</html>", ""])
+
+
+CSV_COLUMNS = ("table", "row", "column", "text", "value", "std", "n", "low", "high", "footnotes")
+
+
+def csv_text(tables: Sequence[Table]) -> str:
+    """A line per cell that is not missing, with its numbers unrounded; the footnotes that the row's label names."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for table in tables:
+        for label, cells in table.rows:
+            notes = " ".join(note for note in table.footnotes if note.split(" ", 1)[0] in label)
+            for head, cell in zip(table.head[1:], cells, strict=True):
+                if cell.text != "-":
+                    numbers = [cell.value, cell.std, cell.n, cell.low, cell.high]
+                    writer.writerow([table.title, label, head, cell.text, *numbers, notes])
+    return buffer.getvalue()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+FORMATS: dict[str, tuple[Callable[[Sequence[Table]], str], str]] = {
+    "markdown": (markdown, "md"),
+    "latex": (latex, "tex"),
+    "csv": (csv_text, "csv"),
+    "html": (html_page, "html"),
+}
+"""Format -> what writes it, and a file's suffix."""

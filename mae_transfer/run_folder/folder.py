@@ -1,0 +1,247 @@
+"""The folder of one run: its lock, its configuration, its log and metrics, its checkpoints.
+
+    config.yaml     the resolved configuration; a resume must agree with it in everything but `RESUMABLE`
+    metrics.jsonl   one line per step, and one per evaluation during training
+    log.txt         what is logged under `mae_transfer`
+    checkpoints/    see checkpoint.py
+    run.lock        held while a process works here
+
+Only rank 0 has a run folder; the other ranks write nothing. The lock is a POSIX record lock: the kernel frees
+it when the process ends, however it ends, and loader processes forked from it do not inherit it (they would inherit
+`flock`, and keep a killed run's folder locked for the seconds they need to notice).
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning_fabric import Fabric
+
+from mae_transfer.config.sections import OPERATIONAL
+from mae_transfer.engine.distributed import on_rank_zero
+from mae_transfer.errors import UserError
+from mae_transfer.run_folder.checkpoints import list_checkpoints, remove_unfinished
+from mae_transfer.run_folder.metrics import read_metrics, reading
+
+RESUMABLE = OPERATIONAL | {
+    *("data.on_bad_image", "eval.mask_classes"),
+    *("eval.mode", "eval.stride", "eval.ratios", "eval.flip"),
+}
+"""Keys that a resume may change. A bad val image may be met only after the whole training, robustness sets are
+evaluated then, and segmentation is evaluated in several ways; the record says in which."""
+
+_LOG = logging.getLogger("mae_transfer")
+# A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a
+# folder that this process holds must not even be opened again.
+_held: set[Path] = set()
+
+
+class RunFolder:
+    """An output folder, made if it is not there, and locked from `__init__` to `close` (or as a context).
+
+    config: the resolved configuration as plain values (`model_dump(mode="json")`).
+    resume: go on with the run in the folder instead of starting one; needs a run there with the same recipe.
+    UserError: the folder is in use, cannot be written, holds a run already (without `resume`), holds none (with it), or
+    holds one with another recipe. A run that ended before its first step is none.
+    """
+
+    def __init__(self, path: str | Path, config: dict[str, Any], *, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.config = config
+        self._metrics: int | None = None
+        self._log: logging.Handler | None = None
+        if resume and not (self.path / "config.yaml").exists():
+            raise UserError(
+                f"nothing to resume or evaluate in {self.path}: it has no config.yaml; train first, without that option"
+            )
+        with _writing(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+        try:
+            self._check_and_write_config(resume)
+            remove_unfinished(self.checkpoints)
+            with _writing(self.path):
+                self._log = _LogFile(self.path / "log.txt", encoding="ascii", errors="backslashreplace")
+        except BaseException:
+            self.close()
+            raise
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        _LOG.addHandler(self._log)
+        _LOG.setLevel(logging.INFO)
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files and free the lock."""
+        if self._log is not None:
+            _LOG.removeHandler(self._log)
+            with suppress(OSError):  # of a record that could not be written, which has been raised already
+                self._log.close()
+        if self._metrics is not None:
+            os.close(self._metrics)
+        os.close(self._lock)
+        _held.discard(self.path.resolve())
+
+    def start_metrics(self, step: int) -> None:
+        """Cut metrics.jsonl down to the lines of the first `step` steps, whole ones only, and open it to append.
+
+        So the history of a resumed run is that of one that was never interrupted.
+        """
+        path = self.path / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        with _writing(path):
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="ascii")
+            os.replace(temporary, path)
+            self._metrics = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add a line, which holds its `step`; numbers that are not finite become null.
+
+        The line has reached the kernel on return, so that a killed process does not lose it.
+        """
+        assert self._metrics is not None, "start_metrics comes first"
+        rest = json.dumps(_finite(line), allow_nan=False).encode("ascii") + b"\n"
+        with _writing(self.path / "metrics.jsonl"):
+            while rest:  # a write on an almost full disk may take a part; the next one then raises
+                rest = rest[os.write(self._metrics, rest) :]
+
+    def flush_metrics(self) -> None:
+        """Bring the lines to disk; before a checkpoint, so that after a power cut it has its history."""
+        assert self._metrics is not None, "start_metrics comes first"
+        with _writing(self.path / "metrics.jsonl"):
+            os.fsync(self._metrics)
+
+    def _take_lock(self) -> int:
+        in_use = UserError(f"output folder {self.path} is in use by another run; wait for it or give another --output")
+        if self.path.resolve() in _held:
+            raise in_use
+        descriptor = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            os.close(descriptor)
+            raise in_use from error
+        _held.add(self.path.resolve())
+        return descriptor
+
+    def _check_and_write_config(self, resume: bool) -> None:
+        path = self.path / "config.yaml"
+        if resume:
+            check_same_recipe(self.path, self.config)
+        else:
+            check_free(self.path)
+        with _writing(path):
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+            os.replace(temporary, path)
+
+
+@contextmanager
+def open_run_folder(
+    fabric: Fabric, path: str | Path, config: dict[str, Any], *, resume: bool = False
+) -> Iterator[RunFolder | None]:
+    """A RunFolder on rank 0 and None on the others; if it cannot be had, all ranks raise the same UserError."""
+    opened: list[RunFolder] = []
+    on_rank_zero(fabric, lambda: opened.append(RunFolder(path, config, resume=resume)))
+    try:
+        yield opened[0] if opened else None
+    finally:
+        for folder in opened:
+            folder.close()
+
+
+def epoch_history(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One dict per epoch, oldest first: `epoch` (from 1), its last `step` and `lr`, the mean of each loss over its
+    steps, and `eval` if an evaluation fell into it. A step that reaches into two epochs counts for the later one."""
+    epochs: dict[int, list[dict[str, Any]]] = {}
+    for line in metrics:
+        epochs.setdefault(math.ceil(line["epoch"]), []).append(line)
+    history = []
+    for epoch, lines in epochs.items():
+        steps = [line for line in lines if "loss" in line]
+        entry: dict[str, Any] = {"epoch": epoch, "step": lines[-1]["step"]}
+        if steps:
+            entry["lr"] = steps[-1]["lr"]
+            for name in (name for name in steps[-1] if name.startswith("loss")):
+                entry[name] = sum(line[name] for line in steps) / len(steps)
+        evaluations = [line["eval"] for line in lines if "eval" in line]
+        if evaluations:
+            entry["eval"] = evaluations[-1]
+        history.append(entry)
+    return history
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _compare(stored: dict[str, Any], current: dict[str, Any], path: Path) -> None:
+    old, new = _flatten(stored), _flatten(current)
+    changed = [
+        f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+        for key in sorted((old.keys() | new.keys()) - RESUMABLE)
+        if old.get(key, "(absent)") != new.get(key, "(absent)")
+    ]
+    if changed:
+        raise UserError(
+            f"another recipe than that of the run, {path}: {'; '.join(changed)}; undo these or give another --output"
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def check_free(path: Path) -> None:
+    """UserError if the folder holds a run. One that ended before its first step is none."""
+    if (path / "record.json").exists() or read_metrics(path) or list_checkpoints(path / "checkpoints"):
+        raise UserError(f"output folder {path} holds a run already; pass --resume or another --output")
+
+
+def check_same_recipe(path: Path, config: dict[str, Any]) -> None:
+    """UserError unless the run in the folder has this configuration, but for what a resume may change."""
+    file = path / "config.yaml"
+    with reading(file):
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(stored, dict):
+        raise UserError(f"{file} is not the configuration of a run; give another --output")
+    _compare(stored, config, file)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or path}: {error.strerror}; make room or change --output"
+        ) from error
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that stops the run when it cannot be written, instead of printing a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with _writing(Path(self.baseFilename)):
+            raise  # logging calls this inside its except clause

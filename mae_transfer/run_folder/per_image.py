@@ -1,0 +1,97 @@
+"""Results of single val images, kept beside a run's record, so that two runs can be compared image by image.
+
+`per_image.npz` holds arrays of a row per image, sorted by image: `ids` (the file name, as bytes), and
+
+    classification  correct bool (n,): the highest score was the image's own class
+    ADE20K          sparse counts of pixels, one entry per image and class that occurs in label or prediction:
+                    image int32 (m,) row of the image, label int32 (m,), intersection and union int64 (m,)
+
+The record names the file and its SHA-256: a file of another evaluation than the record's is found out. Needs no torch.
+COCO has none: average precision is no mean over images, and its detections are too large to keep.
+"""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from mae_transfer.errors import UserError
+from mae_transfer.files import atomic_write
+
+FILE = "per_image.npz"
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+
+
+def correct_images(parts: Iterable[tuple[Sequence[str], np.ndarray]]) -> Arrays:
+    """The arrays of a classification from the names and bool (n,) of each process, in any order."""
+    parts = list(parts)
+    ids = _ids([name for names, _ in parts for name in names])
+    correct = np.concatenate([np.zeros(0, bool), *(part for _, part in parts)])
+    order = np.argsort(ids, kind="stable")
+    return {"ids": ids[order], "correct": correct[order]}
+
+
+def segmented_images(parts: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray]]) -> Arrays:
+    """The arrays of a segmentation from the names and dense int64 (n, K) intersections and unions of each process."""
+    parts = [part for part in parts if len(part[0])]
+    ids = _ids([name for names, _, _ in parts for name in names])
+    order = np.argsort(ids, kind="stable")
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return {"ids": ids, "image": none, "label": none, "intersection": none, "union": none}
+    intersection, union = (np.concatenate([part[i] for part in parts])[order] for i in (1, 2))
+    image, label = np.nonzero(union)
+    return {
+        "ids": ids[order],
+        "image": image.astype(np.int32),
+        "label": label.astype(np.int32),
+        "intersection": intersection[image, label],
+        "union": union[image, label],
+    }
+
+
+def _ids(names: Sequence[str]) -> np.ndarray:
+    return np.array([name.encode("utf-8", "surrogateescape") for name in names], dtype=np.bytes_)
+
+
+def write_per_image(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    """Write the file atomically; what the record says of it. The same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    content = buffer.getvalue()
+    with atomic_write(folder / FILE) as file:
+        file.write(content)
+    return {"file": FILE, "sha256": hashlib.sha256(content).hexdigest(), "images": len(arrays["ids"])}
+
+
+def read_per_image(folder: Path, entry: Mapping[str, Any]) -> Arrays:
+    """The arrays that a record's `per_image` names; UserError when the file is not there or not that of the record."""
+    path = folder / entry["file"]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; restore it beside its record") from error
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise UserError(f"{path} is not the file that its record names; evaluate the run again by --eval-only")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no file of per-image results: {error}") from error
+
+
+def dense(arrays: Arrays, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Intersections and unions of a segmentation as int64 (n, K)."""
+    found = np.zeros((2, len(arrays["ids"]), num_classes), np.int64)
+    for values, name in zip(found, ("intersection", "union"), strict=True):
+        values[arrays["image"], arrays["label"]] = arrays[name]
+    return found[0], found[1]
+
+
+def same_images(one: Arrays, other: Arrays) -> bool:
+    """Whether both have the same images, each once: row i of one is then row i of the other."""
+    return len(np.unique(one["ids"])) == len(one["ids"]) and np.array_equal(one["ids"], other["ids"])

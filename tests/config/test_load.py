@@ -1,0 +1,141 @@
+"""Recipe files, presets, overrides and the errors they give."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mae_transfer.config.load import TASKS, config_folder, dump_config, leaf_keys, load_config, read_recipe
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.coco.config import CocoConfig
+
+RECIPES = sorted(path for path in config_folder().glob("*/*.yaml") if path.parent.name != "suites")
+BACKBONES = ["mae_vit_b", "mae_vit_l", "mae_vit_h", "mocov3_vit_b", "random_vit_ti", "timm:vit_small_patch16_224.dino"]
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "pretrain"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_recipe_and_preset_resolves(path: Path, backbone: str) -> None:
+    task = next(task for task, entry in TASKS.items() if entry.folder == path.parent.name)
+    recipe = read_recipe(path.parent.name, path.stem)
+    overrides = [f"recipe={path.stem}"] + ["model.blocks=1"] * (recipe["base"].get("protocol") == "partial")
+    for preset in recipe["presets"]:
+        config = load_config(task, backbone, preset=preset, overrides=overrides)
+        assert config.backbone.name == backbone
+        again = type(config).model_validate(yaml.safe_load(dump_config(config)))
+        assert again == config, "a printed configuration must read back as itself"
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "pretrain"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("backbone", ["vit_ti", "vit_b", "vit_l", "vit_h", "vit_s_p8"])
+def test_every_recipe_of_pretraining_resolves(path: Path, backbone: str) -> None:
+    for preset in read_recipe("pretrain", path.stem)["presets"]:
+        config = load_config("pretrain", backbone, protocol=path.stem, preset=preset)
+        assert config.backbone.name == backbone
+        again = type(config).model_validate(yaml.safe_load(dump_config(config)))
+        assert again == config, "a printed configuration must read back as itself"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_value_carries_a_source(path: Path) -> None:
+    """Each value of the base recipe has a comment in its line or stands under a section that has one."""
+    text = path.read_text()
+    base = text[text.index("\nbase:") :].split("\npresets:")[0].splitlines()
+    section_sourced = False
+    follows_source = False
+    for line in base:
+        if (
+            line.strip().endswith(":")
+            or line.strip().endswith(":  ")
+            or (line.strip() and ": " not in line and "#" in line)
+        ):
+            section_sourced, follows_source = "#" in line, False
+            continue
+        if ":" not in line or line.lstrip().startswith(("#", "protocol:", "method:")):  # what it is for is no value
+            continue
+        if line.rstrip().endswith(":"):
+            section_sourced = False
+        follows_source = follows_source or "#" in line
+        assert "#" in line or section_sourced or follows_source, f"no source: {line}"
+
+
+def test_layers_win_in_order() -> None:
+    base = load_config("coco", "mae_vit_b")
+    assert (base.backbone.drop_path, base.optim.lr, base.schedule.epochs) == (0.1, 8e-5, 100)
+    large = load_config("coco", "mae_vit_l")
+    assert large.backbone.drop_path == 0.3
+    random = load_config("coco", "mae_vit_b", options={"backbone.weights": "random"})
+    assert (random.optim.lr, random.optim.weight_decay) == (1.6e-4, 0.2)
+    assert load_config("coco", "random_vit_b").optim == random.optim
+    assert load_config("coco", "random_vit_b").backbone.weights == "random"
+    assert load_config("coco", "mocov3_vit_b").optim.lr == 1.6e-4
+    override = load_config("coco", "mocov3_vit_b", preset="mini", overrides=["optim.lr=4e-6", "optim.lr=5e-6"])
+    assert override.optim.lr == 5e-6
+
+
+def test_smoke_says_random_and_a_named_checkpoint_wins() -> None:
+    assert load_config("coco", "mae_vit_l", preset="smoke").backbone.weights == "random"
+    named = load_config("coco", "mae_vit_l", preset="smoke", options={"backbone.checkpoint": "x.pth"})
+    assert named.backbone.weights == "pretrained"
+
+
+def test_weights_as_override_are_as_by_flag() -> None:
+    flag = load_config("coco", "mae_vit_b", options={"backbone.weights": "random"})
+    assert load_config("coco", "mae_vit_b", overrides=["backbone.weights=random"]) == flag
+    smoke = load_config("coco", "mae_vit_b", preset="smoke", overrides=["backbone.checkpoint=x.pth"])
+    assert smoke.backbone.weights == "pretrained"
+
+
+def test_one_length_replaces_the_other() -> None:
+    assert load_config("coco", "mae_vit_b", overrides=["schedule.steps=7"]).schedule.epochs is None
+    assert load_config("coco", "mae_vit_b", preset="smoke", overrides=["schedule.epochs=2"]).schedule.steps is None
+    warm = load_config("coco", "mae_vit_b", preset="smoke", overrides=["schedule.warmup_epochs=0.5"]).schedule
+    assert (warm.warmup_epochs, warm.warmup_steps) == (0.5, None)
+    with pytest.raises(UserError, match="exactly one"):
+        load_config("coco", "mae_vit_b", overrides=["schedule.steps=7", "schedule.epochs=2"])
+
+
+@pytest.mark.parametrize(
+    ("task", "backbone", "preset", "overrides", "expected"),
+    [
+        ("cocoo", "mae_vit_b", "full", [], "unknown task 'cocoo', did you mean coco?"),
+        ("coco", "mae_vit_bb", "full", [], "mae_vit_b"),
+        ("coco", "mae_vit_b", "smok", [], "did you mean smoke?"),
+        ("coco", "mae_vit_b", "full", ["lr=1"], "unknown config key 'lr', did you mean optim.lr?"),
+        ("coco", "mae_vit_b", "full", ["optim.lrr=1"], "did you mean optim.lr"),
+        ("coco", "mae_vit_b", "full", ["optim.lr=-1"], "'optim.lr': Input should be greater than 0, got -1"),
+        ("coco", "mae_vit_b", "full", ["optim.lr=fast"], "'optim.lr': .*got 'fast'"),
+        ("coco", "mae_vit_b", "full", ["schedule.kind=linear"], "schedule.kind.*'cosine', 'step' or 'poly'"),
+        ("coco", "mae_vit_b", "full", ["optim.lr"], "not an override"),
+        ("coco", "mae_vit_b", "full", ["optim.lr=[1"], "not valid YAML"),
+        ("coco", "mae_vit_b", "full", ["recipe=mask_rcnn_li"], "did you mean mask_rcnn_li2021?"),
+        ("coco", "random_vit_b", "full", ["backbone.weights=pretrained"], "has no pretrained weights"),
+        ("coco", "mae_vit_b", "full", ["data.scale_min=3"], "data.scale_min.*scale_max"),
+    ],
+)
+def test_bad_configuration_is_one_line(
+    task: str, backbone: str, preset: str, overrides: list[str], expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected) as caught:
+        load_config(task, backbone, preset=preset, overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    recipe = read_recipe("coco", "mask_rcnn_li2021")
+    recipe["base"]["optim"]["lr"] = 3e-5
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    mine = load_config("coco", "mae_vit_b", overrides=[f"recipe={path}"])
+    assert mine.optim.lr == 3e-5
+    assert mine.recipe == "mask_rcnn_li2021", "the recipe's name is in the file, not in its path"
+    recipe["base"]["optim"]["nesterov"] = True
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match="'optim.nesterov'"):
+        load_config("coco", "mae_vit_b", overrides=[f"recipe={path}"])
+
+
+def test_every_field_is_reachable_by_an_override() -> None:
+    keys = leaf_keys(CocoConfig)
+    assert {"optim.lr", "data.train_json", "train.micro_batch", "seed"} <= set(keys)
+    assert len(keys) == len(set(keys))

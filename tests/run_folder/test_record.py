@@ -1,0 +1,191 @@
+"""The schema of run records: what is not a whole, right record is named and left out, whatever is wrong with it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.paths import TOOLS
+
+from mae_transfer.errors import UserError
+from mae_transfer.results.tables.build import make_tables
+from mae_transfer.run_folder.record import FILE, SCHEMA, find_records, protocol_id, read_record, write_json
+from mae_transfer.run_folder.schema import REQUIRED
+from mae_transfer.run_folder.validation import validate
+
+PROTOCOL = {"recipe": "li", "optim.lr": 8e-05, "optim.betas": [0.9, 0.999]}
+TOOL = TOOLS / "validate_results.py"
+
+
+def small(**change: Any) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "run_id": "20260101T000000-0",
+        "task": "coco",
+        "backbone": {"name": "mae_vit_b", "init": "mae", "size": "b", "fingerprint": None},
+        "preset": "full",
+        "seed": 0,
+        "protocol": PROTOCOL,
+        "protocol_id": protocol_id(PROTOCOL),
+        "metrics": {"box_AP": 50.5, "AP/cat": None},
+        "data": {"name": "COCO val2017", "fingerprint": "f"},
+        "history": [{"epoch": 1, "loss": 0.5}],
+        "wall_seconds": 1.5,
+        "device": "cpu (2 threads)",
+        "world_size": 1,
+        "finished": "2026-01-01T00:00:00+00:00",
+        **change,
+    }
+
+
+def put(folder: Path, record: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE
+    path.write_bytes(record if isinstance(record, bytes) else json.dumps(record).encode())
+    return path
+
+
+def test_a_record_cut_at_any_byte_is_left_out(tmp_path: Path) -> None:
+    whole = json.dumps(small()).encode()
+    for length in range(len(whole)):
+        path = put(tmp_path, whole[:length])
+        for summary in (False, True):
+            with pytest.raises(UserError, match="no whole JSON file") as caught:
+                read_record(path, summary=summary)
+            assert str(path) in str(caught.value)
+            assert "\n" not in str(caught.value)
+    assert read_record(put(tmp_path, whole)) == small()
+
+
+WRONG: tuple[Any, ...] = (None, True, -1, 1.5, "", "x", [], [1], {}, {"a": 1}, float("nan"), float("inf"), 10**30)
+ALLOWED = {
+    "task": ("x",),
+    "run_id": ("x",),
+    "protocol": (),
+    "metrics": ({}, {"a": 1}),
+    "seed": (),
+    "device": ("", "x"),
+    "finished": ("", "x"),
+    "wall_seconds": (None, 1.5, 10**30),
+    "history": ([],),
+}
+
+
+@pytest.mark.parametrize("field", [key for key in small() if key != "schema"])
+def test_a_wrong_type_in_any_field_is_left_out(field: str, tmp_path: Path) -> None:
+    for value in WRONG:
+        path = put(tmp_path, small(**{field: value}))
+        if any(value is good or (type(value) is type(good) and value == good) for good in ALLOWED.get(field, ())):
+            assert len(find_records(tmp_path, summary=True)[0]) == 1, value
+            continue
+        records, left_out = find_records(tmp_path)
+        if field == "history":  # tables do without: only a whole reading checks it
+            assert len(left_out) == 1, value
+            continue
+        records, left_out = find_records(tmp_path, summary=True)
+        if (field, value) == ("seed", 10**30) or (field in ("world_size",) and value == 10**30):
+            make_tables(records)  # absurd, but a number
+            continue
+        assert not records, (field, value)
+        assert len(left_out) == 1
+        assert str(path) in left_out[0]
+        assert "\n" not in left_out[0]
+
+
+@pytest.mark.parametrize("inner", ["backbone", "data", "metrics"])
+def test_wrong_types_inside(inner: str, tmp_path: Path) -> None:
+    for key in small()[inner]:
+        for value in (True, [], {}, "", 1.5):
+            if (inner, value) == ("metrics", 1.5) or (key == "fingerprint" and inner == "backbone" and value == ""):
+                continue
+            put(tmp_path, small(**{inner: small()[inner] | {key: value}}))
+            records, left_out = find_records(tmp_path, summary=True)
+            if inner == "metrics" and key == "AP/cat":
+                records, left_out = find_records(tmp_path)
+            assert (records, len(left_out)) == ([], 1), (inner, key, value)
+
+
+@pytest.mark.parametrize("field", REQUIRED)
+def test_a_field_that_lacks_is_named(field: str, tmp_path: Path) -> None:
+    path = put(tmp_path, {key: value for key, value in small().items() if key != field})
+    with pytest.raises(UserError, match=f"it lacks {field}$"):
+        read_record(path)
+
+
+def test_versions(tmp_path: Path) -> None:
+    assert read_record(put(tmp_path, small(schema=1)))["schema"] == 1
+    with pytest.raises(UserError, match="has record schema 3; this version reads 1 and 2: update mae_transfer"):
+        read_record(put(tmp_path, small(schema=3, run_id=7)))
+    for value in (0, -1, "2", None, True, 2.5):
+        with pytest.raises(UserError, match="schema"):
+            read_record(put(tmp_path, small(schema=value)))
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b'{"a":1}'])
+def test_foreign_files(content: bytes, tmp_path: Path) -> None:
+    put(tmp_path, content)
+    records, left_out = find_records(tmp_path)
+    assert (records, len(left_out)) == ([], 1)
+
+
+def test_a_changed_protocol_is_found_out(tmp_path: Path) -> None:
+    put(tmp_path / "a", small())
+    put(tmp_path / "b", small(run_id="other", protocol=PROTOCOL | {"optim.lr": 1e-4}))
+    records, left_out = find_records(tmp_path)
+    assert [record["run_id"] for record in records] == [small()["run_id"]]
+    assert "was changed: protocol_id" in left_out[0]
+
+
+def test_a_run_recorded_twice_counts_once_and_a_difference_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "a", small())
+    put(tmp_path / "b", small())
+    records, left_out = find_records(tmp_path)
+    assert (len(records), len(left_out)) == (1, 1)
+    assert "counted once" in left_out[0]
+    later = small(metrics={"box_AP": 60.0}, finished="2026-01-02T00:00:00+00:00")
+    put(tmp_path / "b", later)
+    records, left_out = find_records(tmp_path)
+    assert [record["metrics"]["box_AP"] for record in records] == [60.0], "the one that was finished last"
+    assert str(tmp_path / "a") in left_out[0]
+    assert "they differ in finished, metrics.AP/cat, metrics.box_AP" in left_out[0]
+
+
+def test_a_summary_has_what_tables_need_and_no_more(tmp_path: Path) -> None:
+    path = put(tmp_path, small())
+    summary = read_record(path, summary=True)
+    assert "history" not in summary
+    assert summary["metrics"] == {"box_AP": 50.5}
+    whole, _ = find_records(tmp_path)
+    lean, _ = find_records(tmp_path, summary=True)
+    assert make_tables(whole) == make_tables(lean)
+
+
+def test_names_that_are_no_unicode_and_unknown_keys_are_read(tmp_path: Path) -> None:
+    """As Python names such files: with lone surrogates, which JSON can hold."""
+    record = small(data=small()["data"] | {"skipped_files": ["a\udc80.jpg"]}, later_addition=[1])
+    write_json(tmp_path / FILE, record)
+    found = read_record(tmp_path / FILE)
+    assert found["data"]["skipped_files"] == ["a?.jpg"]
+    assert found["later_addition"] == [1]
+
+
+def test_validate_results_on_the_command_line(tmp_path: Path) -> None:
+    put(tmp_path / "good", small())
+
+    def run(*folders: Path) -> tuple[int, list[str]]:
+        command = [sys.executable, str(TOOL), *map(str, folders)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout.splitlines()
+
+    assert run(tmp_path) == (0, [])
+    put(tmp_path / "cut", b'{"schema"')
+    put(tmp_path / "gone", small(run_id="x", per_image={"file": "per_image.npz", "sha256": "0" * 64, "images": 3}))
+    status, lines = run(tmp_path)
+    assert (status, len(lines)) == (2, 2)
+    assert str(tmp_path / "cut") in lines[0]
+    assert "per_image.npz cannot be read" in lines[1]
+    assert run(tmp_path / "nowhere")[0] == 2
+    assert validate(tmp_path / "good") == (1, [])

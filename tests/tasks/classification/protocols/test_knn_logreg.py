@@ -1,0 +1,180 @@
+"""Nearest neighbours and logistic regression against scikit-learn, attentive pooling against its formula, and runs."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from mae_transfer.backbones.load import load_backbone
+from mae_transfer.config.load import load_config
+from mae_transfer.data.synthetic.classification import make_classification
+from mae_transfer.errors import UserError
+from mae_transfer.runs.run import run_transfer
+from mae_transfer.tasks.classification.protocols import attentive, knn, logreg
+
+SMALL = ("data.image_size=32", "data.workers=0")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_classification(tmp_path_factory.mktemp("set") / "set", "folder", classes=3, train_images=8)
+
+
+def build(protocol, *overrides, num_classes=4):
+    torch.manual_seed(0)
+    module = {"knn": knn, "logreg": logreg, "attentive": attentive}[protocol]
+    config = load_config("folder", "random_vit_nano", protocol=protocol, overrides=[*SMALL, *overrides])
+    encoder = load_backbone("random_vit_nano", **module.encoder_options(config))
+    return module.build_model(encoder, num_classes, config).eval()
+
+
+def clouds(count, seed, classes=4, width=64):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(9))
+    labels = torch.randint(classes, (count,), generator=generator)
+    return centres[labels] + 1.5 * torch.randn(count, width, generator=generator), labels
+
+
+def test_votes_are_scikit_learns():
+    model = build("knn", "probe.k=[3,10,25]")
+    features, labels = clouds(200, 0)
+    queries, _ = clouds(50, 1)
+    model.remember(features[:, None, None], labels, batch=64)
+    with torch.no_grad():
+        scores = model({"features": queries[:, None, None]})
+    assert scores.shape == (3, 50, 4)
+    unit, unit_queries = (x / x.norm(dim=1, keepdim=True) for x in (features.double(), queries.double()))
+    for k, ours in zip((3, 10, 25), scores, strict=True):
+        # of vectors of length one, |a - b|^2 = 2 - 2 cos
+        reference = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d**2 / 2) / 0.07))
+        expected = reference.fit(unit.numpy(), labels.numpy()).predict_proba(unit_queries.numpy())
+        torch.testing.assert_close(ours.clamp(min=0).double(), torch.from_numpy(expected), rtol=1e-3, atol=1e-5)
+        assert torch.equal(ours.isinf(), torch.from_numpy(expected == 0))
+
+
+def test_an_image_of_the_bank_is_no_neighbour_of_its_own():
+    model = build("knn", "probe.k=[1]", "data.holdout=0.1")
+    features, labels = torch.eye(4)[:, None, None].repeat(1, 1, 1, 16), torch.arange(4)
+    features[3, 0, 0, 0] += 0.5  # the fourth is the first's nearest
+    model.remember(features, labels)
+    with torch.no_grad():
+        with_itself = model({"features": features[:1]})
+        without = model({"features": features[:1], "in_bank": torch.tensor([0])})
+    assert with_itself.argmax(-1).item() == 0
+    assert without.argmax(-1).item() == 3
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_fit_is_scikit_learns_probabilities(classes):
+    features, labels = (x.numpy() for x in clouds(120, 0, classes=classes))
+    queries, _ = clouds(30, 1, classes=classes)
+    fitted = logreg.fit(features.astype(np.float64), labels, classes + 2, 0.1, 1000)  # two classes have no image
+    scores = torch.from_numpy(queries.numpy() @ fitted.weight.T + fitted.bias)
+    expected = (
+        LogisticRegression(C=0.1, max_iter=1000).fit(features.astype(np.float64), labels).predict_proba(queries.numpy())
+    )
+    torch.testing.assert_close(scores.softmax(1)[:, :classes], torch.from_numpy(expected), rtol=1e-2, atol=1e-4)
+    assert fitted.converged
+    assert np.isneginf(fitted.bias[classes:]).all()
+
+
+def test_the_fit_minimises_its_objective():
+    """At the solution the gradient of C x sum of cross-entropies + |W|^2 / 2 is zero."""
+    features, labels = clouds(100, 0)
+    fitted = logreg.fit(features.double().numpy(), labels.numpy(), 4, 0.05, 1000)
+    weight, bias = (torch.from_numpy(x).requires_grad_() for x in (fitted.weight, fitted.bias))
+    loss = nn.functional.cross_entropy(features.double() @ weight.T + bias, labels, reduction="sum")
+    (0.05 * loss + (weight**2).sum() / 2).backward()
+    assert weight.grad.abs().max() < 0.02 * weight.detach().abs().max()
+    assert bias.grad.abs().max() < 0.02
+
+
+def run(protocol, images, output, *overrides, **options):
+    return run_transfer(
+        "folder", "random_vit_nano", protocol=protocol, data=images, output=output, overrides=[*SMALL, *overrides],
+        **options,
+    )  # fmt: skip
+
+
+def test_a_run_of_knn_and_its_evaluation_again(images, tmp_path):
+    record = run("knn", images, tmp_path / "run", "probe.k=[1,5,10]", "data.holdout=0.25")
+    metrics = record["metrics"]
+    assert {f"{kind}/k{k}" for kind in ("top1", "holdout_top1") for k in (1, 5, 10)} <= metrics.keys()
+    held = {k: metrics[f"holdout_top1/k{k}"] for k in (1, 5, 10)}
+    best = max(held, key=held.__getitem__)
+    assert record["data"]["selected_head"] == f"k{best}"
+    assert metrics["top1"] == metrics[f"top1/k{best}"]
+    assert record["steps"] == 0
+    assert record["wall_seconds"] > 0
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+    again = run("knn", images, tmp_path / "run", "probe.k=[1,5,10]", "data.holdout=0.25", eval_only=True)
+    assert again["metrics"] == metrics
+    fewer = run("knn", images, tmp_path / "fewer", "data.holdout=0.25", "probe.k=[10,200]")
+    assert "top1/k200" not in fewer["metrics"]
+    with pytest.raises(UserError, match="there are 23 training images to be neighbours"):
+        run("knn", images, tmp_path / "none", "data.holdout=0.25", "probe.k=[200]")
+
+
+def test_a_run_of_logreg_chooses_c_on_the_images_set_aside_and_fits_all(images, tmp_path, monkeypatch):
+    sizes = []
+    original = logreg.fit
+
+    def counted(features, *rest):
+        sizes.append(len(features))
+        return original(features, *rest)
+
+    monkeypatch.setattr(logreg, "fit", counted)
+    record = run("logreg", images, tmp_path / "run", "data.holdout=0.25", "probe.c_count=3", "probe.c_powers=[-4,0]")
+    assert sizes == [18, 18, 18, 24]
+    held = {name: value for name, value in record["metrics"].items() if name.startswith("holdout_top1/")}
+    assert set(held) == {"holdout_top1/C0.0001", "holdout_top1/C0.01", "holdout_top1/C1"}
+    assert held[f"holdout_top1/{record['data']['selected_head']}"] == max(held.values())
+    assert record["metrics"]["top1"] > record["data"]["blind"]
+    assert record["steps"] == 0
+
+
+def test_attentive_pooling_is_its_formula():
+    model = build("attentive", "probe.queries=3", "probe.attention_heads=2")
+    data = {"images": torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)}
+    pool = model.pool
+    with torch.no_grad():
+        nn.init.normal_(pool.mlp.fc2.weight)
+        tokens = model.frozen.tokens(data)[0][:, 1:]
+        query = pool.q(pool.latent).expand(2, -1, -1)
+        key, value = pool.kv(tokens).chunk(2, dim=-1)
+        pooled = []
+        for part in range(2):
+            s = slice(32 * part, 32 * part + 32)
+            pooled.append((query[..., s] @ key[..., s].mT / 32**0.5).softmax(-1) @ value[..., s])
+        x = pool.proj(torch.cat(pooled, -1))
+        x = (x + pool.mlp(pool.norm(x))).mean(1)
+        torch.testing.assert_close(model(data), model.head(x)[None], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_attentive_head_learns_and_does(images, tmp_path):
+    model = build("attentive")
+    data = {"images": torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), "labels": torch.arange(4)}
+    model.train()(data)["loss_ce"].backward()
+    assert all((p.grad is not None) == (not name.startswith("encoder.")) for name, p in model.named_parameters())
+    record = run("attentive", images, tmp_path / "run", "train.global_batch=8", "optim.lr=1e-3", "schedule.epochs=8")
+    assert record["history"][-1]["loss"] < 0.8 * record["history"][0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "override", "message"),
+    [
+        ("knn", "probe.pooling=[cls,avg]", "knn reads one kind of feature"),
+        ("knn", "data.holdout=0", "several k need images to choose by"),
+        ("logreg", "probe.pooling=[cls,avg]", "logreg reads one kind of feature"),
+        ("logreg", "data.holdout=0", "several C need images to choose by"),
+        ("attentive", "probe.attention_heads=5", "probe.attention_heads=5 does not divide the 64 channels"),
+        ("linear", "probe.lrs=[0.1,0.1]", "lrs .* names one twice"),
+    ],
+)
+def test_bad_settings_are_one_line_before_anything_is_written(images, tmp_path, protocol, override, message):
+    with pytest.raises(UserError, match=message) as error:
+        run(protocol, images, tmp_path / "run", override, "train.global_batch=8")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()

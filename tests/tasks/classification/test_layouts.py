@@ -1,0 +1,300 @@
+"""Image classification's data sets on disk: every layout against torchvision's own reader or the files themselves."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from torchvision.datasets import ImageFolder, Places365
+
+from mae_transfer.data.synthetic.classification import make_classification
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.classification.config import DataConfig
+from mae_transfer.tasks.classification.layouts.find import ImageSet, Names, find_images
+
+TASKS = ("imagenet", "folder", "inat2017", "inat2018", "inat2019", "inat2021", "places205", "places365")
+
+
+def data_config(root: Path | None, **more: Any) -> DataConfig:
+    return DataConfig(root=None if root is None else str(root), image_size=32, crop="random", flip=0.5, **more)
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    return {task: make_classification(folder / task, task, train_images=3, val_images=2) for task in TASKS}
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest, roots: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the task's set that a test may damage."""
+    return Path(shutil.copytree(roots[request.param], tmp_path / "set"))
+
+
+def pairs(images: ImageSet, split: str) -> set[tuple[str, int]]:
+    listing = getattr(images, split)
+    return {(str(listing.root / n), int(i)) for n, i in zip(listing.names, listing.labels, strict=True)}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_layout_is_found_whole(roots: dict[str, Path], task: str) -> None:
+    images = find_images(task, data_config(roots[task]))
+    assert len(images.class_names) == 5
+    for split, count in (("train", 3), ("val", 2)):
+        found = pairs(images, split)
+        assert len(found) == 5 * count
+        assert all(Path(path).is_file() for path, _ in found)
+        assert np.bincount([label for _, label in found]).tolist() == [count] * 5
+    assert not images.warnings
+
+
+@pytest.mark.parametrize("task", ["imagenet", "folder"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_class_folders_are_those_of_torchvision(roots: dict[str, Path], task: str, split: str) -> None:
+    reference = ImageFolder(str(roots[task] / split))
+    images = find_images(task, data_config(roots[task]))
+    assert images.class_names == reference.classes
+    assert pairs(images, split) == set(reference.samples)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_places365_is_that_of_torchvision(
+    roots: dict[str, Path], split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision wants the training folder renamed and the true set's MD5 sums; the rest is its own reading."""
+    root = Path(shutil.copytree(roots["places365"], tmp_path / "places"))
+    images = find_images("places365", data_config(root))
+    ours = {(path.replace("data_256/", "data_256_standard/"), label) for path, label in pairs(images, split)}
+    (root / "data_256").rename(root / "data_256_standard")
+    monkeypatch.setattr(Places365, "_check_integrity", lambda *_: True)
+    reference = Places365(str(root), split="train-standard" if split == "train" else "val", small=True)
+    assert ours == set(reference.imgs)
+    assert [name.strip("/") for name in reference.classes] == images.class_names
+    assert find_images("places365", data_config(root)).class_names == images.class_names, "torchvision's name is found"
+
+
+@pytest.mark.parametrize("task", ["inat2017", "inat2018", "inat2019", "inat2021"])
+def test_inat_labels_are_those_of_the_json(roots: dict[str, Path], task: str) -> None:
+    year = "" if task == "inat2021" else task[4:]
+    images = find_images(task, data_config(roots[task]))
+    for split in ("train", "val"):
+        content = json.loads((roots[task] / f"{split}{year}.json").read_text())
+        frame = pd.DataFrame(content["annotations"]).merge(
+            pd.DataFrame(content["images"]), left_on="image_id", right_on="id"
+        )
+        wanted = {(str(roots[task] / n), c) for n, c in zip(frame["file_name"], frame["category_id"], strict=True)}
+        assert pairs(images, split) == wanted
+    assert images.class_names == [entry["name"] for entry in content["categories"]]
+
+
+def test_large_and_small_images_of_places365_are_not_the_same_data(roots: dict[str, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(roots["places365"], tmp_path / "places"))
+    small = find_images("places365", data_config(root))
+    (root / "data_256").rename(root / "data_large")
+    (root / "val_256").rename(root / "val_large")
+    assert find_images("places365", data_config(root)).fingerprint != small.fingerprint
+
+
+@pytest.mark.parametrize("root", ["places205"], indirect=True)
+def test_places205_classes_are_paths_and_lists_may_lie_at_the_root(root: Path) -> None:
+    names = find_images("places205", data_config(root)).class_names
+    assert names[0].startswith("a/")
+    assert names[2].endswith("/indoor")
+    for file in (root / "trainvalsplit_places205").iterdir():
+        file.rename(root / file.name)
+    assert find_images("places205", data_config(root)).class_names == names
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("labels", ["names", "numbers"])
+def test_lists_give_what_the_folders_give(roots: dict[str, Path], tmp_path: Path, kind: str, labels: str) -> None:
+    folders = find_images("folder", data_config(roots["folder"]))
+    files = {}
+    for split in ("train", "val"):
+        listing = getattr(folders, split)
+        label = listing.labels if labels == "numbers" else [folders.class_names[i] for i in listing.labels]
+        frame = pd.DataFrame({"path": [f"{split}/{name}" for name in listing.names], "label": label, "other": 1})
+        files[split] = tmp_path / f"{split}.{kind}"
+        if kind == "csv":
+            frame.to_csv(files[split], index=False)
+        else:
+            frame.to_parquet(files[split])
+    config = data_config(roots["folder"], train_list=str(files["train"]), val_list=str(files["val"]))
+    lists = find_images("folder", config)
+    for split in ("train", "val"):
+        assert pairs(lists, split) == pairs(folders, split)
+    assert lists.class_names == (folders.class_names if labels == "names" else [str(i) for i in range(5)])
+
+
+def test_paths_of_a_list_are_relative_to_it_without_a_root(roots: dict[str, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(roots["folder"], tmp_path / "set"))
+    frame = pd.DataFrame({"path": ["anemone/train_0000.JPEG", "birch/train_0001.JPEG"], "label": ["a", "b"]})
+    frame.to_csv(root / "train" / "t.csv", index=False)
+    file = str(root / "train" / "t.csv")
+    images = find_images("folder", data_config(None, train_list=file, val_list=file))
+    assert images.class_names == ["a", "b"]
+    assert images.train.root == root / "train"
+
+
+def test_the_fingerprint_is_of_names_and_labels_not_of_the_place(roots: dict[str, Path], tmp_path: Path) -> None:
+    one = find_images("folder", data_config(roots["folder"])).fingerprint
+    copy = Path(shutil.copytree(roots["folder"], tmp_path / "elsewhere"))
+    assert find_images("folder", data_config(copy)).fingerprint == one
+    (copy / "train" / "birch" / "train_0000.JPEG").rename(copy / "train" / "birch" / "x.JPEG")
+    assert find_images("folder", data_config(copy)).fingerprint != one
+
+
+def test_images_may_lie_deeper_and_other_files_are_told(roots: dict[str, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(roots["folder"], tmp_path / "set"))
+    (root / "train" / "birch" / "images").mkdir()
+    for file in list((root / "train" / "birch").glob("*.JPEG")):
+        file.rename(file.parent / "images" / file.name)
+    (root / "train" / "birch" / "boxes.txt").write_text("")
+    shutil.rmtree(root / "val" / "dune")
+    images = find_images("folder", data_config(root))
+    assert len(images.train) == 15
+    assert any("1 files that are no images" in line and "boxes.txt" in line for line in images.warnings)
+    assert any("1 of 5 classes have no val image, such as dune" in line for line in images.warnings)
+
+
+def test_names_are_a_sequence_of_strings() -> None:
+    texts = ["a/b.jpg", "", "ü/é.png", "x" * 300]
+    names = Names(texts)
+    assert list(names) == texts
+    assert names[1:3] == texts[1:3]
+    with pytest.raises(IndexError):
+        names[4]
+
+
+def edit_json(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def damage(root: Path, how: str) -> None:
+    """Break a set in place."""
+    if how == "empty class":
+        shutil.rmtree(root / "train" / "crane")
+        (root / "train" / "crane").mkdir()
+    elif how == "no split":
+        (root / "val").rename(root / "validation")
+    elif how == "strange class":
+        (root / "val" / "crane").rename(root / "val" / "krane")
+    elif how == "flat":
+        for file in list((root / "val").rglob("*.JPEG")):
+            file.rename(root / "val" / f"{file.parent.name}_{file.name}")
+        for folder in [p for p in (root / "val").iterdir() if p.is_dir()]:
+            folder.rmdir()
+    elif how == "one class":
+        for split in ("train", "val"):
+            for folder in sorted((root / split).iterdir())[1:]:
+                shutil.rmtree(folder)
+    elif how == "missing files":
+        for file in sorted((root / "train_val2018").rglob("train*.jpg"))[:2]:
+            file.unlink()
+    elif how == "no images":
+        shutil.rmtree(root / "train_val2018")
+    elif how == "gap":
+        edit_json(root / "train2018.json", lambda c: [e.update(id=e["id"] + 1) for e in c["categories"] if e["id"] > 1])
+    elif how == "unknown category":
+        edit_json(root / "train2018.json", lambda c: c["annotations"][3].update(category_id=77))
+    elif how == "unknown image":
+        edit_json(root / "val2018.json", lambda c: c["annotations"][3].update(image_id=7777))
+    elif how == "no annotation":
+        edit_json(root / "val2018.json", lambda c: c["annotations"].pop())
+    elif how == "two annotations":
+        edit_json(root / "val2018.json", lambda c: c["annotations"].append(c["annotations"][0] | {"category_id": 4}))
+    elif how == "other categories":
+        edit_json(root / "val2018.json", lambda c: c["categories"][0].update(name="?"))
+    elif how == "not json":
+        (root / "train2018.json").write_text("{")
+    elif how == "not coco":
+        (root / "train2018.json").write_text('{"images": []}')
+    elif how == "no json":
+        (root / "val2018.json").unlink()
+    elif how == "both sizes":
+        (root / "data_large").mkdir()
+        (root / "val_large").mkdir()
+    elif how == "no sizes":
+        (root / "val_256").rename(root / "val_x")
+    elif how == "bad line":
+        (root / "places365_val.txt").write_text("Places365_val_00000001.jpg\n")
+    elif how == "label beyond":
+        (root / "places365_val.txt").write_text("Places365_val_00000001.jpg 365\n")
+    elif how == "class gap":
+        text = (root / "categories_places365.txt").read_text()
+        (root / "categories_places365.txt").write_text(text.replace(" 2\n", " 9\n"))
+
+
+@pytest.mark.parametrize(
+    ("root", "how", "expected"),
+    [
+        ("folder", "empty class", "class folder .*crane has no image"),
+        ("folder", "no split", r"has no folder val/ \(it has: synthetic.json, train, validation\)"),
+        ("folder", "strange class", "krane is no class of the training set"),
+        ("imagenet", "flat", "val has no class folders; it has images without a class.*sort them"),
+        ("folder", "one class", "one class only, anemone"),
+        ("inat2018", "missing files", r"train0000.jpg is not there \(2 of 15 images are missing\)"),
+        ("inat2018", "no images", r"is not there \(15 of 15 images are missing\)"),
+        ("inat2018", "gap", "class numbers must be 0 .. K-1 without gaps; 1 numbers below.* such as 2"),
+        (
+            "inat2018",
+            "unknown category",
+            "train2018.json: the annotation of .* has category_id 77, which is no category",
+        ),
+        ("inat2018", "unknown image", "val2018.json: an annotation is of image id 7777"),
+        ("inat2018", "no annotation", "has no annotation"),
+        ("inat2018", "two annotations", "more than one annotation"),
+        ("inat2018", "other categories", "different categories"),
+        ("inat2018", "not json", "train2018.json is not valid JSON"),
+        ("inat2018", "not coco", "lacks 'categories'; needed are"),
+        ("inat2018", "no json", "val2018.json is not there; expected is train2018.json"),
+        ("places365", "both sizes", "choose with data.places_size=large or"),
+        ("places365", "no sizes", "has no large or small Places365 images"),
+        ("places365", "bad line", "places365_val.txt line 1: .* is not a name, a blank and a class number"),
+        ("places365", "label beyond", "has class 365, but the classes are 0 .. 4"),
+        ("places365", "class gap", "without gaps"),
+    ],
+    indirect=["root"],
+)
+def test_bad_sets_are_one_line(root: Path, request: pytest.FixtureRequest, how: str, expected: str) -> None:
+    task = request.node.callspec.params["root"]
+    damage(root, how)
+    with pytest.raises(UserError, match=expected) as caught:
+        find_images(task, data_config(root))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        ("path,label\na.jpg,x\n", None, "give both data.train_list and data.val_list"),
+        ("file,label\na.jpg,x\n", "path,label\n", r"has no column path \(it has file, label\)"),
+        ("path,label\na.jpg,x\nb.jpg,\n", "path,label\n", "row 2 has no path or no label"),
+        ("path,label\n", "path,label\n", "has no rows"),
+        ("path,label\na.jpg,0\nb.jpg,2\n", "path,label\na.jpg,0\n", "without gaps; 1 numbers below.*such as 1"),
+        ("path,label\na.jpg,0\nb.jpg,1\n", "path,label\na.jpg,x\n", "labels that are numbers and one has names"),
+        ("path,label\na.jpg,x\nb.jpg,y\n", "path,label\na.jpg,z\n", "has label z, which .*t.csv has not"),
+        ("path,label\na.jpg,x\nb.jpg,y\n", "path,label\na.jpg,x\n", r"a.jpg is not there \(2 of 2 images"),
+    ],
+)
+def test_bad_lists_are_one_line(tmp_path: Path, train: str, val: str | None, expected: str) -> None:
+    (tmp_path / "t.csv").write_text(train)
+    lists: dict[str, Any] = {"train_list": str(tmp_path / "t.csv")}
+    if val is not None:
+        (tmp_path / "v.csv").write_text(val)
+        lists["val_list"] = str(tmp_path / "v.csv")
+    with pytest.raises(UserError, match=expected) as caught:
+        find_images("folder", data_config(None, **lists))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_data_and_a_wrong_folder_say_what_is_expected() -> None:
+    with pytest.raises(UserError, match=r"no data: give --data with train2018.json"):
+        find_images("inat2018", data_config(None))
+    with pytest.raises(UserError, match=r"/nowhere \(--data\) is not there; expected is train/<class>/"):
+        find_images("folder", data_config(Path("/nowhere")))
