@@ -2,19 +2,27 @@
 
 A file `step_00001000.pt` is the state after 1000 steps. It is written to a temporary name in the same folder, flushed
 to disk, renamed, and the folder flushed, so that a kill or a full disk at any moment leaves the former ones intact.
-Reading uses `weights_only=True`: a checkpoint can hold tensors and plain values, never code.
+Reading uses `weights_only=True`: a checkpoint can hold tensors and plain values, never code. The checksums of the zip
+archive and the `sha256` of the tensors, which the file holds, must agree.
 """
 
+import hashlib
 import os
 import pickle
 import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mae_transfer.errors import UserError
+from mae_transfer.files import damaged_member
 
+_BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, zlib.error)
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 
@@ -37,7 +45,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            torch.save(state | {"sha256": tensors_sha256(state)}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -58,8 +66,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU; UserError, naming the next older one, if it cannot be read."""
     try:
+        if zipfile.is_zipfile(path) and (damaged := damaged_member(path)):
+            raise ValueError(f"{damaged} fails its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        verify(state)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, *_BAD_ZIP, pickle.UnpicklingError) as error:
         present = list_checkpoints(path.parent)
         older = present[: present.index(path)] if path in present else []
         remedy = (
@@ -70,6 +81,34 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
         raise UserError(f"checkpoint {path} is not one of a training run; pass weights by --checkpoint instead")
     return state
+
+
+def tensors_sha256(state: Mapping[str, Any]) -> str:
+    """sha256 over all tensors of a checkpoint: their places in it, types, shapes and values."""
+    digest = hashlib.sha256()
+    for place, tensor in _tensors(state, ""):
+        digest.update(f"{place} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def verify(state: Any) -> None:
+    """Raise ValueError if the content of a checkpoint of a run has a hash of its tensors that they do not have."""
+    if not isinstance(state, Mapping) or not {"step", "model", "optimizer", "sha256"} <= state.keys():
+        return
+    if state["sha256"] != tensors_sha256({key: value for key, value in state.items() if key != "sha256"}):
+        raise ValueError("its tensors are not those that were saved")
+
+
+def _tensors(value: Any, place: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{place}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from _tensors(inner, f"{place}/{i}")
 
 
 def evaluated_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:

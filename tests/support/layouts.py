@@ -22,6 +22,7 @@ from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
 
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.vit import ViTEncoder
@@ -205,54 +206,65 @@ def deit3():
     return of_timm(NAMES["timm"], model, content, spec=dataclasses.replace(PLAIN, init="sup"))
 
 
+def moco_mlp(layers, inputs, hidden, outputs):
+    """moco/builder.py `_build_mlp`: linear layers without bias, BatchNorm and ReLU, the last BatchNorm not affine."""
+    modules = []
+    for i in range(layers):
+        last = i == layers - 1
+        rows = outputs if last else hidden
+        modules += [nn.Linear(hidden if i else inputs, rows, bias=False), nn.BatchNorm1d(rows, affine=not last)]
+        modules += [] if last else [nn.ReLU(inplace=True)]
+    return nn.Sequential(*modules)
+
+
 def mocov3():
-    model = vit()
-    width, head = 48, {}
-    sizes = [(width, DIM), (width, width), (8, width)]
-    for i, (rows, inputs) in enumerate(sizes):
-        head |= {f"head.{3 * i}.weight": torch.randn(rows, inputs)}
-        norm = nn.BatchNorm1d(rows, affine=i < 2).state_dict()
-        head |= {f"head.{3 * i + 1}.{key}": t for key, t in norm.items()}
-    encoder = dict(model.state_dict()) | head
-    predictor = {"0.weight": torch.randn(width, 8), "3.weight": torch.randn(8, width)}
-    for i, rows in ((1, width), (4, 8)):
-        predictor |= {f"{i}.{key}": t for key, t in nn.BatchNorm1d(rows).state_dict().items()}
-    state = {f"module.base_encoder.{key}": t for key, t in encoder.items()}
-    state |= {f"module.momentum_encoder.{key}": torch.randn(t.shape) if t.ndim else t for key, t in encoder.items()}
-    state |= {f"module.predictor.{key}": t for key, t in predictor.items()}
-    return of_timm("MoCo v3", model, {"state_dict": state, "epoch": 300, "arch": "vit_small", "optimizer": {}})
+    """moco/builder.py `MoCo`: base_encoder and momentum_encoder with a head of 3 layers, a predictor of 2; DDP."""
+    model, hidden, features = vit(), 48, 8
+    moco = nn.ModuleDict({"base_encoder": copy.deepcopy(model), "momentum_encoder": vit()})
+    for encoder in moco.values():
+        encoder.head = moco_mlp(3, DIM, hidden, features)
+    moco["predictor"] = moco_mlp(2, features, hidden, features)
+    state = {f"module.{key}": t for key, t in moco.state_dict().items()}
+    content = {"state_dict": state, "epoch": 300, "arch": "vit_small", "optimizer": {}, "scaler": {}}  # main_moco.py
+    return of_timm("MoCo v3", model, content)
 
 
-def dino_head(name="head", hidden=24, new=False):
-    state = {}
-    for layer, (rows, inputs) in zip((0, 2, 4), ((hidden, DIM), (hidden, hidden), (16, hidden)), strict=True):
-        state |= {
-            f"{name}.mlp.{layer}.weight": torch.randn(rows, inputs),
-            f"{name}.mlp.{layer}.bias": torch.randn(rows),
-        }
-    ends = (
-        ("parametrizations.weight.original0", "parametrizations.weight.original1") if new else ("weight_g", "weight_v")
-    )
-    last = dict(zip(ends, (torch.randn(40, 1), torch.randn(40, 16)), strict=True))
-    return state | {f"{name}.last_layer.{key}": t for key, t in last.items()}
+def dino_head(name="head", hidden=24, patches=False, normalised=weight_norm):
+    """DINO's and DINOv2's DINOHead, iBOT's iBOTHead: three layers, GELU between, then a weight-normalised one."""
+    head = nn.Module()
+    head.mlp = nn.Sequential(nn.Linear(DIM, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+    head.mlp.append(nn.Linear(hidden, 16))
+    for last in ("last_layer", "last_layer2")[: 1 + patches]:
+        setattr(head, last, normalised(nn.Linear(16, 40 if last == "last_layer" else 30, bias=False)))
+    return {f"{name}.{key}": t for key, t in head.state_dict().items()}
 
 
-def dino(student_embed=False):
-    """DINO's checkpoint.pth: DDP student, plain teacher. iBOT's, whose student knows masks, read from the student."""
+def dino():
+    """main_dino.py: DDP student, teacher without, both encoder (`backbone`) and head."""
     model = vit()
     teacher = {f"backbone.{key}": t for key, t in model.state_dict().items()} | dino_head()
     student = {f"module.{key}": torch.randn(t.shape) for key, t in teacher.items()}
-    if student_embed:
-        teacher = teacher | {"backbone.masked_embed": torch.randn(1, DIM)}
-    content = {
-        "student": student,
-        "teacher": teacher,
-        "optimizer": {},
-        "epoch": 9,
-        "dino_loss": {"center": torch.ones(1)},
+    training = {"optimizer": {}, "epoch": 9, "dino_loss": {"center": torch.ones(1, 40)}}
+    return of_timm(NAMES["dino"], model, {"student": student, "teacher": teacher, **training})
+
+
+def ibot():
+    """main_ibot.py: as DINO's, the head with a second last layer."""
+    model = vit()
+    teacher = {f"backbone.{key}": t for key, t in model.state_dict().items()} | dino_head(patches=True)
+    student = {f"module.{key}": torch.randn(t.shape) for key, t in teacher.items()}
+    student["module.backbone.masked_embed"] = torch.randn(1, DIM)
+    return of_timm(NAMES["dino"], model, {"student": student, "teacher": teacher, "optimizer": {}, "epoch": 9})
+
+
+def ibot_student():
+    """The student alone: models/vision_transformer.py with masked_im_modeling, whose `masked_embed` is (1, C)."""
+    model = vit()
+    state = {f"module.backbone.{key}": t for key, t in model.state_dict().items()} | {
+        f"module.{key}": t for key, t in dino_head(patches=True).items()
     }
-    spare = ("backbone.masked_embed",) if student_embed else ()
-    return of_timm(NAMES["dino"], model, content, spare=spare)
+    state["module.backbone.masked_embed"] = torch.randn(1, DIM)
+    return of_timm(NAMES["dino"], model, {"state_dict": state}, spare=("module.backbone.masked_embed",))
 
 
 def dinov2(registers=0, swiglu=False, chunks=False, training=False):
@@ -280,7 +292,7 @@ def dinov2(registers=0, swiglu=False, chunks=False, training=False):
         state = (
             {f"backbone.{key}": t for key, t in state.items()}
             | dino_head("dino_head")
-            | dino_head("ibot_head", new=True)
+            | dino_head("ibot_head", normalised=parametrizations.weight_norm)  # torch's successor of weight_norm
         )
         spare = "backbone.mask_token"
     content = {"teacher": state} if training else state
@@ -546,7 +558,8 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     "DeiT-III": deit3,
     "MoCo v3": mocov3,
     "DINO": dino,
-    "iBOT student": lambda: dino(student_embed=True),
+    "iBOT": ibot,
+    "iBOT student": ibot_student,
     "DINOv2": dinov2,
     "DINOv2 registers": lambda: dinov2(registers=4),
     "DINOv2 SwiGLU": lambda: dinov2(swiglu=True),

@@ -1,7 +1,8 @@
 """The teacher or student of self-distillation: DINO and iBOT training checkpoints, DINOv2's (facebookresearch).
 
 `backbone.*` is the encoder, in DINO's and iBOT's timm names or DINOv2's own; `head.*`, `dino_head.*` and `ibot_head.*`
-are of the pre-training. iBOT's student has a `masked_embed`. Which of teacher and student is read is the container's
+are of the pre-training (iBOT's `head` ends in a second layer for patches, `last_layer2`, also where both share their
+weights). iBOT's student has a `masked_embed`. Which of teacher and student is read is the container's
 matter: `loader.unwrap` takes the teacher unless told otherwise.
 """
 
@@ -49,13 +50,13 @@ def _head(state: State, name: str, width: int) -> dict[str, Shape]:
         layer_shapes = linear(state, f"{name}.mlp.{layer}", rows or 0)
         promised |= layer_shapes
         rows = layer_shapes[f"{name}.mlp.{layer}.bias"][0]
-    last = f"{name}.last_layer"
-    new = f"{last}.parametrizations.weight.original"
-    scale, direction = (f"{new}0", f"{new}1") if any(key.startswith(new) for key in state) else _old(last)
-    outputs = {len(state[key]) for key in (scale, direction) if key in state and state[key].ndim}
-    agreed = outputs.pop() if len(outputs) == 1 else None
-    return promised | {scale: (agreed, 1), direction: (agreed, rows)}
-
-
-def _old(last: str) -> tuple[str, str]:
-    return f"{last}.weight_g", f"{last}.weight_v"
+    for last in (f"{name}.last_layer", f"{name}.last_layer2"):
+        if last.endswith("2") and not any(key.startswith(f"{last}.") for key in state):
+            continue
+        new = f"{last}.parametrizations.weight.original"
+        old = (f"{last}.weight_g", f"{last}.weight_v")
+        scale, direction = (f"{new}0", f"{new}1") if any(key.startswith(new) for key in state) else old
+        outputs = {len(state[key]) for key in (scale, direction) if key in state and state[key].ndim}
+        agreed = outputs.pop() if len(outputs) == 1 else None
+        promised |= {scale: (agreed, 1), direction: (agreed, rows)}
+    return promised

@@ -3,11 +3,11 @@ and pickles of numpy arrays (`.pkl`) by stand-ins.
 
 The one type allowed beside torch's own is argparse.Namespace, which the official MAE code stores in its training
 checkpoints. Anything else a pickle asks for is refused before it runs. Archives that would unpack to more than their
-size are refused before anything is unpacked. Tensors have memory of their own, so the file may change afterwards.
+size are refused before anything is unpacked; their checksums must agree. Tensors have memory of their own, so the file
+may change afterwards.
 """
 
 import argparse
-import json
 import pickle
 import re
 import struct
@@ -21,8 +21,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mae_transfer.backbones.checkpoints import numpy_pickle
+from mae_transfer.backbones.checkpoints.json_file import read_json
 from mae_transfer.errors import UserError
-from mae_transfer.run_folder.checkpoints import list_checkpoints
+from mae_transfer.files import damaged_member
+from mae_transfer.run_folder.checkpoints import list_checkpoints, verify
 
 # what torch's restricted unpickler, numpy and the zip readers raise on bytes that are no checkpoint
 _BROKEN = (
@@ -43,7 +45,16 @@ _BROKEN = (
     MemoryError,
     NotImplementedError,
 )
-_IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_IN_FOLDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+)
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz", ".pkl")
+ZERO_REMEDY = "run its zero_to_fp32.py, which joins the shards of ZeRO, and pass the file that it writes."
 _MOST_RATIO = 4
 """Weights hardly compress; an archive that claims more than this is a bomb."""
 
@@ -51,20 +62,49 @@ _MOST_RATIO = 4
 def find(path: str | Path) -> Path:
     """The weights file that a path means: itself, a run folder's newest checkpoint, or a model folder's weights."""
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"checkpoint {path}: no such file; pass the path of a .pth, .pt, .bin or .safetensors file.")
     if not path.is_dir():
-        return path
+        return _existing(path)
     runs = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
     if runs:
         return runs[-1]
     found = next((path / name for name in _IN_FOLDER if (path / name).is_file()), None)
     if found is None:
-        raise UserError(
-            f"checkpoint {path}: a folder with neither a run's checkpoints nor model.safetensors or pytorch_model.bin; "
-            "pass the path of the weights file itself."
-        )
+        raise UserError(f"checkpoint {path}: {_other_folder(path)}")
     return found
+
+
+def _existing(path: Path) -> Path:
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # of a name that is too long
+        raise UserError(f"checkpoint {str(path)[:80]}...: {error.strerror}; pass the path of a file.") from error
+    slashes = Path(str(path).replace("\\", "/"))
+    if slashes != path:
+        hint = f"is it {slashes}?" if slashes.exists() else "write its path with / for \\."
+        raise UserError(f"checkpoint {path}: no such file; {hint}")
+    raise UserError(f"checkpoint {path}: no such file; pass the path of a .pth, .pt, .bin or .safetensors file.")
+
+
+def _other_folder(path: Path) -> str:
+    """What a folder is that has no weights under a known name, and what to do."""
+    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if "zero_to_fp32.py" in names or any("_rank_" in name and name.endswith("_states.pt") for name in names):
+        return f"a checkpoint of DeepSpeed; {ZERO_REMEDY}"
+    if any(name.endswith(".distcp") for name in names):
+        return (
+            "a checkpoint of torch.distributed; make one file of it by `python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE` and pass that."
+        )
+    files = [name for name in names if name.endswith(_WEIGHTS)]
+    if files:
+        return (
+            f"a folder that has {', '.join(files[:3])}{' and more' if len(files) > 3 else ''}; pass one of its files."
+        )
+    return (
+        "a folder with neither a run's checkpoints nor model.safetensors or pytorch_model.bin; pass the path of the "
+        "weights file itself."
+    )
 
 
 def read(path: str | Path) -> Any:
@@ -73,9 +113,7 @@ def read(path: str | Path) -> Any:
     Raises UserError, one line with the path, for a file that is missing, a folder, truncated, not a checkpoint, a
     pickle that holds code, or an archive that unpacks to more than it should.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"checkpoint {path}: no such file; pass the path of a .pth, .pt, .bin or .safetensors file.")
+    path = _existing(Path(path))
     if not path.is_file():
         raise UserError(f"checkpoint {path}: not a file; pass the path of the weights file itself.")
     try:
@@ -88,20 +126,28 @@ def read(path: str | Path) -> Any:
         if path.suffix == ".pkl" and not _is_torchs(path):
             return numpy_pickle.read(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
         code = re.search(r"GLOBAL (\S+)|[Tt]rying to (?:load|call reduce for)[^\n]*", str(error))
         if isinstance(error, pickle.UnpicklingError) and code:
+            wanted = re.sub(r" at 0x[0-9a-f]+", "", code[1] or code[0])
             raise UserError(
-                f"checkpoint {path}: refused, it holds Python code ({code[1] or code[0]}) that loading would run; save "
+                f"checkpoint {path}: refused, it holds Python code ({wanted}) that loading would run; save "
                 "only tensors (torch.save(model.state_dict(), ...)) or use safetensors."
             ) from error
         if isinstance(error, PermissionError):
             raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check its permissions.") from error
+        if path.name.startswith("._"):
+            raise UserError(f"checkpoint {path}: notes of macOS; pass {path.name[2:]}, the file beside it.") from error
         raise UserError(
             f"checkpoint {path}: not a readable checkpoint ({type(error).__name__}), truncated or of another format; "
             "fetch it again."
         ) from error
+    try:
+        verify(content)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: damaged, {error}; take another checkpoint of the run.") from error
+    return content
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -129,10 +175,12 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_shards(index: Path) -> dict[str, Any]:
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"checkpoint {index}: has no weight_map, tensor to file; fetch it again.")
     state: dict[str, Any] = {}
     for name in sorted(set(names.values())):
-        if Path(name).name != name:
+        if Path(name).name != name or "\\" in name:
             raise UserError(f"checkpoint {index}: names a shard outside its folder ({name}); fetch it again.")
         state |= read(index.parent / name)
     return state
@@ -158,4 +206,6 @@ def _check_archive(path: Path) -> bool:
         raise UserError(
             f"checkpoint {path}: refused, {size} bytes that would unpack to {unpacked}; fetch it again from its source."
         )
+    if not numpy and (damaged := damaged_member(path)):
+        raise UserError(f"checkpoint {path}: damaged, {damaged} fails its checksum; fetch it again.")
     return numpy

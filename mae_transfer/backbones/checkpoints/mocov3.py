@@ -20,7 +20,7 @@ def detects(state: State) -> bool:
 def convert(state: State) -> Converted:
     base = {key.removeprefix(_BASE): tensor for key, tensor in state.items() if key.startswith(_BASE)}
     width = width_of(base)
-    promised, features = _mlp(state, f"{_BASE}head", width, 3, last_affine=False)
+    promised, features = _mlp(state, f"{_BASE}head", width, 3)
     ignored = {key: "projection head of the pre-training" for key in promised if key in state}
     encoder = {key: tensor for key, tensor in base.items() if _BASE + key not in ignored}
     converted = timm_names.convert(encoder).within(lambda key: _BASE + key)
@@ -28,7 +28,7 @@ def convert(state: State) -> Converted:
         promised |= {key.replace(_MOMENTUM, _BASE): _shape(state, key) for key in state if key.startswith(_MOMENTUM)}
         promised |= {key.replace(_BASE, _MOMENTUM): _shape(state, key) for key in state if key.startswith(_BASE)}
     if any(key.startswith("predictor.") for key in state):
-        promised |= _mlp(state, "predictor", features, 2, last_affine=True)[0]
+        promised |= _mlp(state, "predictor", features, 2)[0]
     for key in state:
         if key in promised and key.startswith((_MOMENTUM, "predictor.")):
             ignored[key] = "momentum encoder" if key.startswith(_MOMENTUM) else "predictor of the pre-training"
@@ -45,16 +45,16 @@ def _shape(state: State, key: str) -> Shape:
     return tuple(state[key].shape)
 
 
-def _mlp(state: State, name: str, width: int, layers: int, *, last_affine: bool) -> tuple[dict[str, Shape], int]:
+def _mlp(state: State, name: str, width: int, layers: int) -> tuple[dict[str, Shape], int]:
     """Linear layers without bias (0, 3, 6), each with a BatchNorm (1, 4, 7) whose size is what most of it says.
 
-    Their promise, and the size of the output.
+    The last BatchNorm has no weight and bias (`moco/builder.py`: `_build_mlp`), of the head as of the predictor. Gives
+    their promise, and the size of the output.
     """
     promised: dict[str, Shape] = {}
     for layer in range(layers):
         stem = f"{name}.{3 * layer + 1}"
-        parts = ["running_mean", "running_var"]
-        parts += ["weight", "bias"] if layer + 1 < layers or last_affine else []
+        parts = ["running_mean", "running_var", *(["weight", "bias"] if layer + 1 < layers else [])]
         rows = common(len(state[f"{stem}.{part}"]) for part in parts if f"{stem}.{part}" in state)
         promised[f"{name}.{3 * layer}.weight"] = (rows, width)
         promised |= {f"{stem}.{part}": (rows,) for part in parts}

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from mae_transfer.backbones.checkpoints import files
 from mae_transfer.errors import UserError
+from mae_transfer.run_folder.checkpoints import load_checkpoint, save_checkpoint
 
 STATE = {"a": torch.arange(600.0), "b": torch.ones(3, 4, dtype=torch.float16)}
 
@@ -109,3 +110,66 @@ def test_noise(tmp_path, seed):
 def test_what_is_not_a_file(tmp_path):
     assert "no such file" in refusal(tmp_path / "missing.pth")
     assert "not a file" in refusal(tmp_path)
+    save(tmp_path, "zip")
+    assert f"is it {tmp_path}/weights.zip?" in refusal(f"{tmp_path}\\weights.zip")
+    assert "with / for" in refusal(f"{tmp_path}\\absent.zip")
+    (tmp_path / "._weights.zip").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert "pass weights.zip" in refusal(tmp_path / "._weights.zip")
+
+
+def test_folders_of_other_tools_are_told_apart(tmp_path):
+    folders = {
+        "deepspeed": ("zero_to_fp32.py", "run its zero_to_fp32.py"),
+        "step": ("zero_pp_rank_0_mp_rank_00_model_states.pt", "run its zero_to_fp32.py"),
+        "fsdp": ("__0_0.distcp", "format_utils dcp_to_torch"),
+        "loose": ("last.ckpt", "has last.ckpt; pass one of its files"),
+    }
+    for folder, (name, message) in folders.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+        with pytest.raises(UserError) as error:
+            files.find(tmp_path / folder)
+        assert message in str(error.value)
+    save_file(STATE, tmp_path / "open_clip_model.safetensors")
+    assert files.find(tmp_path).name == "open_clip_model.safetensors"
+
+
+def flipped(path, where):
+    content = bytearray(path.read_bytes())
+    content[where] ^= 0x40
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found_by_the_checksum_of_its_member(tmp_path):
+    path = save(tmp_path, "zip")
+    whole = path.read_bytes()
+    value = whole.index(STATE["a"].numpy().tobytes()) + 1000
+    flipped(path, value)
+    assert "damaged, weights/data/0 fails its checksum; fetch it again" in refusal(path)
+    torch.serialization.set_crc32_options(False)  # such a file has no checksums: there is nothing to compare
+    try:
+        files.read(save(tmp_path, "zip"))
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+def test_a_run_checkpoint_is_read_only_with_the_tensors_that_were_saved(tmp_path):
+    state = {
+        "step": 3,
+        "model": {"w": torch.arange(4.0), "empty": torch.ones(0)},
+        "optimizer": {"state": [torch.ones(2)]},
+    }
+    path = save_checkpoint(tmp_path, 3, state, keep=1)
+    assert torch.equal(files.read(path)["model"]["w"], state["model"]["w"])
+    saved = torch.load(path, weights_only=True)
+    saved["optimizer"]["state"][0][1] = 2  # whole archive, other values
+    torch.save(saved, path)
+    assert "its tensors are not those that were saved" in refusal(path)
+    with pytest.raises(UserError, match="its tensors are not those that were saved"):
+        load_checkpoint(path)
+    del saved["sha256"]  # as earlier code wrote it
+    torch.save(saved, path)
+    assert load_checkpoint(path)["step"] == 3
+    flipped(path, path.read_bytes().index(STATE["a"][:4].numpy().tobytes()) + 5)
+    with pytest.raises(UserError, match=r"cannot be read \(step_00000003/data/0 fails its checksum\)"):
+        load_checkpoint(path)

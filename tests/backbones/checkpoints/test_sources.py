@@ -99,7 +99,9 @@ def test_shards_and_other_folders(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
     assert "outside its folder" in refusal(load_path, tmp_path)
     index.unlink()
-    assert "neither a run's checkpoints nor model.safetensors" in refusal(load_path, tmp_path)
+    assert "has model-1.safetensors, model-2.safetensors; pass one of its files" in refusal(load_path, tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "neither a run's checkpoints nor model.safetensors" in refusal(load_path, tmp_path / "empty")
 
 
 # --- wrappers and entries
