@@ -109,8 +109,8 @@ class ScheduleConfig(Section):
     steps: int | None = Field(None, ge=1)
     """Length in optimizer steps."""
     warmup_epochs: float = Field(0.0, ge=0)
-    warmup_steps: int | None = Field(None, ge=0)
-    """Warm-up length in steps; overrides `warmup_epochs`."""
+    warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] | None = None
+    """Warm-up length in steps, maybe a fraction; overrides `warmup_epochs`."""
     warmup_factor: float = Field(0.001, ge=0, le=1)
     """Share of the lr at the first step."""
     after_warmup: Literal["continue", "restart"] = "continue"

@@ -84,7 +84,10 @@ class PretrainConfig(RunConfig):
         if data.std is not None and min(data.std) <= 0:
             raise ValueError("data.std has to be above 0")
         if data.channels != 3 and (data.randaugment or data.color_jitter):
-            raise ValueError("data.randaugment and data.color_jitter are for RGB images (data.channels=3)")
+            raise ValueError(
+                "data.randaugment and data.color_jitter are for RGB images (data.channels=3); set "
+                "data.randaugment=null data.color_jitter=0"
+            )
         if data.crop == "center" and (data.randaugment or data.color_jitter):
             raise ValueError("data.crop=center is for no augmentation; set data.randaugment=null data.color_jitter=0")
         if self.eval.knn is not None and self.eval.knn_images is not None and self.eval.knn > self.eval.knn_images:

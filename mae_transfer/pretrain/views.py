@@ -25,15 +25,20 @@ _JITTERS: tuple[Callable[[Tensor, float], Tensor], ...] = (F.adjust_brightness, 
 class Views:
     """An image uint8 (C, H, W) -> {"image": uint8 (C, h, w)} and what a method adds by `extras`."""
 
+    jitters_whole_image = False
+    """The colour jitter comes before the crop, as in BEiT; else it is of the crop alone."""
+
     def __init__(self, config: PretrainConfig) -> None:
         self.data = config.data
         self.size = config.data.size
 
     def train(self, image: Tensor, rng: np.random.Generator) -> dict[str, Any]:
+        if self.jitters_whole_image:
+            image = jitter(image, self.data.color_jitter, rng)
         region = self._crop(image, rng)
         if rng.random() < self.data.flip:
             region = region.flip(-1)
-        if self.data.color_jitter:
+        if not self.jitters_whole_image:
             region = jitter(region, self.data.color_jitter, rng)
         return self._sample(region, rng)
 
@@ -73,10 +78,12 @@ class Views:
 
 
 def jitter(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast and saturation, each by a factor in 1 -+ strength, in random order.
+    """Brightness, contrast and saturation, each by a factor in 1 -+ strength, in random order; nothing is drawn for 0.
 
-    As torchvision's ColorJitter; the paper does not give its strengths.
+    As torchvision's ColorJitter. BEiT's strength is 0.4 (its Table 12); the MAE paper does not give its own.
     """
+    if not strength:
+        return image
     for kind in rng.permutation(len(_JITTERS)):
         image = _JITTERS[kind](image, float(rng.uniform(1 - strength, 1 + strength)))
     return image

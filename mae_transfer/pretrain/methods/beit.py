@@ -39,6 +39,8 @@ STD = 0.02
 class BeitViews(Views):
     """Adds "mask", bool (L,), and the tokenizer's view where it needs one."""
 
+    jitters_whole_image = True  # unilm `beit/datasets.py`: ColorJitter comes first
+
     def __init__(self, config: BeitConfig) -> None:
         super().__init__(config)
         self.mask, self.grid = config.mask, grid_of(config)
@@ -60,7 +62,7 @@ class Beit(nn.Module):
 
     A batch holds "images" uint8 (B, C, H, W) and "mask" bool (B, L). In training mode {"loss_beit": the mean over the
     images of each image's mean cross-entropy over its masked patches}. BEiT's code takes the mean over all masked
-    patches of a device's batch; their number differs a little from image to image (70 to 75 of 196), so that its result
+    patches of a device's batch; their number differs from image to image (64 to 75 of 196), so that its result
     depends on how a batch is cut, and this one does not. In eval mode {"loss": (B,), "accuracy": (B,) in percent}.
     """
 

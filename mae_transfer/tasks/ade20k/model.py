@@ -1,11 +1,11 @@
 """UperNet on a ViT encoder, as BEiT and the MAE paper transfer to ADE20K: mmsegmentation's own heads as plain modules.
 
 `UPerHead` and `FCNHead` are those of the PyPI releases onedl-mmsegmentation, onedl-mmcv and onedl-mmengine; none of
-mmsegmentation's runner, registry scopes or data containers is used. Settings are those of its
-`configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py`, initialisation that of its `init_weights()`, and the
-loss its default (`avg_non_ignore=False`): averaged over ALL pixels of the crop, also ignored and padded ones. That
-makes the loss a mean over images, the same however a batch is split. Logits are upsampled in float32, which autocast
-there leaves in half precision.
+mmsegmentation's runner, registry scopes or data containers is used. Settings of the heads are those of its
+`configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py` (stride and schedule are not: `configs/ade20k/`),
+initialisation that of its `init_weights()`, and the loss its default (`avg_non_ignore=False`): averaged over ALL pixels
+of the crop, also ignored and padded ones. That makes the loss a mean over images, the same however a batch is split.
+Logits are upsampled in float32, which autocast there leaves in half precision.
 """
 
 import warnings

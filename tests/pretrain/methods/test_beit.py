@@ -1,6 +1,7 @@
 """BEiT-style pre-training against the formulas written out, Hugging Face BEiT, and closed forms of BEiT's code."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -308,12 +309,14 @@ def test_parameter_groups_are_those_of_the_released_code() -> None:
 
 
 def test_full_recipe_is_beits() -> None:
-    for backbone, scale in (("vit_b", 0.1), ("vit_l", 1e-5)):
+    """BEiT Table 12; run_beit_pretraining.py (its README sets no betas) and datasets.py (jitter)."""
+    for backbone, scale, clip in (("vit_b", 0.1, 3.0), ("vit_l", 1e-5, 1.0)):
         config = resolve_pretrain("beit", backbone, data="x", tokenizer="kmeans")
         assert config.model.layer_scale == scale
         assert (config.train.global_batch, config.schedule.epochs, config.schedule.warmup_epochs) == (2048, 800, 10)
-        assert (config.optim.lr, config.optim.betas, config.optim.clip_grad) == (1.5e-3, (0.9, 0.98), 3.0)
+        assert (config.optim.lr, config.optim.betas, config.optim.clip_grad) == (1.5e-3, (0.9, 0.999), clip)
         assert (config.backbone.drop_path, config.optim.weight_decay) == (0.1, 0.05)
+        assert config.data.color_jitter == 0.4
         assert beit.num_masked(config) == 75
         assert (config.mask.min_patches, config.tokenizer.vocab_size) == (16, 8192)
 
@@ -334,6 +337,41 @@ def test_learning_rate_at_every_step_is_the_released_codes() -> None:
         else:
             share = (step - warmup) / (total - warmup)
             assert lr == pytest.approx(low + 0.5 * (peak - low) * (1 + math.cos(math.pi * share)), rel=1e-4)
+
+
+class Draws:
+    """A generator that gives what it is told: an order, then factors; all later draws are of a real one."""
+
+    def __init__(self, order: list[int], factors: list[float]) -> None:
+        self.order, self.factors, self.rng = order, factors, np.random.default_rng(0)
+
+    def permutation(self, n: int) -> np.ndarray:
+        assert n == len(self.order)
+        return np.array(self.order)
+
+    def uniform(self, low: float, high: float) -> float:
+        if not self.factors:
+            return self.rng.uniform(low, high)
+        assert (low, high) == (0.6, 1.4)
+        return self.factors.pop(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rng, name)
+
+
+def test_the_whole_image_is_jittered_before_the_crop() -> None:
+    """unilm beit/datasets.py: ColorJitter(0.4, 0.4, 0.4), then flip and crop. Contrast is about the mean of the whole
+    image, here half black and half white; a crop of one half alone has another mean, and contrast would leave it."""
+    config = config_of("mask.ratio=0.4", "data.flip=0")
+    views = beit.make_views(config)
+    halves = torch.zeros(3, 50, 60, dtype=torch.uint8)
+    halves[:, :, 30:] = 200
+    views._crop = lambda image, rng: image[:, 5:15, 0:10]  # black alone
+    order = [1, 0, 2]  # contrast, brightness, saturation
+    image = views.train(halves, Draws(order, [0.8, 1.1, 1.0]))["image"]
+    # contrast 0.8 about the mean of 100: 0 -> 20; brightness 1.1: 22, but for two roundings to uint8; grey stays grey
+    (value,) = image.unique().tolist()
+    assert 20 <= value <= 22
 
 
 def test_samples_have_their_own_mask_and_view() -> None:

@@ -138,7 +138,7 @@ def test_partial_fine_tuning_has_blocks_as_columns_and_the_linear_probe_at_none(
     one = table(make_tables(records), "ImageNet-1K val, partial fine-tuning")
     assert "| initialisation, size | 0 | 0.5 | 1 | 2 | 4 | 6 | 12 | 18 | 24 |" in one
     published = ["73.5", "79.1", "81.0", "83.1", "84.2", "84.4", "84.6", "84.7", "84.9"]
-    assert row(one, "MAE L, published (MAE (arXiv 2111.06377) Figure 9)") == published
+    assert row(one, "MAE L, published (MAE (arXiv 2111.06377) Figure 9; 0.5 blocks: section 4.3)") == published
     moco = row(one, "MoCo v3 L, published (MAE (arXiv 2111.06377) Figure 9)")
     assert moco == ["77.6", "-", "79.9", "80.8", "81.6", "81.9", "83.2", "83.8", "84.1"]
     assert row(one, "MAE L") == ["75.0 (n=1)", "80.5 (n=1)", "81.0 (n=1)", "-", "84.0 (n=1)", *["-"] * 4]

@@ -3,7 +3,8 @@
 timm's AttentionPoolLatent on the patch tokens of the last block after the final norm: query -> cross-attention ->
 x + MLP(norm(x)) -> linear classifier: much as V-JEPA's evaluation (facebookresearch/jepa attentive_pooler.py). There
 the keys have a norm of their own (here it is the encoder's final one), the query is added to what it pools, the
-attention has no output projection, and the MLP's second layer starts smaller by the square root of 2.
+attention has no output projection, and the MLP's second layer starts smaller by the square root of 2. As there, the
+pooling block starts from a truncated normal of `probe.init_std` and the classifier from torch's own initialisation.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -48,8 +49,8 @@ class AttentiveProbe(nn.Module):
             norm_layer=nn.LayerNorm,
         )
         self.head = nn.Linear(encoder.embed_dim, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.weight.requires_grad:  # the encoder's are frozen
+        for module in self.pool.modules():
+            if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=probe.init_std)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.pool.latent, std=probe.init_std)

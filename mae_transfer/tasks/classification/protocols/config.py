@@ -26,7 +26,7 @@ class ProbeConfig(Section):
     batch_norm: bool = True
     """linear: BatchNorm without affine parameters before the classifier; it is folded into it at the end."""
     init_std: float = Field(0.01, gt=0)
-    """linear, attentive: standard deviation of the classifier's first weights."""
+    """Standard deviation of the first weights: linear, of the classifier; attentive, of the pooling block."""
     queries: int = Field(1, ge=1)
     """attentive: learned queries; the classifier reads the average of what they pool."""
     attention_heads: int | None = Field(None, ge=1)

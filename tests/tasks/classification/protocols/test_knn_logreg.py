@@ -153,6 +153,22 @@ def test_attentive_pooling_is_its_formula():
         torch.testing.assert_close(model(data), model.head(x)[None], rtol=1e-4, atol=1e-5)
 
 
+def test_attentive_probe_starts_as_v_jepas():
+    """attentive_pooler.py: `AttentivePooler._init_weights` is a normal of 0.02, and zero biases, of its own layers; the
+    `linear` of AttentiveClassifier is left as torch makes it, weights and biases uniform within 1 / sqrt(C)."""
+    model = build("attentive", num_classes=200)
+    layers = [layer for layer in model.pool.modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) == 5
+    for layer in layers:
+        assert not layer.bias.any()
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.pool.latent.std().item() == pytest.approx(0.02, rel=0.4)
+    bound = 64**-0.5
+    for values in (model.head.weight, model.head.bias):
+        assert 0.95 * bound < values.abs().max().item() <= bound
+        assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
 def test_only_the_attentive_head_learns_and_does(images, tmp_path):
     model = build("attentive")
     data = {"images": torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), "labels": torch.arange(4)}
