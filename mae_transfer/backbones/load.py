@@ -9,10 +9,10 @@ from mae_transfer.backbones.checkpoints import files, hf_config
 from mae_transfer.backbones.checkpoints.layout import FINAL_NORM
 from mae_transfer.backbones.checkpoints.loader import load
 from mae_transfer.backbones.checkpoints.report import LoadReport
+from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.hub import published_weights
-from mae_transfer.backbones.registry import Spec
-from mae_transfer.backbones.timm_vit import TABLE, build, resolve
-from mae_transfer.backbones.vit import Grid, ViTEncoder
+from mae_transfer.backbones.timm_vit import build, resolve
+from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
 
 
@@ -64,6 +64,7 @@ def load_backbone(
     encoder = ViTEncoder(
         vit,
         spec,
+        report,
         img_size=img_size,
         window_size=window_size,
         num_global_blocks=num_global_blocks,
@@ -73,25 +74,9 @@ def load_backbone(
         grad_checkpointing=grad_checkpointing,
         taps=taps,
     )
-    _take_tables(encoder, report)
     if final_norm and spec.final_norm:
         _take_final_norm(encoder, report)
-    encoder.load_report = _with_edits(report, encoder, spec)
     return encoder
-
-
-def _take_tables(encoder: ViTEncoder, report: LoadReport) -> None:
-    """Relative position tables that the blocks share, of a run of this project."""
-    for name, table in report.shared_tables.items():
-        own = getattr(encoder, name, None)
-        if own is None or own.shape != table.shape:
-            has = "none" if own is None else f"{tuple(own.shape)}"
-            raise UserError(
-                f"checkpoint {report.source}: {name} is {tuple(table.shape)}, the encoder has {has}; pass the "
-                "window_size, num_global_blocks, rel_pos and image size of the run it is from."
-            )
-        own.data.copy_(table)
-        report.loaded.append(name)
 
 
 def _take_final_norm(encoder: ViTEncoder, report: LoadReport) -> None:
@@ -110,37 +95,3 @@ def _take_final_norm(encoder: ViTEncoder, report: LoadReport) -> None:
     encoder.norm.load_state_dict(tensors)
     report.loaded += sorted(report.final_norm)
     report.ignored = {key: why for key, why in report.ignored.items() if why != FINAL_NORM}
-
-
-def _with_edits(report: LoadReport, encoder: ViTEncoder, spec: Spec) -> LoadReport:
-    """Add what the encoder's options did to the weights."""
-    if encoder.window_size:
-        for key in ("cls_token", "reg_token"):
-            if key in report.loaded:
-                report.loaded.remove(key)
-                report.ignored[key] = "prefix token and its position, dropped with windowed attention"
-    native, target = encoder.native_grid, encoder.global_grid
-    if native != target and encoder.vit.pos_embed is not None:
-        when = "once" if encoder.pos_grid == target else "at every forward"
-        report.resized["pos_embed"] = f"{_text(native)} -> {_text(target)}, bicubic {when}"
-    if encoder.rel_pos == "per block":
-        for i in range(spec.depth):
-            grid = target if i in encoder.global_blocks else (encoder.window_size, encoder.window_size)
-            if encoder.new_tables:
-                report.new[f"blocks.{i}.attn.{TABLE}"] = "zeros"
-            elif grid != native and spec.class_token:
-                report.resized[f"blocks.{i}.attn.{TABLE}"] = f"{_text(native)} -> {_text(grid)}, geometric"
-    if encoder.new_decomposed:
-        report.new["blocks.*.attn.rel_pos_h, blocks.*.attn.rel_pos_w"] = "zeros"
-    for key, (before, after) in encoder.resized_tables.items():
-        report.resized[key] = f"{before} -> {after} rows, linear"
-    for key in ("rel_pos_window", "rel_pos_global"):
-        if getattr(encoder, key, None) is not None and key not in report.shared_tables:
-            report.new[key] = f"{tuple(getattr(encoder, key).shape)}, zeros"
-    if encoder.new_layer_scale is not None:
-        report.new["blocks.*.ls1.gamma, blocks.*.ls2.gamma"] = f"{encoder.new_layer_scale:g}"
-    return report
-
-
-def _text(grid: Grid) -> str:
-    return f"{grid[0]}x{grid[1]}"

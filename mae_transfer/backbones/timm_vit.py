@@ -18,13 +18,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from mae_transfer.backbones import registry
-from mae_transfer.backbones.positions import decomposed
-from mae_transfer.backbones.positions.tables import table_rows
+from mae_transfer.backbones.positions.kinds import kind_in_weights
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
 from mae_transfer.errors import UserError
-
-TABLE = "rel_pos_table"
-"""Name of a block's own table, a parameter of its attention."""
 
 _PLAIN_MODULES = ["vision_transformer", "deit", "beit"]
 
@@ -154,13 +150,9 @@ def build(
                 mlp_layer=mlp_layer,
                 **shared,
             )
-        if spec.rel_pos_tables:
-            for block in vit.blocks:
-                rows = table_rows(vit.patch_embed.grid_size, vit.num_prefix_tokens)
-                block.attn.register_parameter(TABLE, nn.Parameter(torch.zeros(rows, spec.num_heads)))
-        if spec.decomposed_tables:
-            for block in vit.blocks:
-                decomposed.new_tables(block.attn, vit.patch_embed.grid_size, spec.embed_dim // spec.num_heads, device)
+        kind = kind_in_weights(spec)
+        for block in vit.blocks if kind.in_attention else ():
+            kind.new_tables(block.attn, vit.patch_embed.grid_size, vit.num_prefix_tokens)
     if spec.eps is not None:
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):

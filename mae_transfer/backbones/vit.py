@@ -8,59 +8,50 @@ Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent
 - no head; no final norm in the maps (`norm` holds it for tasks that use the tokens, if `final_norm` asks for it);
 - the absolute position embedding stays a parameter at its own grid and is resampled at every forward: bicubic,
   align_corners=False, no antialiasing (timm's own resampling has antialias=True and so differs off the native grid);
-- relative position bias: zero tables, one shared by all windowed blocks and one by all global blocks (Li et al.
-  3.1(2)). A backbone with tables of its own (BEiT) keeps them, one per block, resized once to the window or to the grid
-  of `img_size` by BEiT's geometric interpolation (timm's); at other grids global tables are resampled bicubically;
-- decomposed relative positions, ViTDet's (`decomposed_attention.py`): two zero tables of each block's own, for its
-  window or the grid of `img_size`; those that the weights bring are resized to it once, linearly, and at other grids
-  at every forward.
+- relative positions, of several kinds: `positions/`, one file each.
 """
 
 import math
-import warnings
 from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerScale, resize_rel_pos_bias_table
+from timm.layers import LayerScale
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.backbones.checkpoints.report import LoadReport
-from mae_transfer.backbones.positions import decomposed
-from mae_transfer.backbones.positions import tables as rel
-from mae_transfer.backbones.positions.bias_attention import attention
+from mae_transfer.backbones.grid import Grid, grid_of, pair, text
+from mae_transfer.backbones.positions.kinds import kind_of
+from mae_transfer.backbones.positions.position import OfForward
 from mae_transfer.backbones.registry import Spec
-from mae_transfer.backbones.timm_vit import TABLE, is_standard
+from mae_transfer.backbones.timm_vit import is_standard
 from mae_transfer.backbones.windows import merge, partition
 from mae_transfer.errors import UserError
-
-Grid = tuple[int, int]
 
 
 class ViTEncoder(nn.Module):
     """Normalised images (B, 3, H, W) -> one map (B, C, H / patch, W / patch) per tap; `tokens` gives token sequences.
 
-    Takes over `vit` (as `timm_vit.build` gives it, loaded or not) and edits it in place. `taps` are 0-based block
-    numbers, ascending, default the blocks that end each quarter. Blocks after the last tap are frozen and not run.
-    Every other parameter takes part in each forward, but for those of `norm`, the weights' final LayerNorm (None
-    unless `load_backbone(final_norm=True)`), which the caller applies. Raises UserError for options that do not fit
-    the backbone.
+    Takes over `vit` (as `timm_vit.build` gives it, loaded or not) and edits it in place; each edit adds its line to
+    `report`. `taps` are 0-based block numbers, ascending, default the blocks that end each quarter. Blocks after the
+    last tap are frozen and not run. Every other parameter takes part in each forward, but for those of `norm`, the
+    weights' final LayerNorm (None unless `load_backbone(final_norm=True)`), which the caller applies. Raises UserError
+    for options that do not fit the backbone.
     """
 
     vit: Any
     norm: nn.LayerNorm | None
-    rel_pos: str
     rel_pos_window: nn.Parameter | None
     rel_pos_global: nn.Parameter | None
-    load_report: LoadReport
 
     def __init__(
         self,
         vit: VisionTransformer,
         spec: Spec,
+        report: LoadReport | None = None,
         *,
         img_size: int | Grid | None = None,
         window_size: int = 0,
@@ -73,6 +64,7 @@ class ViTEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.load_report = report or LoadReport(spec.name, "random initialisation")
         self.name, self.mean, self.std = spec.name, spec.mean, spec.std
         self.embed_dim, self.depth, self.patch_size = spec.embed_dim, spec.depth, spec.patch_size
         self.num_heads = spec.num_heads
@@ -81,17 +73,16 @@ class ViTEncoder(nn.Module):
         self.global_blocks = _global_blocks(spec, window_size, num_global_blocks)
         self.grad_checkpointing = grad_checkpointing
         self.native_grid: Grid = tuple(vit.patch_embed.grid_size)
-        self.global_grid = self.native_grid if img_size is None else self.grid_of(*_pair(img_size))
+        self.global_grid = self.native_grid if img_size is None else self.grid_of(*pair(img_size))
         self.pos_grid = self.native_grid
-        self.new_tables = rel_pos == "per_block" and not (spec.rel_pos_tables or spec.decomposed_tables)
+        self.prefix = 0 if window_size else vit.num_prefix_tokens
         bare = all(isinstance(getattr(block, "ls1", None), nn.Identity) for block in vit.blocks)
-        self.new_layer_scale = layer_scale if bare else None  # what the weights bring is never replaced
-        self.new_decomposed = rel_pos == "decomposed" and not (spec.rel_pos_tables or spec.decomposed_tables)
-        self.rel_pos = _kind(spec, rel_pos)
+        new_layer_scale = layer_scale if bare else None  # what the weights bring is never replaced
+        kind = kind_of(spec, rel_pos)
         edits = {
             "backbone.window_size=0": window_size,
-            "backbone.rel_pos=false": self.rel_pos != "none",
-            "model.layer_scale=null": self.new_layer_scale is not None,
+            "backbone.rel_pos=false": kind.in_attention,
+            "model.layer_scale=null": new_layer_scale is not None,
         }
         if any(edits.values()) and not all(is_standard(block) for block in vit.blocks):
             block = type(vit.blocks[0]).__name__
@@ -99,44 +90,26 @@ class ViTEncoder(nn.Module):
                 f"backbone {spec.name!r}: windows, relative positions and a new LayerScale need timm's standard "
                 f"blocks, not {block}; set {' and '.join(setting for setting, asked in edits.items() if asked)}."
             )
-        self.prefix = 0 if window_size else vit.num_prefix_tokens
-        if self.rel_pos == "decomposed" and self.prefix:
-            raise UserError(
-                f"backbone {spec.name!r}: decomposed relative positions have no entry for its class token; set "
-                "backbone.window_size, which drops that, or another backbone.rel_pos."
-            )
+        self.position = kind(self)
         self.vit = vit
         self.norm = None
         self.frozen_blocks = 0
         self._resting: list[nn.Module] = []  # frozen, and kept in eval mode
-        self.resized_tables: dict[str, tuple[int, int]] = {}  # rows before and after, of decomposed ones
         if window_size:
             self._drop_prefix()
-        if pos_embed == "resized":
-            self._resize_position()
-        if self.new_layer_scale is not None:
-            for layer in self.vit.blocks:
-                layer.ls1 = LayerScale(self.embed_dim, self.new_layer_scale)
-                layer.ls2 = LayerScale(self.embed_dim, self.new_layer_scale)
-        if self.new_tables:
-            self._new_block_tables()
-        elif self.rel_pos == "per block":
-            self._resize_tables()
-        elif self.rel_pos == "decomposed":
-            self._fit_decomposed_tables()
-        elif self.rel_pos == "shared":
-            self._new_tables()
+        self._fit_position_embedding(once=pos_embed == "resized")
+        self.position.fit(self, self.load_report)
+        if new_layer_scale is not None:
+            self._add_layer_scale(new_layer_scale)
         self.vit.blocks[self.taps[-1] + 1 :].requires_grad_(False)
 
     def grid_of(self, height: int, width: int) -> Grid:
         """Tokens down and across for an image of this size; raises UserError if it is no multiple of the patch."""
-        p = self.patch_size
-        if height % p or width % p:
-            near = f"{height // p * p}x{width // p * p} or {-(-height // p) * p}x{-(-width // p) * p}"
-            raise UserError(
-                f"image size {height}x{width} is not a multiple of the patch {p} of {self.name}; use {near}."
-            )
-        return height // p, width // p
+        return grid_of((height, width), self.patch_size, self.name)
+
+    def grid_of_block(self, block: int) -> Grid:
+        """The grid that a block attends over at `img_size`: the image's, or a window's."""
+        return self.global_grid if block in self.global_blocks else (self.window_size, self.window_size)
 
     def layer_id(self, name: str) -> int:
         """Layer of a parameter (named relative to the encoder) for layer-wise lr decay, as MAE's `util/lr_decay.py`.
@@ -175,9 +148,8 @@ class ViTEncoder(nn.Module):
             self._resting.append(self.norm)
         for module in self._resting:
             module.eval().requires_grad_(False)
-        for table in (getattr(self, name, None) for name in ("rel_pos_window", "rel_pos_global")):
-            if table is not None:
-                table.requires_grad_(False)
+        for table in self.parameters(recurse=False):
+            table.requires_grad_(False)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile in place what the forwards are made of; nn.Module's own would reach `forward` alone."""
@@ -214,7 +186,7 @@ class ViTEncoder(nn.Module):
             if mask is not None and mask_token is not None:
                 patches = torch.where(mask.view(len(mask), *grid, 1), mask_token.to(patches.dtype), patches)
             x = self._embed(patches, grid)
-        shared = self._shared_tables(grid, x)
+        shared = self.position.of_forward(self, x, grid)
         taken = []
         for i, block in enumerate(islice(self.vit.blocks, blocks[-1] + 1)):
             args = (x, block, i not in self.global_blocks, grid, shared)
@@ -235,7 +207,7 @@ class ViTEncoder(nn.Module):
         Each token is at its own place's position, at the encoder's native grid; no other patch is ever embedded. Same
         numbers as embedding all patches and then choosing, as MAE's `forward_encoder` does.
         """
-        assert self.rel_pos == "none", "relative positions need the whole grid"
+        assert not self.position.in_attention, "relative positions need the whole grid"
         vit = self.vit
         weight = vit.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
         x = vit.patch_embed.norm(F.linear(patches, weight, vit.patch_embed.proj.bias))
@@ -275,132 +247,45 @@ class ViTEncoder(nn.Module):
         resampled = F.interpolate(native, size=grid, mode="bicubic", align_corners=False)
         return torch.cat([position[:, :rows], resampled.flatten(2).transpose(1, 2)], dim=1)
 
-    def _run_block(
-        self, x: Tensor, block: Any, windowed: bool, grid: Grid, shared: tuple[Tensor | None, Tensor | None]
-    ) -> Tensor:
+    def _run_block(self, x: Tensor, block: Any, windowed: bool, grid: Grid, shared: OfForward) -> Tensor:
         if not is_standard(block):
             return block(x)
         normed = block.norm1(x)
         if windowed:
             side = self.window_size
             windows, padded = partition(normed.unflatten(1, grid), side)
-            attended = self._attend(block.attn, windows, (side, side), (side, side), shared[0])
+            attended = self.position.attend(block.attn, windows, (side, side), True, shared[0])
             attended = merge(attended, side, padded, grid).flatten(1, 2)
         else:
-            attended = self._attend(block.attn, normed, grid, self.global_grid, shared[1])
+            attended = self.position.attend(block.attn, normed, grid, False, shared[1])
         x = x + block.drop_path1(block.ls1(attended))
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
-    def _attend(self, attn: Any, x: Tensor, grid: Grid, table_grid: Grid, shared: Tensor | None) -> Tensor:
-        """Attention on (B, prefix + h * w, C); `shared` is what `_shared_tables` gives, tables are for `table_grid`."""
-        if self.rel_pos == "decomposed":
-            return decomposed.attention(attn, x, grid)
-        if self.rel_pos == "per block":
-            table = getattr(attn, TABLE)
-            if grid != table_grid:
-                table = rel.resample(table, table_grid, grid, self.prefix)
-            return attention(attn, x, table, grid, self.prefix)
-        if shared is not None and shared.ndim == 2:
-            return attention(attn, x, shared, grid, self.prefix)
-        return attn(x, attn_mask=shared)
-
-    def _shared_tables(self, grid: Grid, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """What all windowed and all global blocks share, made once per forward: the table (rows, heads) of the grid, or
-        off the CPU the bias (heads, N, N) gathered from it, which is one mask for the fused attention of all blocks."""
-        if self.rel_pos != "shared":
-            return None, None
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        side = (self.window_size, self.window_size)
-        found: list[Tensor | None] = []
-        for table, made_for, to in (
-            (self.rel_pos_window, side, side),
-            (self.rel_pos_global, self.global_grid, grid),
-        ):
-            if table is None:
-                found.append(None)
-            elif kind == "cpu":
-                found.append(table if made_for == to else rel.resample(table, made_for, to, self.prefix))
-            else:
-                found.append(rel.bias(table, made_for, to, self.prefix, dtype))
-        return found[0], found[1]
-
     def _drop_prefix(self) -> None:
-        vit = self.vit
+        vit, report = self.vit, self.load_report
         if vit.pos_embed is not None and not vit.no_embed_class:
             vit.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, vit.num_prefix_tokens :].clone())
         vit.cls_token, vit.reg_token, vit.num_prefix_tokens = None, None, 0
+        for name in ("cls_token", "reg_token"):
+            if name in report.loaded:
+                report.loaded.remove(name)
+                report.ignored[name] = "prefix token and its position, dropped with windowed attention"
 
-    def _resize_position(self) -> None:
-        """Resample the position embedding to `global_grid` for good."""
-        position = self._position(self.global_grid)
-        if position is not None:
-            self.vit.pos_embed = nn.Parameter(position.detach().clone())
-        self.pos_grid = self.global_grid
+    def _fit_position_embedding(self, once: bool) -> None:
+        """Resample the position embedding to `global_grid` for good, or leave it as it is for every forward to do."""
+        position = self._position(self.global_grid) if once else self.vit.pos_embed
+        if position is not None and self.global_grid != self.native_grid:
+            when = "once" if once else "at every forward"
+            grids = f"{text(self.native_grid)} -> {text(self.global_grid)}"
+            self.load_report.resized["pos_embed"] = f"{grids}, bicubic {when}"
+        if once:
+            self.vit.pos_embed = None if position is None else nn.Parameter(position.detach().clone())
+            self.pos_grid = self.global_grid
 
-    def _new_block_tables(self) -> None:
-        """Zero tables of every block's own, as in MAE's and BEiT's segmentation."""
-        for i, block in enumerate(self.vit.blocks):
-            grid = self.global_grid if i in self.global_blocks else (self.window_size, self.window_size)
-            rows = rel.table_rows(grid, self.prefix)
-            block.attn.register_parameter(TABLE, nn.Parameter(torch.zeros(rows, self.num_heads)))
-
-    def _fit_decomposed_tables(self) -> None:
-        for i, block in enumerate(self.vit.blocks):
-            grid = self.global_grid if i in self.global_blocks else (self.window_size, self.window_size)
-            if self.new_decomposed:
-                decomposed.new_tables(block.attn, grid, self.embed_dim // self.num_heads)
-                continue
-            for name, size in zip(decomposed.TABLES, grid, strict=True):
-                table = getattr(block.attn, name).detach()
-                if len(table) != 2 * size - 1:
-                    block.attn.register_parameter(name, nn.Parameter(decomposed.resize(table, size).contiguous()))
-                    self.resized_tables[f"blocks.{i}.attn.{name}"] = (len(table), 2 * size - 1)
-
-    def _new_tables(self) -> None:
-        run = self.taps[-1] + 1
-        windowed = (self.window_size, self.window_size)
-        grids = {
-            "rel_pos_window": windowed if any(i not in self.global_blocks for i in range(run)) else None,
-            "rel_pos_global": self.global_grid if any(i in self.global_blocks for i in range(run)) else None,
-        }
-        for name, grid in grids.items():
-            rows = 0 if grid is None else rel.table_rows(grid, self.prefix)
-            self.register_parameter(name, nn.Parameter(torch.zeros(rows, self.num_heads)) if rows else None)
-
-    def _resize_tables(self) -> None:
-        for i, block in enumerate(self.vit.blocks):
-            grid = self.global_grid if i in self.global_blocks else (self.window_size, self.window_size)
-            table = getattr(block.attn, TABLE).detach()
-            rows = rel.table_rows(grid, self.prefix)
-            if len(table) != rows:
-                block.attn.register_parameter(TABLE, nn.Parameter(self._resized(i, table, grid)[:rows].clone()))
-
-    def _resized(self, block: int, table: Tensor, grid: Grid) -> Tensor:
-        if len(table) != rel.table_rows(self.native_grid, prefix=1):
-            raise UserError(
-                f"relative position table of block {block} has {len(table)} entries, made for another grid than "
-                f"{grid[0]}x{grid[1]}; pass the window_size, num_global_blocks and image size of the run it is from."
-            )
-        if grid == self.native_grid:
-            return table
-        shape = (rel.table_rows(grid, prefix=1), self.num_heads)
-        with warnings.catch_warnings():  # torch's notes on timm's indexing; the values are tested
-            warnings.simplefilter("ignore", UserWarning)
-            return resize_rel_pos_bias_table(table, new_window_size=grid, new_bias_shape=shape)
-
-
-def _pair(size: int | Grid) -> Grid:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _kind(spec: Spec, rel_pos: bool | str) -> str:
-    """What relative positions an encoder has; what the weights bring is kept."""
-    if spec.rel_pos_tables:
-        return "per block"
-    if spec.decomposed_tables or rel_pos == "decomposed":
-        return "decomposed"
-    return {"per_block": "per block", True: "shared", False: "none"}[rel_pos]
+    def _add_layer_scale(self, value: float) -> None:
+        for layer in self.vit.blocks:
+            layer.ls1, layer.ls2 = LayerScale(self.embed_dim, value), LayerScale(self.embed_dim, value)
+        self.load_report.new["blocks.*.ls1.gamma, blocks.*.ls2.gamma"] = f"{value:g}"
 
 
 def _check_taps(spec: Spec, taps: tuple[int, ...] | None) -> tuple[int, ...]:

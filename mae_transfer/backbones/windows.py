@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-Grid = tuple[int, int]
+from mae_transfer.backbones.grid import Grid
 
 
 def partition(x: Tensor, size: int) -> tuple[Tensor, Grid]:

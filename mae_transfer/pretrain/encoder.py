@@ -4,11 +4,12 @@ import dataclasses
 
 from torch import nn
 
-from mae_transfer.backbones.checkpoints.report import LoadReport
+from mae_transfer.backbones.grid import Grid
+from mae_transfer.backbones.grid import grid_of as backbone_grid
 from mae_transfer.backbones.lean_mlp import LeanMlp
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import build, resolve
-from mae_transfer.backbones.vit import Grid, ViTEncoder
+from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import PretrainConfig
 
@@ -29,16 +30,9 @@ def spec_of(config: PretrainConfig) -> Spec:
 
 def grid_of(config: PretrainConfig) -> Grid:
     """Patches down and across; UserError if the image size is no multiple of the patch."""
-    patch = resolve(config.backbone.name).patch_size
-    height, width = config.data.size
-    if height % patch or width % patch:
-        low = [side // patch * patch for side in (height, width)]
-        near = " or ".join(f"{h}x{w}" for h, w in (low, [side + patch for side in low]) if h and w)
-        raise UserError(
-            f"data.image_size={height}x{width} is no multiple of the patch {patch} of {config.backbone.name}; use "
-            f"{near}, or another patch, as in --backbone vit_b_p8"
-        )
-    return height // patch, width // patch
+    name = config.backbone.name
+    hint = ", or another patch, as in --backbone vit_b_p8"
+    return backbone_grid(config.data.size, resolve(name).patch_size, name, what="data.image_size=", hint=hint)
 
 
 def new_encoder(
@@ -56,5 +50,4 @@ def new_encoder(
     )
     if final_norm:
         encoder.norm = nn.LayerNorm(spec.embed_dim, eps=spec.eps or 1e-6)
-    encoder.load_report = LoadReport(spec.name, "random initialisation")
     return encoder

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from mae_transfer.backbones.grid import Grid
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.block_masking import block_mask
-
-Grid = tuple[int, int]
 
 
 def num_visible(grid: Grid, ratio: float) -> int:

@@ -9,7 +9,8 @@ import torch
 from timm.models.beit import Beit
 
 from mae_transfer.backbones import registry
-from mae_transfer.backbones.timm_vit import TABLE, build, resolve
+from mae_transfer.backbones.positions.tables import TABLE
+from mae_transfer.backbones.timm_vit import build, resolve
 from mae_transfer.errors import UserError
 
 PUBLISHED = [name for name in registry.names() if registry.find(name).hub]

@@ -272,7 +272,7 @@ def test_patch_14():
     vit = small_vit(img_size=28, patch_size=14)
     encoder = encoder_of(vit, dataclasses.replace(SMALL, patch_size=14), window_size=2, num_global_blocks=2)
     assert [tuple(m.shape) for m in encoder(images(42, 70))] == [(2, DIM, 3, 5)] * 4
-    with pytest.raises(UserError, match="64x64 is not a multiple of the patch 14 .* use 56x56 or 70x70"):
+    with pytest.raises(UserError, match="64x64 is no multiple of the patch 14 .* use 56x56 or 70x70"):
         encoder(images(64, 64))
 
 
@@ -284,7 +284,7 @@ def test_patch_14():
         ({}, {"window_size": 3, "num_global_blocks": 3}, "num_global_blocks=3: the 4 blocks"),
         ({}, {"taps": (0, 4)}, "taps"),
         ({}, {"taps": (1, 0)}, "taps"),
-        ({}, {"img_size": 15}, "15x15 is not a multiple of the patch 4"),
+        ({}, {"img_size": 15}, "15x15 is no multiple of the patch 4"),
     ],
 )
 def test_options_that_do_not_fit(kwargs, options, message):

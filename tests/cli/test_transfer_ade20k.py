@@ -199,7 +199,10 @@ def test_bad_data_is_one_line_and_exit_2(
     ("more", "expected"),
     [
         (["train.global_batch=1"], "train.micro_batch to 2 or more"),
-        (["data.image_size=40", "data.short_side=40"], "multiple of the backbone's patch of 16"),
+        (
+            ["data.image_size=40", "data.short_side=40"],
+            "data.image_size=40 is no multiple of the patch 16 of random_vit_nano, at least 2 of them; use 32 or 48",
+        ),
         (["data.image_size=64"], "short_side 32 is below image_size 64"),
         (["eval.stride=33"], "above data.image_size 32: windows leave gaps"),
         (["data.num_classes=1"], "data.num_classes"),

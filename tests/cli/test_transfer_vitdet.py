@@ -10,6 +10,7 @@ from support.coco_command import BASE, TINY
 from support.command_line import assert_same_run, launched, run
 
 from mae_transfer import load_backbone
+from mae_transfer.backbones.positions.decomposed import DecomposedTables
 from mae_transfer.cli.transfer import main
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.run_folder.record import read_record
@@ -47,7 +48,7 @@ def test_a_run_from_command_to_record(recipe: str, names: list[str], tmp_path: P
     assert "zeros" in next(line for line in record["backbone"]["load_report"] if "rel_pos_h" in line)
 
     encoder = load_backbone("vit_nano", checkpoint=output, img_size=64, window_size=2)
-    assert encoder.rel_pos == "decomposed"
+    assert isinstance(encoder.position, DecomposedTables)
     state = torch.load(next((output / "checkpoints").glob("*.pt")), weights_only=True)["model"]
     name = "vit.blocks.1.attn.rel_pos_w"
     assert torch.equal(encoder.state_dict()[name], state[f"encoder.{name}"])

@@ -14,8 +14,9 @@ import torch
 
 from mae_transfer.backbones.checkpoints import files, hf_config, hf_vit, loader, own
 from mae_transfer.backbones.checkpoints.layout import State
+from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.registry import Spec
-from mae_transfer.backbones.timm_vit import TABLE, resolve
+from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write
 

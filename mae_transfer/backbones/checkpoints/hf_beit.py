@@ -8,7 +8,7 @@ import re
 
 from mae_transfer.backbones.checkpoints import hf_names, hf_vit
 from mae_transfer.backbones.checkpoints.layout import Converted, State, common, depth_of, has, width_of
-from mae_transfer.backbones.timm_vit import TABLE
+from mae_transfer.backbones.positions.tables import TABLE
 
 NAME = "Hugging Face BEiT / data2vec-vision"
 

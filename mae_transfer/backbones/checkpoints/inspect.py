@@ -12,7 +12,8 @@ from torch import Tensor
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.checkpoints import files, fixed_position, hf_config, loader, own
 from mae_transfer.backbones.checkpoints.layout import Converted, State, depth_of, width_of
-from mae_transfer.backbones.timm_vit import TABLE, resolve
+from mae_transfer.backbones.positions.tables import TABLE
+from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.errors import UserError
 
 FP16_EDGE = 6e4

@@ -34,9 +34,9 @@ from mae_transfer.backbones.checkpoints import (
 from mae_transfer.backbones.checkpoints.hf_config import HFConfig
 from mae_transfer.backbones.checkpoints.layout import ANY, Converted, Reader, Shape, State, depth_of, width_of
 from mae_transfer.backbones.checkpoints.report import LoadReport, fingerprint
-from mae_transfer.backbones.positions.decomposed import TABLES as DECOMPOSED
+from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.backbones.registry import Spec
-from mae_transfer.backbones.timm_vit import TABLE, build, with_layer_scale
+from mae_transfer.backbones.timm_vit import build, with_layer_scale
 from mae_transfer.errors import UserError
 
 READERS: tuple[ModuleType, ...] = (
@@ -211,7 +211,7 @@ def _take_table_sizes(vit: Any, tensors: State) -> None:
         if table is not None and getattr(block.attn, TABLE, None) is not None and table.ndim == 2:
             heads = getattr(block.attn, TABLE).shape[1]
             block.attn.register_parameter(TABLE, nn.Parameter(torch.empty(len(table), heads, device="meta")))
-        for name in DECOMPOSED:
+        for name in DECOMPOSED_TABLES:
             table, wanted = tensors.get(f"blocks.{i}.attn.{name}"), getattr(block.attn, name, None)
             if table is not None and wanted is not None and table.ndim == 2 and len(table) % 2:
                 size = (len(table), wanted.shape[1])

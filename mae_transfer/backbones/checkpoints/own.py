@@ -23,8 +23,7 @@ from mae_transfer.backbones.checkpoints.layout import (
     norm,
     width_of,
 )
-from mae_transfer.backbones.positions.decomposed import TABLES as DECOMPOSED
-from mae_transfer.backbones.timm_vit import TABLE
+from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
@@ -62,7 +61,7 @@ def convert(state: State) -> Converted:
     warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
     if any(key.endswith(TABLE) for key in tensors):
         facts["rel_pos_tables"] = True  # also of a backbone that had none before it was transferred
-    if any(key.endswith(DECOMPOSED) for key in tensors):
+    if any(key.endswith(DECOMPOSED_TABLES) for key in tensors):
         facts["decomposed_tables"] = True
     last = f"{prefix}norm" if has(state, f"{prefix}norm") else "fc_norm"
     return Converted(
@@ -79,9 +78,7 @@ def convert(state: State) -> Converted:
 
 def facts_of(encoder: "ViTEncoder") -> dict[str, Any]:
     """What a checkpoint of a run holds of its encoder, in plain values; see LoadReport for those of a pre-training."""
-    values = dataclasses.asdict(encoder.spec)
-    if encoder.rel_pos == "shared" and not encoder.window_size:
-        values["rel_pos_tables"] = True  # see `spread_table`; so that a file without its table is found out
+    values = dataclasses.asdict(encoder.spec) | encoder.position.facts()
     report = encoder.load_report
     told = {"trained_by": report.trained_by, "trained_as": report.trained_as}
     return {name: values[name] for name in _FACTS} | told

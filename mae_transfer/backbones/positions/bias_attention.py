@@ -13,7 +13,7 @@ in pieces that fit the cache, one head and a few rows of the grid at a time:
 Half precision rounds logits and probabilities, as PyTorch's own attention does where it is not fused; the sums over
 pieces, and those of the table, are in float32. Elsewhere (CUDA) the bias goes to PyTorch's fused attention as a mask;
 it is made by the same view and its gradient reduced by the same sums, in place of a gather and an atomic scatter.
-Layout and order of the table are `rel_pos.py`'s.
+The layout of the table is in `tables.py`.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.positions.tables import PREFIX_ENTRIES
-
-Grid = tuple[int, int]
 
 PIECE_BYTES = 2**21
 """Logits worked on at once: best or near it, in float32 and bfloat16, on CPUs with 0.5 or 1 MiB of L2 cache a core."""
@@ -36,7 +35,7 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid,
     """softmax(q k^T / sqrt(D) + bias) v, (B, heads, N, D) like its arguments, N = prefix + h * w.
 
     Args:
-        table: (rows, heads) of a table for this very `grid`, as `rel_pos.table_rows` counts.
+        table: (rows, heads) of a table for this very `grid`, as `tables.table_rows` counts.
         prefix: number of prefix tokens, which come first.
     """
     if q.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Attention with decomposed relative positions (MViTv2, used by ViTDet) that costs little more than attention without.
+"""Decomposed relative positions (MViTv2, used by ViTDet), at little more than the cost of attention without.
 
 Each block has two tables of its own, `rel_pos_h` (2h - 1, D) and `rel_pos_w` (2w - 1, D), D being the width of a head,
 that all heads share. A query q at (y, x) gets on its logit with the key at (y', x')
@@ -15,25 +15,70 @@ bias of a query is h + w numbers, not h * w, and nothing of the size of the logi
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mae_transfer.backbones.checkpoints.report import LoadReport
+from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.positions.bias_attention import PIECE_BYTES
+from mae_transfer.backbones.positions.position import Position
+from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES
+from mae_transfer.backbones.registry import Spec
+from mae_transfer.errors import UserError
 
-Grid = tuple[int, int]
-
-TABLES = ("rel_pos_h", "rel_pos_w")
-"""Names of the tables of a block, parameters of its attention, as in detectron2."""
+if TYPE_CHECKING:
+    from mae_transfer.backbones.vit import ViTEncoder
 
 
-def new_tables(attn: nn.Module, grid: Grid, head_dim: int, device: torch.device | str = "cpu") -> None:
-    """Give a block's attention zero tables for a grid, in place of what it has."""
-    for name, size in zip(TABLES, grid, strict=True):
-        attn.register_parameter(name, nn.Parameter(torch.zeros(2 * size - 1, head_dim, device=device)))
+class DecomposedTables(Position):
+    """Each block's attention has parameters `rel_pos_h` and `rel_pos_w` for its window or the grid of `img_size`.
+
+    Tables of the weights are resized to it once, linearly, and at other grids at every forward. There is no entry for
+    prefix tokens: UserError for an encoder that keeps them.
+    """
+
+    option = "decomposed"
+    in_attention = True
+
+    @classmethod
+    def in_weights(cls, spec: Spec) -> bool:
+        return spec.decomposed_tables
+
+    @classmethod
+    def new_tables(cls, attn: Any, grid: Grid, prefix: int) -> None:
+        for name, size in zip(DECOMPOSED_TABLES, grid, strict=True):
+            attn.register_parameter(name, nn.Parameter(torch.zeros(2 * size - 1, attn.head_dim)))
+
+    def __init__(self, encoder: "ViTEncoder") -> None:
+        super().__init__(encoder)
+        if self.prefix:
+            raise UserError(
+                f"backbone {encoder.name!r}: decomposed relative positions have no entry for its class token; set "
+                "backbone.window_size, which drops that, or another backbone.rel_pos."
+            )
+
+    def fit(self, encoder: "ViTEncoder", report: LoadReport) -> None:
+        super().fit(encoder, report)
+        brought = self.in_weights(encoder.spec)
+        if not brought:
+            report.new["blocks.*.attn.rel_pos_h, blocks.*.attn.rel_pos_w"] = "zeros"
+        for i, block in enumerate(encoder.vit.blocks):
+            grid = encoder.grid_of_block(i)
+            if not brought:
+                self.new_tables(block.attn, grid, self.prefix)
+                continue
+            for name, size in zip(DECOMPOSED_TABLES, grid, strict=True):
+                table = getattr(block.attn, name).detach()
+                if len(table) != 2 * size - 1:
+                    block.attn.register_parameter(name, nn.Parameter(resize(table, size).contiguous()))
+                    report.resized[f"blocks.{i}.attn.{name}"] = f"{len(table)} -> {2 * size - 1} rows, linear"
+
+    def attend(self, attn: Any, x: Tensor, grid: Grid, windowed: bool, shared: Tensor | None) -> Tensor:
+        return attention(attn, x, grid)
 
 
 def resize(table: Tensor, size: int) -> Tensor:

@@ -11,9 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Grid = tuple[int, int]
+from mae_transfer.backbones.grid import Grid
 
+TABLE = "rel_pos_table"
+"""Name of a block's own table, a parameter of its attention."""
+DECOMPOSED_TABLES = ("rel_pos_h", "rel_pos_w")
+"""Names of a block's two tables of decomposed positions, parameters of its attention, as in detectron2."""
 PREFIX_ENTRIES = 3
+"""Entries of a table for pairs with prefix tokens: prefix -> patch, patch -> prefix, prefix -> prefix."""
 
 
 def table_rows(grid: Grid, prefix: int) -> int:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mae_transfer.adapters.norm import BatchNorm
 from mae_transfer.adapters.square_input import SquareInput
 from mae_transfer.adapters.vit_pyramid import ViTPyramid
+from mae_transfer.backbones.grid import grid_of
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.inference import Predictor
@@ -127,14 +128,9 @@ def check_norm_batch(images: int) -> None:
         )
 
 
-def check_side(side: int, patch: int) -> None:
+def check_crop(side: int, patch: int, backbone: str) -> None:
     """UserError for a crop that is not cut into at least 2 x 2 whole patches."""
-    if side % patch or side < 2 * patch:
-        lower = max(side // patch, 2) * patch
-        raise UserError(
-            f"data.image_size={side} must be a multiple of the backbone's patch of {patch} pixels, at least "
-            f"{2 * patch}: use {lower} or {lower + patch}"
-        )
+    grid_of(side, patch, backbone, what="data.image_size=", least=2)
 
 
 def build_upernet(encoder: "ViTEncoder", num_classes: int, config: Ade20kConfig) -> UperNet:
@@ -142,7 +138,7 @@ def build_upernet(encoder: "ViTEncoder", num_classes: int, config: Ade20kConfig)
     if len(encoder.taps) != 4:
         raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 model.taps")
     side, patch = config.data.image_size, encoder.patch_size
-    check_side(side, patch)
+    check_crop(side, patch, encoder.name)
     model, channels = config.model, encoder.embed_dim
     upernet, fcn = import_heads()
     common = {

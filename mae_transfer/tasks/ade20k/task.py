@@ -11,7 +11,7 @@ from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.evaluate import evaluate_each
 from mae_transfer.tasks.ade20k.labels import class_names
-from mae_transfer.tasks.ade20k.model import build_upernet, check_norm_batch, check_side
+from mae_transfer.tasks.ade20k.model import build_upernet, check_crop, check_norm_batch
 from mae_transfer.tasks.ade20k.pairs import Pairs, find_pairs
 from mae_transfer.tasks.ade20k.pictures import draw_pictures
 
@@ -88,7 +88,7 @@ class Ade20kTask:
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         side, model = self.config.data.image_size, self.config.model
-        check_side(side, patch_size)
+        check_crop(side, patch_size, self.config.backbone.name)
         return {"img_size": side, "taps": model.taps, "pos_embed": model.pos_embed, "layer_scale": model.layer_scale}
 
     def build_model(self, encoder: "ViTEncoder") -> nn.Module:

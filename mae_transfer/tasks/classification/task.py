@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from mae_transfer.backbones.grid import grid_of
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.synthetic.classification import cached_classification
@@ -133,12 +134,7 @@ class ClassificationTask:
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         side = self.config.data.image_size
-        if side % patch_size:
-            low = side // patch_size * patch_size
-            raise UserError(
-                f"data.image_size={side} is no multiple of the patch {patch_size} of {self.config.backbone.name}; use "
-                f"{f'{low} or ' if low else ''}{low + patch_size}"
-            )
+        grid_of(side, patch_size, self.config.backbone.name, what="data.image_size=")
         options: dict[str, Any] = self.protocol.encoder_options(self.config)
         return options
 

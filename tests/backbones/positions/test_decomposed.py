@@ -11,6 +11,9 @@ from support.small_encoders import DEPTH, DIM, HEADS, SMALL, encoder_of, images,
 from mae_transfer.backbones.checkpoints import loader
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.backbones.positions import decomposed
+from mae_transfer.backbones.positions.decomposed import DecomposedTables
+from mae_transfer.backbones.positions.per_block import PerBlockTables
+from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
 
@@ -89,14 +92,14 @@ def with_random_tables(vit=None, **options):
     encoder = encoder_of(vit or small_vit(), rel_pos="decomposed", **options)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in encoder.named_parameters():
-        if name.endswith(decomposed.TABLES):
+        if name.endswith(DECOMPOSED_TABLES):
             parameter.data.normal_(generator=generator)
     return encoder
 
 
 def test_every_block_has_tables_of_its_own_for_its_window_or_the_image():
     encoder = with_random_tables(img_size=(20, 28), window_size=3, num_global_blocks=2)
-    assert encoder.rel_pos == "decomposed"
+    assert isinstance(encoder.position, DecomposedTables)
     for i, block in enumerate(encoder.vit.blocks):
         rows, columns = (9, 13) if i in (1, 3) else (5, 5)
         assert block.attn.rel_pos_h.shape == (rows, DIM // HEADS)
@@ -144,7 +147,7 @@ def test_a_saved_encoder_brings_its_tables_and_they_are_resized_to_another_image
     options = {"window_size": 4, "num_global_blocks": 2}
     trained = load_backbone("random_vit_nano", img_size=96, rel_pos="decomposed", **options).eval()
     for name, parameter in trained.named_parameters():
-        if name.endswith(decomposed.TABLES):
+        if name.endswith(DECOMPOSED_TABLES):
             parameter.data.normal_()
     path = tmp_path / "encoder.pth"
     torch.save(trained.state_dict(), path)
@@ -176,5 +179,5 @@ def test_what_has_no_place_for_them():
     vit = small_beit()
     kept, _ = loader.load(beit, vit.state_dict(), "test")
     encoder = ViTEncoder(kept, beit, window_size=3, num_global_blocks=2, rel_pos="decomposed")
-    assert encoder.rel_pos == "per block"
+    assert isinstance(encoder.position, PerBlockTables)
     assert len(encoder.vit.blocks) == DEPTH

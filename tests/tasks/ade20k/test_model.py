@@ -197,7 +197,10 @@ def test_one_image_in_training_is_one_line():
 
 @pytest.mark.parametrize(
     ("size", "taps", "message"),
-    [(72, (2, 3, 4, 7), "multiple of the backbone's patch of 16"), (64, (3, 5, 7), "needs 4")],
+    [
+        (72, (2, 3, 4, 7), "image_size=72 is no multiple of the patch 16 of .*, at least 2 of them; use 64 or 80"),
+        (64, (3, 5, 7), "needs 4"),
+    ],
 )
 def test_sizes_that_do_not_fit_are_one_line(size, taps, message):
     config = load_config("ade20k", "random_vit_nano", overrides=[f"data.image_size={size}", "eval.stride=32"])

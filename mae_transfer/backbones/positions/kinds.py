@@ -1,0 +1,23 @@
+"""The kinds of positions, and which of them an encoder has.
+
+A new kind is a file beside this one and a line in KINDS.
+"""
+
+from mae_transfer.backbones.positions.decomposed import DecomposedTables
+from mae_transfer.backbones.positions.per_block import PerBlockTables
+from mae_transfer.backbones.positions.position import Position
+from mae_transfer.backbones.positions.shared import SharedTables
+from mae_transfer.backbones.registry import Spec
+
+KINDS: tuple[type[Position], ...] = (PerBlockTables, DecomposedTables, SharedTables, Position)
+
+
+def kind_in_weights(spec: Spec) -> type[Position]:
+    """The kind whose tables weights of this spec bring; `Position` if they bring none."""
+    return next((kind for kind in KINDS if kind.in_weights(spec)), Position)
+
+
+def kind_of(spec: Spec, asked: bool | str) -> type[Position]:
+    """The kind of an encoder for which `backbone.rel_pos` is `asked`: what the weights bring is kept."""
+    brought = kind_in_weights(spec)
+    return brought if brought is not Position else next(kind for kind in KINDS if kind.option == asked)
