@@ -29,12 +29,12 @@ SIZES = {"vit_ti": (192, 12, 3), "vit_s": (384, 12, 6), "vit_b": (768, 12, 12), 
 
 
 def ours(backbone: str, overrides: Sequence[str]) -> Any:
-    from mae_transfer.pretrain.encoder import new_encoder, spec_of
-    from mae_transfer.pretrain.methods.mae import build_model
+    from mae_transfer.pretrain.methods.mae import MaeMethod
     from mae_transfer.runs.pretrain import resolve_pretrain
 
     config: Any = resolve_pretrain("mae", backbone, data="none", overrides=overrides)
-    return build_model(new_encoder(spec_of(config), config), config, None).train(), config
+    method = MaeMethod(config)
+    return method.build_model(method.build_encoder(), None).train(), config
 
 
 def build(variant: str, backbone: str, batch: int, overrides: Sequence[str], device: str) -> tuple[Any, Any, Callable]:

@@ -1,8 +1,7 @@
 """Which patches are masked: random, block-wise or on a grid (MAE Figure 6), drawn for each sample by its own generator.
 
-A mask is given as `noise`, a number for each patch: the patches of the lowest noise are visible. That is how MAE
-shuffles (facebookresearch/mae `models_mae.py`), and it says for any kind of mask which patches are visible and in which
-order the encoder sees them.
+A mask is given as `noise`, a number for each patch: the patches of the lowest noise are visible, and the encoder sees
+them in the order of their noise. MAE shuffles so (facebookresearch/mae `models_mae.py`, whose names are used here).
 """
 
 from dataclasses import dataclass
@@ -54,37 +53,33 @@ def draw_noise(kind: str, grid: Grid, ratio: float, rng: np.random.Generator) ->
 
 @dataclass(frozen=True)
 class Shuffle:
-    """The patches of a batch in the order of their noise: the first `visible` are visible, the others masked."""
+    """The patches of a batch in the order of their noise: the first `len_keep` are visible, the others masked."""
 
-    order: Tensor
-    """int64 (B, L): order[b, i] is the place in the grid of the i-th patch."""
-    visible: int
-
-    @property
-    def keep(self) -> Tensor:
-        """(B, visible): places of the visible patches."""
-        return self.order[:, : self.visible]
+    ids_shuffle: Tensor
+    """int64 (B, L): ids_shuffle[b, i] is the place in the grid of the i-th patch."""
+    len_keep: int
 
     @property
-    def masked(self) -> Tensor:
-        """(B, L - visible): places of the masked patches."""
-        return self.order[:, self.visible :]
+    def ids_keep(self) -> Tensor:
+        """(B, len_keep): places of the visible patches."""
+        return self.ids_shuffle[:, : self.len_keep]
 
     @property
-    def restore(self) -> Tensor:
+    def ids_restore(self) -> Tensor:
         """(B, L): where each patch of the grid is in the order; undoes the shuffle."""
-        return self.order.argsort(1)
+        return self.ids_shuffle.argsort(1)
 
+    @property
     def mask(self) -> Tensor:
         """bool (B, L) in the order of the grid, true where masked."""
-        return self.restore >= self.visible
+        return self.ids_restore >= self.len_keep
 
 
-def shuffle(noise: Tensor, visible: int) -> Shuffle:
+def shuffle(noise: Tensor, len_keep: int) -> Shuffle:
     """The shuffle of noise float32 (B, L); among patches of equal noise the first comes first."""
-    return Shuffle(noise.argsort(dim=1, stable=True), visible)
+    return Shuffle(noise.argsort(dim=1, stable=True), len_keep)
 
 
-def take(patches: Tensor, places: Tensor) -> Tensor:
-    """(B, L, C) and int64 (B, n) -> (B, n, C)."""
-    return patches.gather(1, places[:, :, None].expand(-1, -1, patches.shape[2]))
+def gather_patches(patches: Tensor, ids: Tensor) -> Tensor:
+    """The patches at these places: (B, L, C) and int64 (B, n) -> (B, n, C)."""
+    return patches.gather(1, ids[:, :, None].expand(-1, -1, patches.shape[2]))

@@ -13,30 +13,38 @@ from torch import Tensor, nn
 
 from mae_transfer.engine.distributed import all_reduce, gather_objects
 from mae_transfer.engine.evaluation import evaluating
+from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.data import PretrainImages
+from mae_transfer.pretrain.evaluate import evaluation_batches
 from mae_transfer.tasks.classification.transforms import normalise
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from mae_transfer.pretrain.task import PretrainTask
 
+def knn_accuracy(
+    model: nn.Module,
+    train: PretrainImages,
+    val: PretrainImages,
+    num_classes: int,
+    config: PretrainConfig,
+    fabric: "Fabric",
+    progress: bool,
+) -> float:
+    """Top-1 in percent of the val images among the training images; the same on every rank.
 
-def knn_accuracy(model: nn.Module, task: "PretrainTask", fabric: "Fabric", progress: bool) -> float:
-    """Top-1 in percent of the val images among the training images; the same on every rank."""
-    options, encoder = task.config.eval, model.encoder
-    train, val = task.train_dataset, task.val_dataset
-    assert val is not None
+    `model.encoder` is the encoder; `config.eval` says how many neighbours vote, and among how many images.
+    """
+    options = config.eval
     assert options.knn is not None
-    assert task.num_classes is not None
-    bank_set = PretrainImages(train.source, _bank(train, options.knn_images), train.views, task.config.data, seed=0)
+    bank_set = PretrainImages(train.source, _bank(train, options.knn_images), train.views, config.data, seed=0)
     with evaluating(model):
-        parts = [_features(encoder, dataset, task, fabric, progress) for dataset in (bank_set, val)]
+        parts = [_features(model.encoder, dataset, config, fabric, progress) for dataset in (bank_set, val)]
     gathered = gather_objects(fabric, [part.cpu() for part in parts[0]])
     bank, labels = (torch.cat(pieces).to(fabric.device) for pieces in zip(*gathered, strict=True))
     correct = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     for features, truth in zip(*(part.split(256) for part in parts[1]), strict=True):
-        votes = vote(features, bank, labels, min(options.knn, len(bank)), options.knn_temperature, task.num_classes)
+        votes = vote(features, bank, labels, min(options.knn, len(bank)), options.knn_temperature, num_classes)
         correct += torch.stack([(votes.argmax(1) == truth).double().sum(), torch.ones_like(truth).double().sum()])
     hits, count = all_reduce(fabric, correct, "sum").tolist()
     return 100 * hits / count
@@ -51,20 +59,21 @@ def vote(features: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: fl
 
 
 def _bank(train: PretrainImages, count: int | None) -> np.ndarray:
+    """Indices of the training images that can be neighbours."""
     if count is None or count >= len(train):
         return train.indices
     return train.indices[np.sort(np.random.default_rng(0).permutation(len(train))[:count])]
 
 
 def _features(
-    encoder: Any, dataset: PretrainImages, task: "PretrainTask", fabric: "Fabric", progress: bool
+    encoder: Any, dataset: PretrainImages, config: PretrainConfig, fabric: "Fabric", progress: bool
 ) -> tuple[Tensor, Tensor]:
     """This rank's class tokens after the final norm, of unit length (n, C), and labels (n,)."""
     device = fabric.device
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (encoder.mean, encoder.std))
     found = [torch.empty(0, encoder.embed_dim, device=device)]
     labels = [torch.empty(0, dtype=torch.int64, device=device)]
-    for batch in task.evaluation_batches(dataset, fabric, progress, title="knn"):
+    for batch in evaluation_batches(dataset, config, fabric, progress, title="knn"):
         with fabric.autocast():
             (tokens,) = encoder.tokens(normalise(batch["images"], mean, std), (encoder.depth - 1,))
             features = (encoder.norm or nn.Identity())(tokens)[:, 0]

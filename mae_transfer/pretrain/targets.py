@@ -4,6 +4,8 @@ Patches are (B, n, p * p * channels), normalised as the encoder's input, a patch
 last, as in facebookresearch/mae `patchify`.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,8 +29,13 @@ class Target(nn.Module):
         """The target of patches, (B, n, width)."""
         raise NotImplementedError
 
-    def to_pixels(self, prediction: Tensor, patches: Tensor) -> Tensor:
-        """The patches that predictions mean, in the units of `patches`, which are the true ones."""
+    def to_pixels(self, prediction: Tensor, patches: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Predictions of all patches -> patches (B, L, p * p * channels), normalised as the encoder's input.
+
+        Args:
+            patches: the true ones, for what a prediction does not hold.
+            mask: bool (B, L), true where masked. With it nothing is taken from the true masked patches.
+        """
         raise NotImplementedError
 
 
@@ -40,7 +47,7 @@ class PixelTarget(Target):
     def of(self, patches: Tensor) -> Tensor:
         return patches
 
-    def to_pixels(self, prediction: Tensor, patches: Tensor) -> Tensor:
+    def to_pixels(self, prediction: Tensor, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         return prediction
 
 
@@ -51,10 +58,19 @@ class NormPixelTarget(PixelTarget):
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) / (variance + EPS).sqrt()
 
-    def to_pixels(self, prediction: Tensor, patches: Tensor) -> Tensor:
-        """With the mean and deviation of the true patch, which the prediction does not hold."""
+    def to_pixels(self, prediction: Tensor, patches: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The prediction holds neither mean nor deviation of a patch. Without `mask` both are the true patch's; with it
+        masked patches get the mean of the visible patches' means and variances."""
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        if mask is not None:
+            variance, mean = (_visible_mean_where_masked(values, mask[:, :, None]) for values in (variance, mean))
         return prediction * (variance + EPS).sqrt() + mean
+
+
+def _visible_mean_where_masked(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, L, 1): an image's masked values are replaced by the mean of its visible ones."""
+    visible = (~mask).to(values.dtype)
+    return torch.where(mask, (values * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True), values)
 
 
 class TokenTarget(Target):
@@ -68,12 +84,12 @@ class TokenTarget(Target):
         assert ids is not None, "tokens come from a tokenizer"
         return F.cross_entropy(prediction.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
 
-    def to_pixels(self, prediction: Tensor, patches: Tensor) -> Tensor:
+    def to_pixels(self, prediction: Tensor, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         raise UserError("this run predicts tokens, which are no pixels to show; take one with another model.target")
 
 
 class PcaTarget(Target):
-    """Coefficients of the largest principal components of patches; `fit` makes them from training images."""
+    """Coefficients of the largest principal components of patches, which `fit` finds in training images."""
 
     components: Tensor
     centre: Tensor
@@ -88,15 +104,19 @@ class PcaTarget(Target):
         with torch.autocast(patches.device.type, enabled=False):
             return (patches - self.centre) @ self.components
 
-    def to_pixels(self, prediction: Tensor, patches: Tensor) -> Tensor:
+    def to_pixels(self, prediction: Tensor, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         return prediction @ self.components.T + self.centre
 
     @torch.no_grad()
-    def fit(self, count: int, total: Tensor, products: Tensor) -> None:
-        """From the number of patches, their sum (V,) and the sum of their outer products (V, V), in float64.
+    def fit(self, images: Iterable[Tensor]) -> None:
+        """From the patches (L, V) of training images, by the covariance in float64.
 
-        The sign of a component is that which makes its largest entry positive, so that any eigensolver gives the same.
+        The sign of a component is the one that makes its largest entry positive: any eigensolver then gives the same.
         """
+        count, total, products = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for patches in images:
+            patches = patches.double()
+            count, total, products = count + len(patches), total + patches.sum(0), products + patches.T @ patches
         centre = total / count
         _, vectors = torch.linalg.eigh(products / count - torch.outer(centre, centre))
         vectors = vectors.flip(1)[:, : self.width]

@@ -1,24 +1,20 @@
-"""Pre-training by any method: what the engine and the record need of it (the contract of `tasks/base.py`)."""
+"""Pre-training by any method: what the engine and the record need of it (the contract of `engine/task.py`)."""
 
 import hashlib
 import importlib
 from collections.abc import Collection, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mae_transfer.backbones.registry import Spec
 from mae_transfer.data.images import choose_subset
-from mae_transfer.engine.distributed import all_reduce, gather_objects
-from mae_transfer.engine.evaluation import evaluating, evaluation_batches
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import PretrainConfig
-from mae_transfer.pretrain.data import Batch, ImageSet, PretrainImages, find_images
-from mae_transfer.pretrain.encoder import grid_of, new_encoder, spec_of
+from mae_transfer.pretrain.data import Batch, ImageSet, PretrainImages, Source, find_images
+from mae_transfer.pretrain.encoder import grid_of, spec_of
+from mae_transfer.pretrain.evaluate import val_averages
+from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.online_knn import knn_accuracy
-from mae_transfer.pretrain.pictures import draw_pictures
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -40,16 +36,13 @@ class PretrainTask:
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
-        self.method = find_method(config.method)
-        self.spec: Spec = spec_of(config)
-        grid_of(config)
-        if hasattr(self.method, "encoder_spec"):
-            self.spec = self.method.encoder_spec(self.spec, config)
-        views = self.method.make_views(config)
+        self.method = method_of(config)
+        spec_of(config), grid_of(config)  # refuse a backbone or an image size that cannot be
+        self.views = self.method.make_views()
         images = find_images(config.data)
         self.num_classes, self.warnings = images.num_classes, images.warnings
-        self.train_dataset = self._images(images.train, views)
-        self.val_dataset = None if images.val is None else self._images(images.val, views)
+        self.train_dataset = self._images(images.train)
+        self.val_dataset = None if images.val is None else self._images(images.val)
         knn = config.eval.knn is not None
         if knn and (self.train_dataset.labels is None or self.val_dataset is None or self.val_dataset.labels is None):
             raise UserError(
@@ -58,9 +51,9 @@ class PretrainTask:
             )
         self._summary = self._summarise(images)
 
-    def _images(self, source: Any, views: Any) -> PretrainImages:
+    def _images(self, source: Source) -> PretrainImages:
         chosen = choose_subset(source.names, self.config.subset)
-        return PretrainImages(source, chosen, views, self.config.data, seed=self.config.seed)
+        return PretrainImages(source, chosen, self.views, self.config.data, seed=self.config.seed)
 
     def _summarise(self, images: ImageSet) -> dict[str, Any]:
         about = f"{images.fingerprint} {self.config.subset}"
@@ -80,87 +73,50 @@ class PretrainTask:
         return self._summary | {"skipped_files": sorted({name for dataset in datasets for name in dataset.skipped})}
 
     def check_batches(self, sizes: Collection[int]) -> None:
-        if hasattr(self.method, "check_batches"):
-            self.method.check_batches(sizes, self.config)
+        self.method.check_batches(sizes)
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         return {"img_size": self.config.data.size}
 
     def build_encoder(self) -> "ViTEncoder":
         """New weights from the global generator; the method gives them its own initialisation."""
-        options = self.method.encoder_options(self.config) if hasattr(self.method, "encoder_options") else {}
-        encoder = new_encoder(self.spec, self.config, **options)
-        encoder.load_report.trained_by = self.method.title(self.config)
+        encoder = self.method.build_encoder()
+        encoder.load_report.trained_by = self.method.title()
         return encoder
 
     def build_model(self, encoder: "ViTEncoder") -> nn.Module:
-        model: nn.Module = self.method.build_model(encoder, self.config, self.num_classes)
-        return model
+        return self.method.build_model(encoder, self.num_classes)
 
     def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:
-        if hasattr(self.method, "prepare"):
-            self.method.prepare(model, self, fabric, folder, progress)
+        self.method.prepare(model, self.train_dataset, fabric, folder)
 
     def sample_names(self, batch: Batch) -> Sequence[str]:
         self.train_dataset.report_skipped(batch)
         return batch["names"]
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
-        """`val_<name>` of what the model gives, averaged over the val images, whose masks are the same each time; and
-        `knn_top1`. Nothing without val images."""
+        """`val_<name>` of each value that the model gives in eval mode, averaged over the val images, whose masks are
+        the same every time; and `knn_top1`. Empty without val images."""
         if self.val_dataset is None:
             return {}
-        metrics = self._averages(model, fabric, progress)
+        metrics = val_averages(model, self.val_dataset, self.config, fabric, progress)
         if self.config.eval.knn is not None:
-            metrics["knn_top1"] = knn_accuracy(model, self, fabric, progress)
+            assert self.num_classes is not None
+            metrics["knn_top1"] = knn_accuracy(
+                model, self.train_dataset, self.val_dataset, self.num_classes, self.config, fabric, progress
+            )
         return metrics
 
-    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
-        return draw_pictures(model, self, self.config.eval.pictures, fabric)
-
-    def _averages(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
-        assert self.val_dataset is not None
-        names: list[str] = []
-        total: Tensor | None = None
-        count = 0
-        with evaluating(model):
-            for batch in self.evaluation_batches(self.val_dataset, fabric, progress):
-                with fabric.autocast():
-                    values = model(batch)
-                names = list(values)
-                part = torch.stack([value.double().sum() for value in values.values()])
-                total = part if total is None else total + part
-                count += len(batch["images"])
-        return averaged(fabric, names, total, count)
-
-    def evaluation_batches(self, dataset: PretrainImages, fabric: "Fabric", progress: bool, title: str = "val") -> Any:
-        """This rank's batches with at least one image, on the device."""
-        batches = evaluation_batches(
-            dataset,
-            batch_size=self.config.eval.batch_size,
-            workers=self.config.data.workers,
-            fabric=fabric,
-            progress=progress,
-            title=title,
-        )
-        for batch in batches:
-            dataset.report_skipped(batch)
-            if "images" in batch:
-                yield fabric.to_device(batch)
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "Sequence[Picture]":
+        """Of val images, or of training images where there are no val images."""
+        dataset, split = (self.train_dataset, "training") if self.val_dataset is None else (self.val_dataset, "val")
+        return self.method.draw_pictures(model, dataset, split, fabric)
 
 
-def averaged(fabric: "Fabric", names: list[str], total: Tensor | None, count: int) -> dict[str, float]:
-    """Means over the images of all ranks of sums (values,) over `count` images; a rank that saw none knows no names."""
-    names = next((known for known in gather_objects(fabric, names) if known), [])
-    if not names:
-        raise UserError("no val image could be decoded; fetch the images again, or set data.val_root")
-    sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=fabric.device)
-    if total is not None:
-        sums[:-1] = total
-    sums[-1] = count
-    *values, images = all_reduce(fabric, sums, "sum").tolist()
-    return {f"val_{name}": value / images for name, value in zip(names, values, strict=True)}
+CLASSES = {"mae": "MaeMethod", "beit": "BeitMethod", "supervised": "SupervisedMethod", "dvae": "DvaeMethod"}
 
 
-def find_method(name: str) -> ModuleType:
-    return importlib.import_module(f"mae_transfer.pretrain.methods.{name}")
+def method_of(config: PretrainConfig) -> Method[PretrainConfig, nn.Module]:
+    module = importlib.import_module(f"mae_transfer.pretrain.methods.{config.method}")
+    kind: type[Method[PretrainConfig, nn.Module]] = getattr(module, CLASSES[config.method])
+    return kind(config)

@@ -1,10 +1,11 @@
 """The tokens of a batch: which tokenizer a run uses, and where it comes from.
 
-The tokenizer is no part of the model: it is neither trained nor in checkpoints, and DDP need not know of it. A run
-keeps its own in the run folder, from where a resume takes it.
+The tokenizer is no part of the model: it is not trained, no checkpoint holds it, and DDP does not see it. A run keeps
+its tokenizer in the run folder, and a resume takes it from there.
 """
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.errors import UserError
-from mae_transfer.pretrain.config import PretrainConfig, TokenizerConfig
+from mae_transfer.pretrain.config import BeitConfig, MaeConfig, PretrainConfig, TokenizerConfig
 from mae_transfer.pretrain.tokenizers.base import Tokenizer
 from mae_transfer.pretrain.tokenizers.kmeans import fit_kmeans
 from mae_transfer.pretrain.tokenizers.load import FILE, load_tokenizer, save_tokenizer
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.pretrain.data import PretrainImages
-    from mae_transfer.pretrain.task import PretrainTask
     from mae_transfer.run_folder.folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ class Tokens:
         return self.tokenizer.to(view.device)(view)
 
 
-def given(tokenizer: TokenizerConfig) -> Tokenizer | None:
-    """The tokenizer that the configuration names by its file; None for k-means, which is fitted later."""
-    kind = tokenizer.kind
+def tokenizer_from_config(config: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer in the file that the configuration names; None for k-means, which is fitted later."""
+    kind = config.kind
     if kind == KMEANS:
         return None
     if kind == "dvae":
@@ -62,7 +62,8 @@ def given(tokenizer: TokenizerConfig) -> Tokenizer | None:
 
 
 def vocabulary(config: TokenizerConfig) -> int:
-    tokenizer = given(config)
+    """The number of tokens."""
+    tokenizer = tokenizer_from_config(config)
     return config.vocab_size if tokenizer is None else tokenizer.vocab_size
 
 
@@ -71,7 +72,7 @@ def view_size(config: PretrainConfig, tokenizer: TokenizerConfig) -> tuple[int, 
 
     Raises UserError for a tokenizer of another grid or another number of channels.
     """
-    found, data = given(tokenizer), config.data
+    found, data = tokenizer_from_config(tokenizer), config.data
     if found is None:
         return None
     if found.channels != data.channels:
@@ -89,25 +90,34 @@ def token_view(region: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pil_to_tensor(image)
 
 
-def prepare_tokens(tokens: Tokens, task: "PretrainTask", fabric: "Fabric", folder: "RunFolder | None") -> None:
-    """Give every rank the run's tokenizer: that of its folder, else the one it is told to use, which is kept there."""
-    config: TokenizerConfig = task.config.tokenizer  # type: ignore[attr-defined]
-    patch_size = resolve(task.config.backbone.name).patch_size
+def prepare_tokens(
+    tokens: Tokens,
+    config: MaeConfig | BeitConfig,
+    dataset: "PretrainImages",
+    fabric: "Fabric",
+    folder: "RunFolder | None",
+) -> None:
+    """Give every rank the run's tokenizer: the one in its folder, else the configured one, which is then kept there.
+
+    `dataset`: the training images, which k-means is fitted to.
+    """
+    options = config.tokenizer
+    patch_size = resolve(config.backbone.name).patch_size
 
     def make() -> Tokenizer:
         assert folder is not None, "rank 0 has the folder"
         file = folder.path / FILE
         if file.is_file():
             return load_tokenizer(file)
-        tokenizer = given(config)
+        tokenizer = tokenizer_from_config(options)
         if tokenizer is None:
-            _LOG.info("k-means: %d tokens of patches of %d pixels", config.vocab_size, patch_size)
+            _LOG.info("k-means: %d tokens of patches of %d pixels", options.vocab_size, patch_size)
             tokenizer = fit_kmeans(
-                _sample(task.train_dataset, config.fit_images),
-                vocab_size=config.vocab_size,
+                _sample(dataset, options.fit_images),
+                vocab_size=options.vocab_size,
                 patch_size=patch_size,
-                patches_per_image=config.patches_per_image,
-                seed=task.config.seed,
+                patches_per_image=options.patches_per_image,
+                seed=config.seed,
             )
         save_tokenizer(tokenizer, file)
         _LOG.info("tokenizer %s of %d tokens kept in %s", tokenizer.kind, tokenizer.vocab_size, file)
@@ -116,7 +126,7 @@ def prepare_tokens(tokens: Tokens, task: "PretrainTask", fabric: "Fabric", folde
     tokens.tokenizer = on_rank_zero(fabric, make)
 
 
-def _sample(dataset: "PretrainImages", count: int) -> Any:
+def _sample(dataset: "PretrainImages", count: int) -> Iterator[Tensor]:
     """Training images as the first epoch shows them."""
     chosen = np.random.default_rng(0).permutation(len(dataset))[:count]
     return (dataset[(0, int(index))]["image"] for index in np.sort(chosen))

@@ -19,6 +19,7 @@ from mae_transfer.cli.visualize import main as visualize
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.methods.mae_checkpoint import load_mae
+from mae_transfer.pretrain.pictures import CAPTION_WIDTH
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
 from mae_transfer.run_folder.folder import read_metrics
 
@@ -178,20 +179,41 @@ def test_exports_are_the_official_layouts(run, tmp_path, form: str) -> None:
         model.load_state_dict(state, strict=True)
 
 
+def columns(path: Path) -> list[np.ndarray]:
+    """The four pictures of the first row, 32 x 32 each."""
+    picture = np.asarray(Image.open(path)).astype(int)
+    return [picture[:32, i * 36 : i * 36 + 32] for i in range(4)]
+
+
 def test_pictures(run, images, tmp_path, capsys) -> None:
     out = tmp_path / "out.png"
     options = ["--checkpoint", str(run), "--images", str(images / "val" / "*" / "*.JPEG"), "--output", str(out)]
     assert visualize([*options, "--limit", "3"]) == 0
-    picture = np.asarray(Image.open(out)).astype(int)
-    assert picture.shape == (3 * 36 - 4, 4 * 36 - 4, 3)
-    original, masked, predicted, pasted = (picture[:32, i * 36 : i * 36 + 32] for i in range(4))
+    flattering, said = columns(out), capsys.readouterr().out
+    original, masked, predicted, pasted = flattering
     grey = (masked == 128).all(-1)
     assert grey.mean() == pytest.approx(12 / 16, abs=0.01)
     assert np.array_equal(masked[~grey], original[~grey])
     assert np.array_equal(pasted[~grey], original[~grey])
     assert np.array_equal(pasted[grey], predicted[grey])
     assert not np.array_equal(predicted[~grey], original[~grey])
+    assert "mean and deviation of the TRUE patch" in said
+    assert "--honest" in said
+    page = np.asarray(Image.open(out))
+    below = page[3 * 36 - 4 :]
+    assert page.shape[1] == CAPTION_WIDTH
+    assert below.shape[0] > 18
+    assert (below < 128).any()  # the caption
+
+    assert visualize([*options, "--limit", "3", "--honest"]) == 0
+    assert "mean of the visible patches' means and variances" in capsys.readouterr().out
+    honest = columns(out)
+    assert np.array_equal(honest[1], masked)
+    assert np.array_equal(honest[2][~grey], predicted[~grey])
+    assert not np.array_equal(honest[2][grey], predicted[grey])
+
     assert visualize([*options, "--mask-ratio", "0.999"]) == 2
+    assert visualize([*options, "--mask-ratio", "1.5"]) == 2
     assert visualize(["--checkpoint", str(run), "--images", "nothing*.jpg"]) == 2
     assert "error: --images nothing*.jpg: no such file" in capsys.readouterr().err
 
@@ -209,7 +231,7 @@ def test_pictures_of_an_official_file_are_the_runs(run, images, tmp_path) -> Non
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
 
 
-def test_unpainted_pictures_have_the_true_patches_statistics(run) -> None:
+def test_denormalised_by_the_true_patches_statistics(run) -> None:
     """A perfect prediction of normalised pixels gives the picture back."""
     model, _ = load_mae(run)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
@@ -231,6 +253,6 @@ def test_bad_input_makes_no_folder(images, tmp_path, capsys) -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys; from mae_transfer.pretrain import cli; cli.build_parser(); from mae_transfer.pretrain import "
-    code += "visualize; visualize.build_parser(); assert 'torch' not in sys.modules"
+    code = "import sys; from mae_transfer.cli import pretrain, visualize; pretrain.build_parser(); "
+    code += "visualize.build_parser(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

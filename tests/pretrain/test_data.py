@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.data import PretrainImages, find_images
-from mae_transfer.pretrain.methods.mae import make_views
+from mae_transfer.pretrain.methods.mae import MaeViews
 from mae_transfer.pretrain.views import Views, jitter
 from mae_transfer.runs.pretrain import resolve_pretrain
 
@@ -23,7 +23,7 @@ def config_of(root, *overrides: str):
 def dataset_of(root, *overrides: str, seed: int = 0, split: str = "train") -> PretrainImages:
     config = config_of(root, *overrides)
     source = getattr(find_images(config.data), split)
-    return PretrainImages(source, np.arange(len(source)), make_views(config), config.data, seed=seed)
+    return PretrainImages(source, np.arange(len(source)), MaeViews(config), config.data, seed=seed)
 
 
 def picture(path, size=(50, 40), shade: int = 100) -> None:

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chi2
 
 from mae_transfer.errors import UserError
-from mae_transfer.pretrain.masking import draw_noise, num_visible, shuffle, take
+from mae_transfer.pretrain.masking import draw_noise, gather_patches, num_visible, shuffle
 
 
 def noises(kind: str, grid: tuple[int, int], ratio: float, count: int) -> torch.Tensor:
@@ -20,7 +20,7 @@ def noises(kind: str, grid: tuple[int, int], ratio: float, count: int) -> torch.
 def test_exactly_the_released_codes_number_is_kept(kind: str, ratio: float) -> None:
     visible = num_visible((14, 14), ratio)
     assert visible == int(196 * (1 - ratio))
-    mask = shuffle(noises(kind, (14, 14), ratio, 20), visible).mask()
+    mask = shuffle(noises(kind, (14, 14), ratio, 20), visible).mask
     assert (~mask).sum(1).tolist() == [visible] * 20
 
 
@@ -28,7 +28,7 @@ def test_random_masks_are_uniform_over_the_patches() -> None:
     """Chi-square: each of 196 patches is visible in 49 of 196 masks on average; positions of one mask exclude each
     other, which takes the statistic down by (L - keep) / (L - 1)."""
     count, patches, visible = 4000, 196, 49
-    mask = shuffle(noises("random", (14, 14), 0.75, count), visible).mask()
+    mask = shuffle(noises("random", (14, 14), 0.75, count), visible).mask
     seen = (~mask).sum(0).numpy()
     expected = count * visible / patches
     statistic = ((seen - expected) ** 2 / expected).sum() * (patches - 1) / (patches - visible)
@@ -38,7 +38,7 @@ def test_random_masks_are_uniform_over_the_patches() -> None:
 
 def test_order_of_the_visible_patches_is_uniform_too() -> None:
     """The encoder's i-th token is any patch: the first visible one is each of 16 equally often."""
-    first = shuffle(noises("random", (4, 4), 0.75, 3200), 4).keep[:, 0]
+    first = shuffle(noises("random", (4, 4), 0.75, 3200), 4).ids_keep[:, 0]
     counts = torch.bincount(first, minlength=16).numpy()
     assert chi2.sf(((counts - 200) ** 2 / 200).sum(), 15) > 0.001
 
@@ -46,10 +46,9 @@ def test_order_of_the_visible_patches_is_uniform_too() -> None:
 def test_restore_undoes_the_shuffle() -> None:
     order = shuffle(noises("random", (4, 6), 0.75, 5), 6)
     patches = torch.randn(5, 24, 3)
-    assert torch.equal(take(take(patches, order.order), order.restore), patches)
-    assert torch.equal(torch.cat([order.keep, order.masked], 1), order.order)
+    assert torch.equal(gather_patches(gather_patches(patches, order.ids_shuffle), order.ids_restore), patches)
     for i in range(5):
-        assert order.mask()[i].nonzero()[:, 0].tolist() == sorted(order.masked[i].tolist())
+        assert order.mask[i].nonzero()[:, 0].tolist() == sorted(order.ids_shuffle[i, 6:].tolist())
 
 
 def test_shuffle_is_hugging_faces() -> None:
@@ -60,13 +59,13 @@ def test_shuffle_is_hugging_faces() -> None:
     noise, sequence = noises("random", (4, 4), 0.75, 6), torch.randn(6, 16, 8)
     kept, mask, restore = ViTMAEEmbeddings(config).random_masking(sequence, noise)
     order = shuffle(noise, num_visible((4, 4), 0.75))
-    assert torch.equal(take(sequence, order.keep), kept)
-    assert torch.equal(order.mask(), mask.bool())
-    assert torch.equal(order.restore, restore)
+    assert torch.equal(gather_patches(sequence, order.ids_keep), kept)
+    assert torch.equal(order.mask, mask.bool())
+    assert torch.equal(order.ids_restore, restore)
 
 
 def test_grid_keeps_one_patch_of_each_square() -> None:
-    mask = shuffle(noises("grid", (4, 6), 0.75, 2), 6).mask().view(2, 4, 6)
+    mask = shuffle(noises("grid", (4, 6), 0.75, 2), 6).mask.view(2, 4, 6)
     squares = (~mask).unfold(1, 2, 2).unfold(2, 2, 2)  # (2, 2, 3, 2, 2)
     assert bool((squares.sum((3, 4)) == 1).all())
     assert bool((~mask)[:, ::2, ::2].all())

@@ -85,7 +85,6 @@ def test_a_trained_dvae_is_a_tokenizer_for_beit_and_for_mae(images, tmp_path) ->
 
 def test_mae_with_tokens_has_the_cross_entropy_of_masked_patches(images, tmp_path) -> None:
     """The row "dVAE token" of MAE Table 1d: the same encoder and decoder, another target."""
-    from mae_transfer.pretrain.encoder import new_encoder, spec_of
     from mae_transfer.pretrain.methods import mae
     from mae_transfer.pretrain.tokenizers.kmeans import KMeansTokenizer
     from mae_transfer.runs.pretrain import resolve_pretrain
@@ -94,13 +93,14 @@ def test_mae_with_tokens_has_the_cross_entropy_of_masked_patches(images, tmp_pat
     overrides += ["model.decoder_heads=4", "tokenizer.vocab_size=6"]
     config = resolve_pretrain("mae", "vit_nano_p8", data="synthetic", tokenizer="kmeans", overrides=overrides)
     torch.manual_seed(0)
-    model = mae.build_model(new_encoder(spec_of(config), config), config, None)
+    method = mae.MaeMethod(config)
+    model = method.build_model(method.build_encoder(), None)
     model.tokens.tokenizer = KMeansTokenizer(torch.rand(6, 3 * 64), patch_size=8)
     batch = {"images": torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), "noise": torch.rand(3, 16)}
     logits, ids = model.predictions(batch), model.tokens(batch)
     expected = []
     for i in range(3):
-        masked = batch["noise"][i].argsort()[model.visible :]
+        masked = batch["noise"][i].argsort()[model.len_keep :]
         expected.append(-logits[i].log_softmax(1)[masked, ids[i, masked]].mean())
     torch.testing.assert_close(model.train()(batch)["loss_mae"], torch.stack(expected).mean())
     torch.testing.assert_close(model.eval()(batch)["loss"], torch.stack(expected))

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.block_masking import block_mask
 from mae_transfer.pretrain.config import BeitConfig
-from mae_transfer.pretrain.encoder import grid_of
+from mae_transfer.pretrain.encoder import grid_of, new_encoder, spec_of
+from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.tokens import TOKEN_VIEW, Tokens, prepare_tokens, token_view, view_size, vocabulary
 from mae_transfer.pretrain.views import Views
 from mae_transfer.tasks.classification.transforms import normalise
@@ -29,7 +29,7 @@ from mae_transfer.tasks.classification.transforms import normalise
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from mae_transfer.pretrain.task import PretrainTask
+    from mae_transfer.pretrain.data import PretrainImages
     from mae_transfer.run_folder.folder import RunFolder
 
 STD = 0.02
@@ -142,26 +142,20 @@ def num_masked(config: BeitConfig) -> int:
     return count
 
 
-def title(config: BeitConfig) -> str:
-    """The row of such an encoder in the tables."""
-    return "BEiT-style (this project)"
+class BeitMethod(Method[BeitConfig, Beit]):
+    def title(self) -> str:
+        return "BEiT-style (this project)"
 
+    def make_views(self) -> BeitViews:
+        return BeitViews(self.config)
 
-def make_views(config: BeitConfig) -> BeitViews:
-    return BeitViews(config)
+    def build_encoder(self) -> ViTEncoder:
+        model = self.config.model
+        spec = dataclasses.replace(spec_of(self.config), abs_pos=model.abs_pos, layer_scale=model.layer_scale)
+        return new_encoder(spec, self.config, rel_pos=model.rel_pos)
 
+    def build_model(self, encoder: ViTEncoder, num_classes: int | None) -> Beit:
+        return Beit(encoder, vocabulary(self.config.tokenizer))
 
-def encoder_spec(spec: Spec, config: BeitConfig) -> Spec:
-    return dataclasses.replace(spec, abs_pos=config.model.abs_pos, layer_scale=config.model.layer_scale)
-
-
-def encoder_options(config: BeitConfig) -> dict[str, Any]:
-    return {"rel_pos": config.model.rel_pos}
-
-
-def build_model(encoder: ViTEncoder, config: BeitConfig, num_classes: int | None) -> Beit:
-    return Beit(encoder, vocabulary(config.tokenizer))
-
-
-def prepare(model: Beit, task: "PretrainTask", fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:
-    prepare_tokens(model.tokens, task, fabric, folder)
+    def prepare(self, model: Beit, dataset: "PretrainImages", fabric: "Fabric", folder: "RunFolder | None") -> None:
+        prepare_tokens(model.tokens, self.config, dataset, fabric, folder)

@@ -5,25 +5,21 @@
 
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.pretrain.config import DvaeConfig
+from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.tokenizers.dvae import DiscreteVAE, DVAETokenizer
-from mae_transfer.pretrain.views import Views
 
 
-def title(config: DvaeConfig) -> str:
-    return "tokenizer (this project)"
+class DvaeMethod(Method[DvaeConfig, DiscreteVAE]):
+    def title(self) -> str:
+        return "tokenizer (this project)"
 
-
-def make_views(config: DvaeConfig) -> Views:
-    return Views(config)
-
-
-def build_model(encoder: ViTEncoder, config: DvaeConfig, num_classes: int | None) -> DiscreteVAE:
-    model = config.model
-    tokenizer = DVAETokenizer(
-        vocab_size=model.vocab_size,
-        patch_size=encoder.patch_size,
-        width=model.width,
-        blocks=model.blocks,
-        channels=config.data.channels,
-    )
-    return DiscreteVAE(tokenizer, temperature=model.temperature, kl_weight=model.kl_weight)
+    def build_model(self, encoder: ViTEncoder, num_classes: int | None) -> DiscreteVAE:
+        model = self.config.model
+        tokenizer = DVAETokenizer(
+            vocab_size=model.vocab_size,
+            patch_size=encoder.patch_size,
+            width=model.width,
+            blocks=model.blocks,
+            channels=self.config.data.channels,
+        )
+        return DiscreteVAE(tokenizer, temperature=model.temperature, kl_weight=model.kl_weight)

@@ -1,14 +1,11 @@
-"""Masked autoencoders (He et al. 2021, arXiv 2111.06377), in the arithmetic of the released code (`models_mae.py`).
+"""Masked autoencoders (He et al. 2021, arXiv 2111.06377), in the arithmetic and the names of the released code.
 
-The visible patches alone go through the encoder; a light decoder gets their tokens, and one shared mask token at the
-place of each masked patch, and predicts the masked patches.
+The encoder sees the visible patches alone. A light decoder gets their tokens, and one shared mask token for each masked
+patch, and predicts the masked patches. Parameters have the names, layouts and shapes of the released weights.
 
-The decoder here keeps the patches in their shuffled order, visible ones first, and shuffles the (fixed) position
-embedding instead: its blocks treat a sequence as a set, so that the numbers are those of the released code, which puts
-the tokens back into the order of the grid first. What is not needed is not computed: no embedding of masked patches,
-and after the last attention nothing of the visible ones.
-
-Names of the decoder's parameters, and all layouts and shapes, are those of the released weights.
+Two things differ from `models_mae.py`, the numbers do not. The decoder keeps the patches in their shuffled order and
+shuffles its (fixed) position embedding instead: its blocks treat a sequence as a set. What is not needed is not
+computed: embeddings of masked patches and, after the last attention, tokens of visible ones.
 """
 
 from functools import partial
@@ -24,11 +21,14 @@ from torch.utils.checkpoint import checkpoint
 from mae_transfer.backbones.checkpoints.fixed_position import table
 from mae_transfer.backbones.lean_mlp import LeanMlp
 from mae_transfer.backbones.vit import ViTEncoder
+from mae_transfer.data.drawing import drawing
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.errors import UserError
+from mae_transfer.pretrain import pictures
 from mae_transfer.pretrain.config import MaeConfig
 from mae_transfer.pretrain.encoder import grid_of
-from mae_transfer.pretrain.masking import Shuffle, check_grid, draw_noise, num_visible, shuffle, take
+from mae_transfer.pretrain.masking import Shuffle, check_grid, draw_noise, gather_patches, num_visible, shuffle
+from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.targets import NormPixelTarget, PcaTarget, PixelTarget, Target, TokenTarget
 from mae_transfer.pretrain.tokens import TOKEN_VIEW, Tokens, prepare_tokens, token_view, view_size, vocabulary
 from mae_transfer.pretrain.views import Views
@@ -36,77 +36,123 @@ from mae_transfer.pretrain.views import Views
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from mae_transfer.pretrain.task import PretrainTask
+    from mae_transfer.pretrain.data import PretrainImages
     from mae_transfer.run_folder.folder import RunFolder
+    from mae_transfer.run_folder.pictures import Picture
 
-EPS = 1e-6
-"""Of all LayerNorms."""
-NORM: Any = partial(nn.LayerNorm, eps=EPS)
-
-
-class MaeViews(Views):
-    """Adds "noise", float32 (L,), which says what is masked, and a tokenizer's own view where one is needed."""
-
-    def __init__(self, config: MaeConfig) -> None:
-        super().__init__(config)
-        self.mask, self.grid = config.mask, grid_of(config)
-        self.token_size = view_size(config, config.tokenizer) if config.model.target == "token" else None
-
-    def extras(self, region: Tensor, rng: np.random.Generator) -> dict[str, Any]:
-        extras: dict[str, Any] = {"noise": draw_noise(self.mask.kind, self.grid, self.mask.ratio, rng)}
-        if self.token_size is not None:
-            extras[TOKEN_VIEW] = token_view(region, self.token_size)
-        return extras
+NORM: Any = partial(nn.LayerNorm, eps=1e-6)
 
 
 class MaskedAutoencoder(nn.Module):
     """Encoder, decoder and loss.
 
-    A batch holds "images" uint8 (B, C, H, W) and "noise" float32 (B, L). In training mode {"loss_mae": the mean over
-    the images of each image's mean over its masked patches}; every image has as many of them, so this is the released
-    code's mean over all, however a batch is cut. In eval mode {"loss": (B,), "patch_mean": (B,)}, the latter the loss
-    that each masked patch's own mean would have as prediction (targets of pixels only).
+    A batch holds "images" uint8 (B, C, H, W) and "noise" float32 (B, L), which says what is masked. In training mode
+    {"loss_mae": the mean over all masked patches}, of which every image has as many. In eval mode {"loss": (B,),
+    "patch_mean": (B,)}; the latter is the loss if each patch's own mean were predicted (targets of pixels only).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: ViTEncoder, target: Target, config: MaeConfig) -> None:
+    def __init__(
+        self, encoder: ViTEncoder, target: Target, config: MaeConfig, *, mask_token_width: int | None = None
+    ) -> None:
         super().__init__()
-        model, width = config.model, config.model.decoder_width
         self.encoder = encoder
-        self.visible = num_visible(encoder.native_grid, config.mask.ratio)
-        self.loss_on_all = model.loss_on == "all"
-        self.masks_in_encoder = model.mask_token == "encoder"
+        h, w = encoder.native_grid
+        self.num_patches, self.len_keep = h * w, num_visible((h, w), config.mask.ratio)
+        self.loss_on_all = config.model.loss_on == "all"
         self.grad_checkpointing = config.backbone.grad_checkpointing
 
-        token_width = encoder.embed_dim if self.masks_in_encoder else width
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, token_width))
+        width, heads, depth = config.model.decoder_width, config.model.decoder_heads, config.model.decoder_depth
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, mask_token_width or width))
         self.decoder_embed = nn.Linear(encoder.embed_dim, width)
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 1 + self.num_patches, width), requires_grad=False)
         self.decoder_blocks = nn.ModuleList(
-            Block(width, model.decoder_heads, qkv_bias=True, norm_layer=NORM, mlp_layer=LeanMlp)
-            for _ in range(model.decoder_depth)
+            Block(width, heads, qkv_bias=True, norm_layer=NORM, mlp_layer=LeanMlp) for _ in range(depth)
         )
-        self.decoder_norm = nn.LayerNorm(width, eps=EPS)
+        self.decoder_norm = NORM(width)
         self.decoder_pred = nn.Linear(width, target.width)
-        self.target = target
-        self.tokens = Tokens()
-        # once for each value of a patch, whose channels are last
-        values = encoder.patch_size**2
+        self.target, self.tokens = target, Tokens()
+        values = encoder.patch_size**2  # mean and std once for each value of a patch, whose channels are last
         self.register_buffer("mean", torch.tensor(encoder.mean).repeat(values), persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).repeat(values), persistent=False)
-        self.initialise()
+        self.initialize_weights()
 
-    @property
-    def num_patches(self) -> int:
-        h, w = self.encoder.native_grid
-        return h * w
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        patches, order = self.patchify(batch["images"]), shuffle(batch["noise"], self.len_keep)
+        first = 0 if self.loss_on_all else self.len_keep
+        ids = order.ids_shuffle[:, first:]  # the patches to predict: mask is true there
+        latent = self.forward_encoder(patches, order)
+        pred = self.forward_decoder(latent, order, first)
+        return self.forward_loss(gather_patches(patches, ids), pred, self.token_ids(batch, ids))
+
+    def forward_encoder(self, patches: Tensor, order: Shuffle) -> Tensor:
+        """Patches (B, L, p * p * C) -> the class token's and the visible patches' latents, (B, 1 + len_keep, C)."""
+        assert self.encoder.norm is not None
+        visible = gather_patches(patches, order.ids_keep)
+        return self.encoder.norm(self.encoder.visible_tokens(visible, order.ids_keep))
+
+    def forward_decoder(self, latent: Tensor, order: Shuffle, first: int) -> Tensor:
+        """Predictions float32 (B, L - first, target width) of the patches ids_shuffle[:, first:]."""
+        x = self.append_mask_tokens(self.decoder_embed(latent))
+        position = self.decoder_pos_embed[0]
+        x = x + torch.cat([position[:1].expand(len(x), 1, -1), position[1:][order.ids_shuffle]], dim=1)
+        for block in self.decoder_blocks[:-1]:
+            x = self._run(block, x)
+        x = self._run(partial(_run_tail, self.decoder_blocks[-1], 1 + first), x)
+        return self.decoder_pred(self.decoder_norm(x)).float()
+
+    def append_mask_tokens(self, x: Tensor) -> Tensor:
+        """(B, 1 + len_keep, width) -> (B, 1 + L, width)."""
+        return torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), 1 + self.num_patches - x.shape[1], -1)], dim=1)
+
+    def forward_loss(self, patches: Tensor, pred: Tensor, token_ids: Tensor | None) -> dict[str, Tensor]:
+        """What the model gives: from patches (B, n, p * p * C), their predictions and, for such a target, tokens."""
+        loss = self.target.loss(pred, patches, token_ids).mean(1)
+        if self.training:
+            return {"loss_mae": loss.mean()}
+        if not isinstance(self.target, PixelTarget):
+            return {"loss": loss}
+        target = self.target.of(patches)
+        return {"loss": loss, "patch_mean": (target - target.mean(-1, keepdim=True)).square().mean((1, 2))}
+
+    def predictions(self, batch: dict[str, Any], len_keep: int | None = None) -> Tensor:
+        """Of all patches, float32 (B, L, target width), in the order of the grid (`ids_restore`)."""
+        order = shuffle(batch["noise"], len_keep or self.len_keep)
+        pred = self.forward_decoder(self.forward_encoder(self.patchify(batch["images"]), order), order, 0)
+        return gather_patches(pred, order.ids_restore)
+
+    def token_ids(self, batch: dict[str, Any], ids: Tensor) -> Tensor | None:
+        """The tokens int64 (B, n) of the patches `ids`, for a target of tokens."""
+        return self.tokens(batch).gather(1, ids) if isinstance(self.target, TokenTarget) else None
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float32 (B, L, p * p * C), normalised; channels last within a patch."""
+        p = self.encoder.patch_size
+        batch, channels, height, width = images.shape
+        x = images.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 3, 5, 1)
+        x = x.reshape(batch, -1, p * p * channels).to(torch.float32)
+        return x.sub_(255 * self.mean).div_(255 * self.std)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """(B, L, p * p * C) normalised -> (B, C, H, W) in 0 .. 1, not clipped."""
+        return self._to_images(patches * self.std + self.mean)
+
+    def _to_images(self, patches: Tensor) -> Tensor:
+        """(B, L, p * p * C) -> (B, C, H, W), the same values."""
+        p, (h, w) = self.encoder.patch_size, self.encoder.native_grid
+        x = patches.reshape(len(patches), h, w, p, p, -1).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(len(x), -1, h * p, w * p)
+
+    def _run(self, block: Any, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
     @torch.no_grad()
-    def initialise(self) -> None:
-        """As `initialize_weights` of the released code; what it leaves alone keeps torch's own (the bias of the patch
-        embedding)."""
+    def initialize_weights(self) -> None:
+        """As the released code's; the bias of the patch embedding, which that leaves alone, keeps torch's own."""
         vit, grid = self.encoder.vit, self.encoder.native_grid
         vit.pos_embed.copy_(table(grid, self.encoder.embed_dim, columns_first=True))
         vit.pos_embed.requires_grad_(False)
@@ -122,76 +168,22 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        patches = self.patchify(batch["images"])
-        order = shuffle(batch["noise"], self.visible)
-        first = 0 if self.loss_on_all else self.visible  # in the order of the shuffle
-        predicted = self.decode(self.encode(patches, order), order, first).float()
-        wanted = take(patches, order.order[:, first:])
-        loss = self.target.loss(predicted, wanted, self.ids(batch, order.order[:, first:])).mean(1)
-        if self.training:
-            return {"loss_mae": loss.mean()}
-        result = {"loss": loss}
-        if isinstance(self.target, PixelTarget):
-            aims = self.target.of(wanted)
-            result["patch_mean"] = (aims - aims.mean(-1, keepdim=True)).square().mean((1, 2))
-        return result
 
-    def predictions(self, batch: dict[str, Any]) -> Tensor:
-        """Of all patches, float32 (B, L, target width), in the order of the grid."""
-        order = shuffle(batch["noise"], self.visible)
-        predicted = self.decode(self.encode(self.patchify(batch["images"]), order), order, 0)
-        return take(predicted.float(), order.restore)
+class MaskTokensInEncoder(MaskedAutoencoder):
+    """MAE Table 1 (c), the slow variant: masked patches go through the encoder as mask tokens of its width."""
 
-    def ids(self, batch: dict[str, Any], places: Tensor) -> Tensor | None:
-        """The tokens of patches, for a target of tokens."""
-        return self.tokens(batch).gather(1, places) if isinstance(self.target, TokenTarget) else None
+    def __init__(self, encoder: ViTEncoder, target: Target, config: MaeConfig) -> None:
+        super().__init__(encoder, target, config, mask_token_width=encoder.embed_dim)
 
-    def patchify(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (B, L, p * p * C), normalised; channels last within a patch."""
-        p = self.encoder.patch_size
-        batch, channels, height, width = images.shape
-        x = images.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 3, 5, 1)
-        x = x.reshape(batch, -1, p * p * channels).to(torch.float32)
-        return x.sub_(255 * self.mean).div_(255 * self.std)
-
-    def unpatchify(self, patches: Tensor) -> Tensor:
-        """(B, L, p * p * C) normalised -> (B, C, H, W) in 0 .. 1, not clipped."""
-        return self._to_images(patches * self.std + self.mean)
-
-    def encode(self, patches: Tensor, order: Shuffle) -> Tensor:
-        """Tokens after the final norm, (B, 1 + visible, C); with mask tokens in the encoder (B, 1 + L, C), shuffled."""
+    def forward_encoder(self, patches: Tensor, order: Shuffle) -> Tensor:
+        """Patches (B, L, p * p * C) -> the latents of the class token and of all patches, shuffled, (B, 1 + L, C)."""
         assert self.encoder.norm is not None
-        if not self.masks_in_encoder:
-            return self.encoder.norm(self.encoder.visible_tokens(take(patches, order.keep), order.keep))
         images, last = self._to_images(patches), self.encoder.depth - 1
-        (tokens,) = self.encoder.tokens(images, (last,), order.mask(), self.mask_token[0, 0])
-        tokens = torch.cat([tokens[:, :1], take(tokens[:, 1:], order.order)], dim=1)
-        return self.encoder.norm(tokens)
+        (tokens,) = self.encoder.tokens(images, (last,), order.mask, self.mask_token[0, 0])
+        return self.encoder.norm(torch.cat([tokens[:, :1], gather_patches(tokens[:, 1:], order.ids_shuffle)], dim=1))
 
-    def decode(self, latent: Tensor, order: Shuffle, first: int) -> Tensor:
-        """Predictions (B, L - first, target width) of the patches from the `first` of the shuffle on."""
-        x = self.decoder_embed(latent)
-        if not self.masks_in_encoder:
-            missing = self.num_patches - self.visible
-            x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), missing, -1)], dim=1)
-        position = self.decoder_pos_embed[0]
-        x = x + torch.cat([position[:1].expand(len(x), 1, -1), position[1:][order.order]], dim=1)
-        for block in self.decoder_blocks[:-1]:
-            x = self._run(block, x)
-        x = self._run(partial(_run_tail, self.decoder_blocks[-1], 1 + first), x)
-        return self.decoder_pred(self.decoder_norm(x))
-
-    def _run(self, block: Any, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
-
-    def _to_images(self, patches: Tensor) -> Tensor:
-        """(B, L, p * p * C) -> (B, C, H, W), the same values."""
-        p, (h, w) = self.encoder.patch_size, self.encoder.native_grid
-        x = patches.reshape(len(patches), h, w, p, p, -1).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(len(x), -1, h * p, w * p)
+    def append_mask_tokens(self, x: Tensor) -> Tensor:
+        return x
 
 
 def _run_tail(block: Any, first: int, x: Tensor) -> Tensor:
@@ -207,54 +199,90 @@ def _run_tail(block: Any, first: int, x: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
-def title(config: MaeConfig) -> str:
-    """The row of such an encoder in the tables."""
-    what = {"pixel": ", pixels", "norm_pixel": "", "pca": ", PCA", "token": ", tokens"}[config.model.target]
-    return f"MAE{what} (this project)"
+@torch.no_grad()
+def reconstruct(model: MaskedAutoencoder, batch: dict[str, Any], ratio: float, *, honest: bool = False) -> Tensor:
+    """Float32 (B, 4, 3, H, W) in 0 .. 1: the image, its visible patches, the reconstruction, and the reconstruction
+    with the visible patches in their places.
+
+    Args:
+        batch: "images" and "noise".
+        honest: take nothing from the true masked patches (`NormPixelTarget.to_pixels`).
+    """
+    len_keep = num_visible(model.encoder.native_grid, ratio)
+    patches, mask = model.patchify(batch["images"]), shuffle(batch["noise"], len_keep).mask
+    pred = model.target.to_pixels(model.predictions(batch, len_keep), patches, mask if honest else None)
+    grey, masked = ((pictures.GREY - model.mean) / model.std).expand_as(patches), mask[:, :, None]
+    stages = [patches, torch.where(masked, grey, patches), pred, torch.where(masked, pred, patches)]
+    return torch.stack([model.unpatchify(stage) for stage in stages], dim=1).clamp(0, 1).expand(-1, -1, 3, -1, -1)
 
 
-def make_views(config: MaeConfig) -> MaeViews:
-    if config.mask.kind == "grid":
-        check_grid(grid_of(config), config.mask.ratio)
-    num_visible(grid_of(config), config.mask.ratio)
-    return MaeViews(config)
+class MaeViews(Views):
+    """Adds "noise", float32 (L,), which says what is masked, and a tokenizer's own view where it needs one."""
+
+    def __init__(self, config: MaeConfig) -> None:
+        super().__init__(config)
+        self.mask, self.grid = config.mask, grid_of(config)
+        num_visible(self.grid, self.mask.ratio)
+        if self.mask.kind == "grid":
+            check_grid(self.grid, self.mask.ratio)
+        self.token_size = view_size(config, config.tokenizer) if config.model.target == "token" else None
+
+    def extras(self, region: Tensor, rng: np.random.Generator) -> dict[str, Any]:
+        extras: dict[str, Any] = {"noise": draw_noise(self.mask.kind, self.grid, self.mask.ratio, rng)}
+        if self.token_size is not None:
+            extras[TOKEN_VIEW] = token_view(region, self.token_size)
+        return extras
 
 
-def build_model(encoder: ViTEncoder, config: MaeConfig, num_classes: int | None) -> MaskedAutoencoder:
-    values = encoder.patch_size**2 * config.data.channels
-    kind = config.model.target
-    if kind == "pca" and config.model.pca_coefficients > values:
-        raise UserError(
-            f"model.pca_coefficients={config.model.pca_coefficients}: a patch of {encoder.name} has {values} values"
-        )
-    target: Target
-    if kind == "token":
-        target = TokenTarget(vocabulary(config.tokenizer))
-    elif kind == "pca":
-        target = PcaTarget(values, config.model.pca_coefficients)
-    else:
-        target = NormPixelTarget(values) if kind == "norm_pixel" else PixelTarget(values)
-    return MaskedAutoencoder(encoder, target, config)
+class MaeMethod(Method[MaeConfig, MaskedAutoencoder]):
+    def title(self) -> str:
+        what = {"pixel": ", pixels", "norm_pixel": "", "pca": ", PCA", "token": ", tokens"}[self.config.model.target]
+        return f"MAE{what} (this project)"
 
+    def make_views(self) -> MaeViews:
+        return MaeViews(self.config)
 
-def prepare(
-    model: MaskedAutoencoder, task: "PretrainTask", fabric: "Fabric", folder: "RunFolder | None", progress: bool
-) -> None:
-    if isinstance(model.target, TokenTarget):
-        prepare_tokens(model.tokens, task, fabric, folder)
-    if isinstance(model.target, PcaTarget):  # a resumed run then takes those of its checkpoint, which are the same
-        model.target.load_state_dict(on_rank_zero(fabric, lambda: fit_components(model, task)))
+    def build_model(self, encoder: ViTEncoder, num_classes: int | None) -> MaskedAutoencoder:
+        kind = MaskTokensInEncoder if self.config.model.mask_token == "encoder" else MaskedAutoencoder
+        return kind(encoder, self._target(encoder), self.config)
 
+    def _target(self, encoder: ViTEncoder) -> Target:
+        model, values = self.config.model, encoder.patch_size**2 * self.config.data.channels
+        if model.target == "token":
+            return TokenTarget(vocabulary(self.config.tokenizer))
+        if model.target != "pca":
+            return NormPixelTarget(values) if model.target == "norm_pixel" else PixelTarget(values)
+        if model.pca_coefficients > values:
+            raise UserError(
+                f"model.pca_coefficients={model.pca_coefficients}: a patch of {encoder.name} has {values} values"
+            )
+        return PcaTarget(values, model.pca_coefficients)
 
-def fit_components(model: MaskedAutoencoder, task: "PretrainTask") -> dict[str, Tensor]:
-    """The state of a PCA target from all patches of training images, as the first epoch shows them."""
-    dataset, target = task.train_dataset, model.target
-    assert isinstance(target, PcaTarget)
-    assert isinstance(task.config, MaeConfig)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[: task.config.model.pca_images])
-    count, total, products = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for index in chosen.tolist():
-        patches = model.patchify(dataset[(0, index)]["image"][None])[0].double()
-        count, total, products = count + len(patches), total + patches.sum(0), products + patches.T @ patches
-    target.fit(count, total, products)
-    return target.state_dict()
+    def prepare(
+        self, model: MaskedAutoencoder, dataset: "PretrainImages", fabric: "Fabric", folder: "RunFolder | None"
+    ) -> None:
+        if isinstance(model.target, TokenTarget):
+            prepare_tokens(model.tokens, self.config, dataset, fabric, folder)
+        if isinstance(model.target, PcaTarget):  # a resumed run then takes those of its checkpoint, which are the same
+            model.target.load_state_dict(on_rank_zero(fabric, lambda: self._fit_components(model, dataset)))
+
+    def _fit_components(self, model: MaskedAutoencoder, dataset: "PretrainImages") -> dict[str, Tensor]:
+        """The state of a PCA target from all patches of training images, as the first epoch shows them."""
+        assert isinstance(model.target, PcaTarget)
+        chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[: self.config.model.pca_images])
+        model.target.fit(model.patchify(dataset[(0, int(index))]["image"][None])[0] for index in chosen)
+        return model.target.state_dict()
+
+    def draw_pictures(
+        self, model: MaskedAutoencoder, dataset: "PretrainImages", split: str, fabric: "Fabric"
+    ) -> "list[Picture]":
+        """With the masks of the evaluation; none of a target, or an image, that is no picture."""
+        if self.config.model.target == "token" or self.config.data.channels not in (1, 3):
+            return []
+        ratio, found = self.config.mask.ratio, []
+        facts = [f"{split} image, {100 * ratio:g} % of the patches masked", pictures.note(model.target)]
+        for batch in pictures.chosen_batches(dataset, self.config.eval.pictures):
+            with drawing(model), fabric.autocast():
+                stages = reconstruct(model, fabric.to_device(batch), ratio)[0]
+            found.append(pictures.run_picture(stages, batch["names"][0], "; ".join(filter(None, facts))))
+        return found

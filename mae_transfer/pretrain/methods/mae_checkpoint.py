@@ -11,8 +11,7 @@ from mae_transfer.backbones.registry import size_of
 from mae_transfer.config.load import validate
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import MaeConfig
-from mae_transfer.pretrain.encoder import new_encoder, spec_of
-from mae_transfer.pretrain.methods.mae import MaskedAutoencoder, build_model
+from mae_transfer.pretrain.methods.mae import MaeMethod, MaskedAutoencoder
 from mae_transfer.run_folder.checkpoints import evaluated_weights
 from mae_transfer.runs.pretrain import resolve_pretrain
 
@@ -41,7 +40,8 @@ def load_mae(path: str | Path, *, target: str | None = None) -> tuple[MaskedAuto
             )
         config, state = _config_of(found, str(file), target), from_official(found)
     assert isinstance(config, MaeConfig)
-    model = build_model(new_encoder(spec_of(config), config), config, None)
+    method = MaeMethod(config)
+    model = method.build_model(method.build_encoder(), None)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

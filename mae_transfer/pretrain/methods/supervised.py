@@ -18,6 +18,8 @@ from mae_transfer.backbones.registry import IMAGENET_MEAN
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import SupervisedConfig
+from mae_transfer.pretrain.encoder import new_encoder, spec_of
+from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.views import Views
 from mae_transfer.tasks.classification.protocols.finetune import Classifier, check_pairs
 from mae_transfer.tasks.classification.transforms import make_randaugment, normalise, seeded_globals
@@ -55,29 +57,26 @@ class Supervised(Classifier):
         }
 
 
-def title(config: SupervisedConfig) -> str:
-    """The row of such an encoder in the tables."""
-    return "supervised (this project)"
+class SupervisedMethod(Method[SupervisedConfig, Supervised]):
+    def title(self) -> str:
+        return "supervised (this project)"
 
+    def make_views(self) -> SupervisedViews:
+        return SupervisedViews(self.config)
 
-def make_views(config: SupervisedConfig) -> SupervisedViews:
-    return SupervisedViews(config)
+    def build_encoder(self) -> ViTEncoder:
+        return new_encoder(spec_of(self.config), self.config, final_norm=False)  # the classifier has its own
 
+    def check_batches(self, sizes: Collection[int]) -> None:
+        check_pairs(sizes, self.config.model, self.config.train.micro_batch)
 
-def encoder_options(config: SupervisedConfig) -> dict[str, Any]:
-    return {"final_norm": False}  # the classifier has its own
-
-
-def check_batches(sizes: Collection[int], config: SupervisedConfig) -> None:
-    check_pairs(sizes, config.model, config.train.micro_batch)
-
-
-def build_model(encoder: ViTEncoder, config: SupervisedConfig, num_classes: int | None) -> nn.Module:
-    if num_classes is None:
-        raise UserError(
-            "--method supervised needs labels: class folders of the same names in train/ and val/, or shards with .cls"
-        )
-    model = Supervised(encoder, num_classes, config.model)
-    with torch.no_grad():
-        nn.init.trunc_normal_(encoder.vit.cls_token, std=0.02)  # as timm 0.3.2, which MAE's code is built on
-    return model
+    def build_model(self, encoder: ViTEncoder, num_classes: int | None) -> Supervised:
+        if num_classes is None:
+            raise UserError(
+                "--method supervised needs labels: class folders of the same names in train/ and val/, or shards with "
+                ".cls"
+            )
+        model = Supervised(encoder, num_classes, self.config.model)
+        with torch.no_grad():
+            nn.init.trunc_normal_(encoder.vit.cls_token, std=0.02)  # as timm 0.3.2, which MAE's code is built on
+        return model

@@ -14,7 +14,6 @@ from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
-from mae_transfer.pretrain.encoder import new_encoder, spec_of
 from mae_transfer.pretrain.methods import beit
 from mae_transfer.pretrain.tokenizers.dalle import DalleTokenizer
 from mae_transfer.pretrain.tokenizers.kmeans import KMeansTokenizer
@@ -33,8 +32,8 @@ def model_of(*overrides: str, backbone: str = "vit_nano_p8") -> beit.Beit:
     """All that starts as zeros, ones or one constant away from it, so that each parameter counts."""
     config = config_of(*overrides, backbone=backbone)
     seed_for_model(0)
-    spec = beit.encoder_spec(spec_of(config), config)
-    model = beit.build_model(new_encoder(spec, config, **beit.encoder_options(config)), config, None)
+    method = beit.BeitMethod(config)
+    model = method.build_model(method.build_encoder(), None)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
@@ -272,10 +271,8 @@ def test_evaluation_gives_the_share_of_tokens_that_are_right() -> None:
 def test_initial_weights_are_those_of_the_released_code() -> None:
     config = config_of("data.image_size=64", "model.abs_pos=true", "mask.min_patches=8", backbone="vit_ti_p8")
     seed_for_model(0)
-    spec = beit.encoder_spec(spec_of(config), config)
-    model = beit.build_model(new_encoder(spec, config, **beit.encoder_options(config)), config, None).requires_grad_(
-        False
-    )
+    method = beit.BeitMethod(config)
+    model = method.build_model(method.build_encoder(), None).requires_grad_(False)
     # a normal distribution cut at one standard deviation has a deviation of 0.5396
     deviation = 0.02 * 0.5396
     for name, parameter in model.named_parameters():
@@ -375,7 +372,7 @@ def test_the_whole_image_is_jittered_before_the_crop() -> None:
 
 
 def test_samples_have_their_own_mask_and_view() -> None:
-    views = beit.make_views(config_of("mask.ratio=0.4"))
+    views = beit.BeitViews(config_of("mask.ratio=0.4"))
     image = torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8)
     first, again, other = (views.train(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first["mask"].shape == (16,)
@@ -389,7 +386,7 @@ def test_a_tokenizer_of_another_size_gets_a_view_of_the_same_crop(tmp_path) -> N
     """BEiT: the tokenizer sees the crop resized by Lanczos to 8 pixels a patch, here of an encoder with 16."""
     save_tokenizer(DalleTokenizer(hidden=8, vocab_size=6), tmp_path / "t.safetensors")
     config = config_of("data.image_size=64", backbone="vit_nano", tokenizer=str(tmp_path / "t.safetensors"))
-    views = beit.make_views(config)
+    views = beit.BeitViews(config)
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
     seen = []
     views._sample = lambda region, rng, inner=views._sample: seen.append(region) or inner(region, rng)
@@ -398,9 +395,8 @@ def test_a_tokenizer_of_another_size_gets_a_view_of_the_same_crop(tmp_path) -> N
     (region,) = seen
     expected = Image.fromarray(region.permute(1, 2, 0).numpy()).resize((32, 32), Image.Resampling.LANCZOS)
     assert np.array_equal(sample["token_view"].permute(1, 2, 0).numpy(), np.asarray(expected))
-    model = beit.build_model(
-        new_encoder(beit.encoder_spec(spec_of(config), config), config, rel_pos=True), config, None
-    )
+    method = beit.BeitMethod(config)
+    model = method.build_model(method.build_encoder(), None)
     assert model.lm_head.out_features == 6
     model.tokens.tokenizer = DalleTokenizer(hidden=8, vocab_size=6)
     batch = {"images": sample["image"][None], "token_view": sample["token_view"][None]}
@@ -410,23 +406,23 @@ def test_a_tokenizer_of_another_size_gets_a_view_of_the_same_crop(tmp_path) -> N
 def test_bad_input_is_one_line(tmp_path) -> None:
     for ratio, message in (("0.01", "masks no patch of 4x4"), ("0.1", "mask.min_patches=2: no such block")):
         with pytest.raises(UserError, match=message):
-            beit.make_views(config_of(f"mask.ratio={ratio}"))
+            beit.BeitViews(config_of(f"mask.ratio={ratio}"))
     with pytest.raises(UserError, match=r"mask.min_patches=16: no such block fits into the 6 patches to mask of 4x4"):
-        beit.make_views(config_of("mask.min_patches=16"))
+        beit.BeitViews(config_of("mask.min_patches=16"))
     save_tokenizer(KMeansTokenizer(torch.rand(5, 3 * 256), patch_size=16), tmp_path / "p16.safetensors")
     with pytest.raises(
         UserError, match=r"tokenizer kmeans has patches of 16 pixels and the encoder of 8, so their grids"
     ):
-        beit.make_views(config_of(tokenizer=str(tmp_path / "p16.safetensors")))
+        beit.BeitViews(config_of(tokenizer=str(tmp_path / "p16.safetensors")))
     save_tokenizer(KMeansTokenizer(torch.rand(5, 64), patch_size=8), tmp_path / "grey.safetensors")
     with pytest.raises(UserError, match=r"grey\.safetensors is for images of 1 channels, not 3"):
-        beit.make_views(config_of(tokenizer=str(tmp_path / "grey.safetensors")))
+        beit.BeitViews(config_of(tokenizer=str(tmp_path / "grey.safetensors")))
     with pytest.raises(UserError, match=r"--tokenizer dvae: train one first, by tools/run_pretrain\.py --method dvae"):
-        beit.make_views(config_of(tokenizer="dvae"))
+        beit.BeitViews(config_of(tokenizer="dvae"))
     with pytest.raises(UserError, match=r"--tokenizer dalle: pass the path of OpenAI's encoder\.pkl"):
-        beit.make_views(config_of(tokenizer="dalle"))
+        beit.BeitViews(config_of(tokenizer="dalle"))
     with pytest.raises(UserError, match=r"need a tokenizer: --tokenizer kmeans"):
-        beit.make_views(resolve_pretrain("beit", "vit_b", data="synthetic"))
+        beit.BeitViews(resolve_pretrain("beit", "vit_b", data="synthetic"))
 
 
 @pytest.mark.parametrize("overrides", [(), ("model.rel_pos=false", "model.abs_pos=true", "model.layer_scale=null")])

@@ -11,7 +11,6 @@ from torch import Tensor
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.schedule import make_schedule
-from mae_transfer.pretrain.encoder import new_encoder, spec_of
 from mae_transfer.pretrain.methods import mae
 from mae_transfer.runs.pretrain import resolve_pretrain
 
@@ -26,7 +25,8 @@ def config_of(*overrides: str, backbone: str = "vit_nano_p8"):
 def model_of(*overrides: str, backbone: str = "vit_nano_p8") -> mae.MaskedAutoencoder:
     config = config_of(*overrides, backbone=backbone)
     seed_for_model(0)
-    model = mae.build_model(new_encoder(spec_of(config), config), config, None)
+    method = mae.MaeMethod(config)
+    model = method.build_model(method.build_encoder(), None)
     with torch.no_grad():  # biases and norms that are not zeros and ones, so that each of them counts
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.ndim == 1:
@@ -80,7 +80,7 @@ def test_loss_and_gradients_are_those_of_the_formulas(overrides, options) -> Non
     ours = gradients(model)
     model.zero_grad()
     weights = dict(model.named_parameters())
-    shape = {"patch": 8, "keep": model.visible, "heads": 4, "decoder_heads": 4}
+    shape = {"patch": 8, "keep": model.len_keep, "heads": 4, "decoder_heads": 4}
     expected = loss_of(normalised(model, batch["images"]), batch["noise"], weights, **shape, **options)
     assert abs(loss.item() - expected.item()) <= TOLERANCE * expected.item()
     expected.backward()
@@ -102,7 +102,7 @@ def test_reconstruction_is_that_of_the_formulas() -> None:
                 batch["noise"][i],
                 dict(model.named_parameters()),
                 patch=8,
-                keep=model.visible,
+                keep=model.len_keep,
                 heads=4,
                 decoder_heads=4,
             )
@@ -121,7 +121,7 @@ def test_evaluation_gives_each_image_its_loss_and_that_of_its_patches_means() ->
     images = normalised(model, batch["images"])
     for i in range(3):
         order = np.argsort(batch["noise"][i].numpy())
-        pixels = patches_of(images[i], 8)[torch.from_numpy(order[model.visible :])].numpy()
+        pixels = patches_of(images[i], 8)[torch.from_numpy(order[model.len_keep :])].numpy()
         assert values["patch_mean"][i].item() == pytest.approx(pixels.var(axis=1).mean(), rel=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_any_shape_of_image_and_number_of_channels() -> None:
     model = model_of(*overrides)
     batch = batch_of(model, channels=5, size=(16, 40))
     loss = model.train()(batch)["loss_mae"]
-    options = {"patch": 8, "keep": model.visible, "heads": 4, "decoder_heads": 4, "normalised": True}
+    options = {"patch": 8, "keep": model.len_keep, "heads": 4, "decoder_heads": 4, "normalised": True}
     expected = loss_of(
         normalised(model, batch["images"]), batch["noise"], dict(model.named_parameters()), **options
     ).item()
@@ -275,7 +275,8 @@ def test_position_embeddings_are_the_published_tables() -> None:
 def test_initial_weights_are_those_of_the_released_code() -> None:
     config = config_of("data.image_size=64", backbone="vit_ti_p8")
     seed_for_model(0)
-    model = mae.build_model(new_encoder(spec_of(config), config), config, None)
+    method = mae.MaeMethod(config)
+    model = method.build_model(method.build_encoder(), None)
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
         if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")):

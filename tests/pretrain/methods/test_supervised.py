@@ -15,7 +15,6 @@ from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
-from mae_transfer.pretrain.encoder import new_encoder, spec_of
 from mae_transfer.pretrain.methods import supervised
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
 from mae_transfer.runs.pretrain import resolve_pretrain, run_pretrain
@@ -29,8 +28,8 @@ def config_of(*overrides: str, backbone: str = "vit_nano_p8"):
 
 def model_of(config, classes: int = 5):
     seed_for_model(0)
-    encoder = new_encoder(spec_of(config), config, **supervised.encoder_options(config))
-    return supervised.build_model(encoder, config, classes)
+    method = supervised.SupervisedMethod(config)
+    return method.build_model(method.build_encoder(), classes)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +111,8 @@ def test_training_loss_is_finetunings_and_evaluation_counts_each_image() -> None
 
 
 def test_samples_are_cropped_flipped_and_then_augmented() -> None:
-    plain = supervised.make_views(config_of("data.randaugment=null"))
-    views = supervised.make_views(config_of())
+    plain = supervised.SupervisedViews(config_of("data.randaugment=null"))
+    views = supervised.SupervisedViews(config_of())
     image = torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8)
     augment = make_randaugment("rand-m9-mstd0.5-inc1", 32, (0.485, 0.456, 0.406))
     changed = 0
