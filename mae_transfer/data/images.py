@@ -1,7 +1,4 @@
-"""Image files as every task reads them, what becomes of those that cannot be read, and the choice of a subset.
-
-Reading follows detectron2's `read_image`: Pillow decodes, EXIF orientation is applied, then RGB.
-"""
+"""What the readers of image files share: errors, the choice of a subset, and 8-bit RGB of any Pillow mode."""
 
 import hashlib
 import struct
@@ -25,6 +22,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
+"""TIFF tags."""
 # What Pillow raises for damaged files, by format.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -57,25 +56,6 @@ def choose_subset(names: Sequence[Any] | np.ndarray, size: int | None) -> np.nda
     return np.sort(np.array(sorted(range(len(digests)), key=digests.__getitem__)[:size], dtype=np.int64))
 
 
-def read_image(path: Path, height: int, width: int) -> Image.Image:
-    """The file as an upright RGB image of the given size.
-
-    Raises UndecodableImageError when it cannot be decoded, ImageError when it cannot be opened or has another size.
-    """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            image = _upright(file).convert("RGB")
-    except DECODE_ERRORS as error:
-        raise unusable(path, error) from None
-    if image.size != (width, height):
-        found, said = f"{image.width}x{image.height}", f"{width}x{height}"
-        raise ImageError(
-            f"{path}: the image is {found} pixels and the annotation file says {said}; correct width and height there"
-        )
-    return image
-
-
 def unusable(path: Path | str, error: Exception, what: str = "image") -> ImageError:
     """The error of a file that raised one of DECODE_ERRORS: undecodable, or not to be read at all (never skipped)."""
     if isinstance(error, OSError) and error.errno is not None:
@@ -85,10 +65,43 @@ def unusable(path: Path | str, error: Exception, what: str = "image") -> ImageEr
     return UndecodableImageError(f"{path}: truncated or corrupt {what} ({reason}); {remedy}")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF tag says; a tag block that cannot be read is passed over, as in detectron2."""
+def to_eight_bits(image: Image.Image, name: str, mode: str = "RGB") -> Image.Image:
+    """A decoded image in `mode`, "RGB" or "L"; deeper samples are scaled by the range of their type.
+
+    16 bits (or as many as a TIFF says) keep their 8 highest, as in libpng and OpenCV; floats are 0 .. 1.
+
+    Raises:
+        ImageError: 32-bit or signed integers, which have no known white, or floats outside 0 .. 1.
+    """
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not ((values >= 0) & (values <= 1)).all():  # also refuses NaN
+            raise ImageError(
+                f"{name}: a float image with values outside 0..1 ({np.nanmin(values):g} to {np.nanmax(values):g}); "
+                "scale it to 0..1, or save it with 8 or 16 bits"
+            )
+        image = Image.fromarray(np.round(values * 255).astype(np.uint8))
+    elif image.mode.startswith("I"):
+        tags = getattr(image, "tag_v2", {})
+        bits = tags.get(_BITS_PER_SAMPLE, (16 if image.mode != "I" or image.format in ("PNG", "PPM") else 32,))[0]
+        if not 8 < bits <= 16 or tags.get(_SAMPLE_FORMAT, (1,))[0] != 1:
+            raise ImageError(
+                f"{name}: an image of {bits}-bit integers that may be signed, whose white is not known; save it with 8 "
+                "or 16 bits without sign"
+            )
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> (bits - 8)).clip(0, 255).astype(np.uint8))
+    return image.convert(mode)
+
+
+def upright(image: Image.Image, orientation: int | None) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
+    return image if orientation is None else image.transpose(UPRIGHT[orientation])
+
+
+def exif_orientation(image: Image.Image) -> int | None:
+    """How an image has to be turned; None for not at all, or for tags that cannot be read (as in detectron2)."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION)
     except DECODE_ERRORS:
-        return image
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        return None
+    return orientation if orientation in UPRIGHT else None

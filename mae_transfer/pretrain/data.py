@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mae_transfer.data.dataset import ImageDataset
+from mae_transfer.data.decode import decode, read_bytes
 from mae_transfer.data.images import ImageError, UndecodableImageError
 from mae_transfer.data.synthetic.classification import cached_classification
 from mae_transfer.engine.task import SampleKey
@@ -27,7 +28,6 @@ from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import DataConfig
 from mae_transfer.pretrain.shards import find_shards, is_shards, open_shards
 from mae_transfer.pretrain.views import Views, to_tensor
-from mae_transfer.tasks.classification.data import decode, read_bytes
 from mae_transfer.tasks.classification.layouts.find import IMAGE_SUFFIXES, Names
 
 ARRAYS = ".npy"

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
+from mae_transfer.data.decode import decode, read_bytes
 from mae_transfer.data.drawing import font, headed, side_by_side, to_image
 from mae_transfer.data.images import choose_subset
 from mae_transfer.errors import UserError
@@ -24,7 +25,6 @@ from mae_transfer.pretrain.data import Batch, PretrainImages
 from mae_transfer.pretrain.targets import NormPixelTarget, Target
 from mae_transfer.pretrain.views import Views
 from mae_transfer.run_folder.pictures import Picture
-from mae_transfer.tasks.classification.data import decode, read_bytes
 
 GREY = 0.5
 """Of masked patches."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mae_transfer.data.dataset import ImageDataset, collate
-from mae_transfer.data.images import UndecodableImageError, choose_subset, read_image
+from mae_transfer.data.decode import read_image
+from mae_transfer.data.images import UndecodableImageError, choose_subset
 from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig, DataConfig

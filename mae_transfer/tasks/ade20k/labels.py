@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from mae_transfer.data.images import DECODE_ERRORS, ImageError, unusable
+from mae_transfer.data.decode import open_image, read_bytes
+from mae_transfer.data.images import ImageError
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import DataConfig
 from mae_transfer.tasks.ade20k.transforms import IGNORE
@@ -59,11 +59,7 @@ class Labels:
 
     def read(self, path: Path, size: tuple[int, int]) -> np.ndarray:
         """A mask file as int16 (height, width); ImageError names the first value that is no class."""
-        try:
-            with Image.open(path) as file:
-                values = np.asarray(file)
-        except DECODE_ERRORS as error:
-            raise unusable(path, error, "mask") from None
+        values = np.asarray(open_image(read_bytes(str(path)), str(path), "mask"))
         if values.shape != size:
             raise ImageError(f"{path}: the mask is no longer {size[1]}x{size[0]}; restart after changing the data")
         if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 65535):

@@ -1,25 +1,21 @@
 """Images and labels as map-style data sets; which images a run trains on and which are set aside.
 
-Files are decoded by torchvision.io to uint8 RGB, without EXIF rotation, as torchvision's ImageFolder and so MAE's code
-do; what torchvision cannot read (BMP, TIFF, odd colour spaces) Pillow reads. All randomness of a training sample
-comes from (seed, epoch, index), so workers and ranks do not matter.
+Files are read by `data/decode.py`, without EXIF rotation. All randomness of a training sample comes from
+(seed, epoch, index), so workers and ranks do not matter.
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.data.dataset import ImageDataset
-from mae_transfer.data.images import DECODE_ERRORS, ImageError, choose_subset, unusable
+from mae_transfer.data.decode import read_rgb
+from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import DataConfig
@@ -27,37 +23,6 @@ from mae_transfer.tasks.classification.layouts.find import Listing
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 
 Batch = dict[str, Any]
-
-
-def read_rgb(path: str) -> Tensor:
-    """The file as uint8 (3, H, W) RGB.
-
-    Raises UndecodableImageError when it cannot be decoded, ImageError when it cannot be opened.
-    """
-    return decode(read_bytes(path), path)
-
-
-def read_bytes(path: str) -> np.ndarray:
-    """The file's content, uint8 (n,); raises ImageError when it cannot be opened."""
-    try:
-        return np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
-
-
-def decode(content: np.ndarray, path: str, *, grey: bool = False) -> Tensor:
-    """The content of an image file as uint8 (3, H, W) RGB, or (1, H, W); UndecodableImageError naming `path`."""
-    try:
-        image = decode_image(torch.from_numpy(content), ImageReadMode.GRAY if grey else ImageReadMode.RGB)
-        if image.dtype == torch.uint8:
-            return image
-    except (RuntimeError, ValueError):  # damaged, or of a kind that only Pillow knows: its word is the last
-        pass
-    try:
-        with Image.open(io.BytesIO(content.tobytes())) as file:
-            return F.pil_to_tensor(file.convert("L" if grey else "RGB"))
-    except DECODE_ERRORS as error:
-        raise unusable(path, error) from None
 
 
 def choose_training_images(

@@ -1,6 +1,6 @@
 """COCO images and targets as map-style datasets, and the check of where they lie.
 
-Reading follows detectron2's `DatasetMapper` (how a file is decoded: `tasks/images.py`): an image whose size is not that
+Reading follows detectron2's `DatasetMapper` (how a file is decoded: `data/decode.py`): an image whose size is not that
 of the annotation file is an error; training leaves out images without objects that are no crowd. All randomness of a
 training sample comes from (seed, epoch, index), so workers and ranks do not matter.
 """
@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.data.dataset import ImageDataset, collate
-from mae_transfer.data.images import choose_subset, read_image
+from mae_transfer.data.decode import read_image
+from mae_transfer.data.images import choose_subset
 from mae_transfer.data.paths import find_paths
 from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mae_transfer.errors import UserError
 from mae_transfer.data.synthetic.ade20k import COLOURS, make_ade20k
 from mae_transfer.data.synthetic.coco import CATEGORIES, cached_coco, make_coco
+from mae_transfer.errors import UserError
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mae_transfer.data.images import ImageError, UndecodableImageError, choose_subset, read_image
+from mae_transfer.data.decode import read_image
+from mae_transfer.data.images import ImageError, UndecodableImageError, choose_subset
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations

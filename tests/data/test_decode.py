@@ -1,0 +1,133 @@
+"""One reader of image files: deep samples, several frames, damaged files and things that are no files."""
+
+import io
+import os
+import signal
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_transfer.data.decode import read_image, read_rgb
+from mae_transfer.data.images import ImageError, UndecodableImageError
+from mae_transfer.errors import UserError
+
+HEIGHT, WIDTH = 48, 64
+ROWS, COLUMNS = np.mgrid[0:HEIGHT, 0:WIDTH]
+DEEP = ((COLUMNS * 900 + ROWS * 100) % 65536).astype(np.uint16)
+COLOURS = np.stack([COLUMNS * 4, ROWS * 5, (COLUMNS + ROWS) * 2], -1).astype(np.uint8)
+
+
+def both(path: Path) -> np.ndarray:
+    """(H, W, 3) as both readers give it, that of COCO and ADE20K and that of classification and pre-training."""
+    upright = np.asarray(read_image(path, HEIGHT, WIDTH))
+    np.testing.assert_array_equal(read_rgb(str(path)).permute(1, 2, 0).numpy(), upright)
+    return upright
+
+
+def colour_png(values: np.ndarray) -> bytes:
+    """A 16-bit RGB PNG, which Pillow does not write, by the PNG specification."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.pgm", "grey_big_endian.tif", "colour.png", "float.tif"])
+def test_deep_images_are_scaled_by_the_range_of_their_type(tmp_path, name):
+    """The 8 highest of 16 bits, as libpng and OpenCV take; a float is a share of white."""
+    path, expected = tmp_path / name, np.repeat((DEEP >> 8)[..., None], 3, axis=2)
+    if name == "colour.png":
+        deep = np.stack([DEEP, DEEP.T.reshape(HEIGHT, WIDTH), DEEP[::-1]], -1)
+        path.write_bytes(colour_png(deep))
+        expected = deep >> 8
+    elif name == "float.tif":
+        Image.fromarray((DEEP / 65535).astype(np.float32)).save(path)
+        expected = np.repeat(np.round(DEEP / 65535 * 255)[..., None], 3, axis=2)
+    elif name == "grey.pgm":
+        path.write_bytes(f"P5 {WIDTH} {HEIGHT} 65535\n".encode() + DEEP.astype(">u2").tobytes())
+    elif "big" in name:
+        Image.frombytes("I;16B", (WIDTH, HEIGHT), DEEP.astype(">u2").tobytes()).save(path)
+    else:
+        Image.fromarray(DEEP).save(path)
+    np.testing.assert_array_equal(both(path), expected)
+
+
+def test_what_has_no_known_white_is_refused_in_one_line(tmp_path):
+    images = {
+        "int32.tif": DEEP.astype(np.int32),
+        "0 to 255.tif": (DEEP / 257).astype(np.float32),
+        "negative.tif": (DEEP / 65535 - 0.5).astype(np.float32),
+        "nan.tif": np.where(DEEP < 900, np.nan, 0.5).astype(np.float32),
+    }
+    for name, values in images.items():
+        Image.fromarray(values).save(tmp_path / name)
+        for read in (lambda path: read_rgb(str(path)), lambda path: read_image(path, HEIGHT, WIDTH)):
+            with pytest.raises(ImageError, match=f"{name}: a.* save it with 8 or 16 bits") as caught:
+                read(tmp_path / name)
+            assert not isinstance(caught.value, UndecodableImageError)  # never skipped as damaged
+
+
+@pytest.mark.parametrize(("kind", "name"), [("GIF", "a.jpg"), ("WEBP", "a.webp"), ("TIFF", "a.tif"), ("PNG", "a.png")])
+def test_of_several_frames_the_first_is_read(tmp_path, kind, name):
+    frames = [Image.fromarray(COLOURS).quantize(64).convert("RGB"), Image.new("RGB", (WIDTH, HEIGHT), "red")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    frames[0].save(tmp_path / name, kind, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(both(tmp_path / name), np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
+def test_a_flipped_bit_never_kills_the_process(tmp_path, kind):
+    """In a process of its own; of a PNG, which has checksums, no other picture comes of it either."""
+    file = io.BytesIO()
+    Image.fromarray(COLOURS).save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    whole, path = file.getvalue(), tmp_path / "image"
+    path.write_bytes(whole)
+    expected = both(path)
+    places = range(len(whole)) if len(whole) < 150 else np.linspace(0, len(whole) - 1, 150).astype(int).tolist()
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            wrong = False
+            for place in places:
+                for bit in (0, 3, 6):
+                    damaged = bytearray(whole)
+                    damaged[place] ^= 1 << bit
+                    path.write_bytes(damaged)
+                    try:
+                        pixels = read_rgb(str(path)).permute(1, 2, 0).numpy()
+                        wrong |= kind == "PNG" and not np.array_equal(pixels, expected)
+                    except UserError:
+                        pass
+            status = int(wrong)
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    assert not os.WIFSIGNALED(ended), signal.Signals(os.WTERMSIG(ended)).name
+    assert os.WEXITSTATUS(ended) == 0
+
+
+def test_jpeg_is_what_pillow_gives(tmp_path):
+    image = Image.fromarray(COLOURS)
+    for mode in ("RGB", "L", "CMYK"):
+        image.convert(mode).save(tmp_path / f"{mode}.jpg")
+        np.testing.assert_array_equal(
+            both(tmp_path / f"{mode}.jpg"), Image.open(tmp_path / f"{mode}.jpg").convert("RGB")
+        )
+    assert read_rgb(str(tmp_path / "L.jpg")).is_contiguous()
+    assert read_rgb(str(tmp_path / "L.jpg")).dtype == torch.uint8
+
+
+def test_a_named_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match=r"pipe\.jpg: cannot be read \(no regular file\)"):
+        read_rgb(str(tmp_path / "pipe.jpg"))
