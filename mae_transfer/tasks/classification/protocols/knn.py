@@ -31,7 +31,8 @@ _LOG = logging.getLogger(__name__)
 class NearestNeighbours(nn.Module):
     """Frozen encoder and the features of the training images, which `remember` puts there.
 
-    Evaluation only: scores float32 (number of ks, B, K), the share of the votes, -inf for a class without any. A batch
+    Evaluation only: scores float32 (number of ks, B, K), the share of the votes; classes without any come after
+    those with one, in their own order, so that five classes always fill the top five. A batch
     with "in_bank" int64 (B,) holds images of the bank, at these rows: none is a neighbour of its own. Similarities are
     float32 in any precision: those of MAE's features lie closer together than half precision can tell apart.
     """
@@ -78,7 +79,8 @@ class NearestNeighbours(nn.Module):
         classes = self.labels[nearest.indices]
         none = torch.zeros(len(classes), self.num_classes, device=weights.device)
         votes = torch.stack([none.scatter_add(1, classes[:, :k], weights[:, :k]) for k in self.ks])
-        return (votes / votes.sum(-1, keepdim=True)).masked_fill(votes == 0, -torch.inf)
+        last = -1 - torch.arange(self.num_classes, device=votes.device) / self.num_classes
+        return torch.where(votes > 0, votes / votes.sum(-1, keepdim=True), last)
 
 
 def encoder_options(config: ClassificationConfig) -> dict[str, Any]:

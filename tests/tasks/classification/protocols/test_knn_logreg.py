@@ -12,6 +12,7 @@ from mae_transfer.config.load import load_config
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.runs.run import run_transfer
+from mae_transfer.tasks.classification.evaluate import flag_batch
 from mae_transfer.tasks.classification.protocols import attentive, knn, logreg
 
 SMALL = ("data.image_size=32", "data.workers=0")
@@ -51,7 +52,25 @@ def test_votes_are_scikit_learns():
         reference = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d**2 / 2) / 0.07))
         expected = reference.fit(unit.numpy(), labels.numpy()).predict_proba(unit_queries.numpy())
         torch.testing.assert_close(ours.clamp(min=0).double(), torch.from_numpy(expected), rtol=1e-3, atol=1e-5)
-        assert torch.equal(ours.isinf(), torch.from_numpy(expected == 0))
+        assert torch.equal(ours < 0, torch.from_numpy(expected == 0))
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6])
+def test_classes_without_a_vote_fill_the_top_five(classes):
+    model = build("knn", "probe.k=[1]", num_classes=classes)
+    features, labels = clouds(40, 0, classes=classes)
+    model.remember(features[:, None, None], labels)
+    queries, _ = clouds(30, 1, classes=classes)
+    with torch.no_grad():
+        scores = model({"features": queries[:, None, None]})
+    unit, unit_queries = (x / x.norm(dim=1, keepdim=True) for x in (features, queries))
+    voted = labels[(unit_queries @ unit.T).argmax(1)]
+    for label in range(classes):
+        _, first, among_five = flag_batch(scores, torch.full((30,), label))
+        assert torch.equal(first, voted == label)
+        # with one neighbour four classes without a vote follow, the lowest numbers first
+        expected = (voted == label) | (label < 4) | ((label == 4) & (voted < 4))
+        assert torch.equal(among_five, expected)
 
 
 def test_an_image_of_the_bank_is_no_neighbour_of_its_own():
