@@ -360,7 +360,7 @@ def test_the_whole_image_is_jittered_before_the_crop() -> None:
     """unilm beit/datasets.py: ColorJitter(0.4, 0.4, 0.4), then flip and crop. Contrast is about the mean of the whole
     image, here half black and half white; a crop of one half alone has another mean, and contrast would leave it."""
     config = config_of("mask.ratio=0.4", "data.flip=0")
-    views = beit.make_views(config)
+    views = beit.BeitViews(config)
     halves = torch.zeros(3, 50, 60, dtype=torch.uint8)
     halves[:, :, 30:] = 200
     views._crop = lambda image, rng: image[:, 5:15, 0:10]  # black alone
