@@ -1,8 +1,8 @@
 """Block-wise masking as BEiT does it (arXiv 2106.08254, Algorithm 1; microsoft/unilm `beit/masking_generator.py`).
 
-Rectangles of a random area and aspect ratio are masked until a number of patches is reached. A rectangle that would
-mask none or too many is drawn again, ten times at most; when all ten fail the mask stays short of the number. So the
-count varies from image to image and never exceeds the number.
+Rectangles of random area and aspect ratio are masked until `count` patches are. A rectangle that would add no patch, or
+too many, is drawn again, ten times at most; when all ten fail the mask stays short of `count`. So the number of masked
+patches varies from image to image and is never above `count`.
 """
 
 import math
@@ -27,8 +27,8 @@ def block_mask(
     Args:
         min_patches: least area of a rectangle; the area is uniform up to what is left to mask.
         max_patches: largest area of a rectangle; None is `count`.
-        exact: mask what is missing by single patches at random, for an encoder that sees only the visible ones and
-            needs as many of them in every image of a batch.
+        exact: make up `count` by single patches at random. An encoder of the visible patches alone needs as many of
+            them in every image of a batch.
     """
     h, w = grid
     mask = np.zeros(grid, dtype=bool)
@@ -45,7 +45,7 @@ def block_mask(
 
 
 def _add_rectangle(mask: np.ndarray, least: int, most: int, rng: np.random.Generator) -> int:
-    """Mask a rectangle in place; the number of patches that it added, 0 if none of the attempts did."""
+    """Mask a rectangle in place; the number of patches it added, 0 if no attempt did."""
     height, width = mask.shape
     for _ in range(ATTEMPTS):
         area = rng.uniform(min(least, most), max(least, most))

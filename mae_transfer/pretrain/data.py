@@ -1,4 +1,4 @@
-"""Images to pre-train on: folders or tar shards, with labels where they have some; samples keyed as the engine wants.
+"""Images to pre-train on, from folders or tar shards, as samples with the engine's keys.
 
     root/train/..., root/val/...    training and val images at any depth
     root/...                        training images at any depth, no val images (or those of data.val_root)
@@ -32,7 +32,8 @@ from mae_transfer.tasks.classification.layouts.find import IMAGE_SUFFIXES, Names
 
 ARRAYS = ".npy"
 _EVALUATION = 1
-"""Last word of the generator of an evaluated image, which neither the seed nor the epoch changes."""
+"""Last number of the seed of an evaluated image's generator. The run's seed and the epoch are not in it: masks of val
+images stay the same."""
 
 Batch = dict[str, Any]
 
@@ -45,7 +46,7 @@ class Source(Protocol):
 
     @property
     def where(self) -> Path:
-        """What the names are relative to."""
+        """The folder that names are relative to."""
         ...
 
     @property
@@ -81,7 +82,7 @@ class Folder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of names and labels; not of where the folder lies nor of the pixels."""
+        """SHA-256 of names and labels. It leaves out the pixels, and where the folder lies."""
         digest = hashlib.sha256()
         for index, name in enumerate(self.names):
             label = "" if self.labels is None else int(self.labels[index])
@@ -94,7 +95,7 @@ class ImageSet:
     train: Source
     val: Source | None
     num_classes: int | None
-    """None: no labels."""
+    """None without labels."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -182,8 +183,8 @@ def _class(name: str) -> str:
 class PretrainImages(ImageDataset[Tensor]):
     """Samples of images `indices` of a source, keyed by (epoch, index) in training and by index in evaluation.
 
-    A sample is what `Views` gives, "label" (-1 without labels), "name" and "skipped": names of images that could not be
-    decoded and that this one stands in for (training), or "image" None (evaluation).
+    A sample has what `Views` give, "label" (-1 without labels), "name" and "skipped". In training the next image stands
+    in for one that cannot be decoded, whose name is then in "skipped". In evaluation "image" is None instead.
     """
 
     def __init__(self, source: Source, indices: np.ndarray, views: Views, data: DataConfig, *, seed: int) -> None:
@@ -226,8 +227,10 @@ class PretrainImages(ImageDataset[Tensor]):
 
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> Batch:
-        """{"images", "labels" int64 (B,), "names", "skipped"} and a stack of each of a sample's other entries, of the
-        samples that have an image; no "images" if none has."""
+        """{"images", "labels" int64 (B,), "names", "skipped"} and a stack of each other entry of the samples.
+
+        Samples without an image are left out; a batch of such samples alone has no "images".
+        """
         usable = [sample for sample in samples if sample["image"] is not None]
         batch: Batch = {
             "labels": torch.tensor([sample["label"] for sample in usable], dtype=torch.int64),

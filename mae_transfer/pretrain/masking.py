@@ -25,7 +25,7 @@ def num_visible(grid: Grid, ratio: float) -> int:
 
 
 def check_grid(grid: Grid, ratio: float) -> None:
-    """UserError if one patch of each 2x2 square is no mask of this ratio."""
+    """UserError if keeping one patch of each 2x2 square does not fit the grid or the ratio."""
     if ratio != 0.75 or grid[0] % 2 or grid[1] % 2:
         raise UserError(
             f"mask.kind=grid keeps one of every four patches: it needs mask.ratio=0.75 and an even grid, not {ratio:g} "
@@ -34,11 +34,13 @@ def check_grid(grid: Grid, ratio: float) -> None:
 
 
 def draw_noise(kind: str, grid: Grid, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """float32 (L,), of which the lowest `num_visible` are the visible patches.
+    """float32 (L,); the `num_visible` patches of the lowest noise are visible.
 
-    random: uniform. block: BEiT's rectangles, made up to the number that is masked by single patches, since a batch
-    needs as many visible ones in each image; visible patches come in the order of the grid. grid: the upper left patch
-    of each 2x2 square is visible, of every image (the paper says no more than "regularly keeps one of every four").
+    random: uniform.
+    block: BEiT's rectangles, and single patches up to the number that the ratio masks, since every image of a batch
+        needs as many visible ones. Visible patches come in the order of the grid.
+    grid: the upper left patch of each 2x2 square is visible, in every image. The paper says no more than "regularly
+        keeps one of every four".
     """
     if kind == "random":
         return rng.random(grid[0] * grid[1], dtype=np.float32)

@@ -74,7 +74,7 @@ class Shards:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all names, sizes and labels; not of where the shards lie nor of the pixels."""
+        """SHA-256 of all names, sizes and labels. It leaves out the pixels, and where the shards lie."""
         digest = hashlib.sha256()
         labels = np.full(len(self), NO_LABEL) if self.labels is None else self.labels
         for name, size, label in zip(self.names, self.size.tolist(), labels.tolist(), strict=True):
@@ -92,7 +92,7 @@ def is_shards(data: str | Path) -> bool:
 
 
 def find_shards(data: str | Path) -> tuple[list[Path], list[Path]]:
-    """The sorted shards of the training and the validation set (which may be none).
+    """Shards of the training and of the validation set, sorted; the latter may be empty.
 
     Of a folder: train/*.tar and val/*.tar, else train*.tar and val*.tar, else *.tar for training. Or a pattern such as
     `shards/train-{000000..000146}.tar`, with braces as WebDataset writes them or the shell's * and ?, for training.
@@ -249,7 +249,7 @@ def _from_index(paths: Sequence[Path], names: bytes, rows: np.ndarray) -> Shards
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file; False where the cache folder cannot be written, which only costs time."""
+    """Hold a lock file. Yields False where the cache folder cannot be written, which only costs time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")

@@ -1,4 +1,4 @@
-"""What is predicted of a patch, and the loss: MAE Table 1 (d). Always in float32.
+"""Targets of the prediction, with their losses: MAE Table 1 (d). Always in float32.
 
 Patches are (B, n, p * p * channels), normalised as the encoder's input, a patch's pixels row by row with the channels
 last, as in facebookresearch/mae `patchify`.
@@ -17,12 +17,12 @@ EPS = 1e-6
 
 
 class Target(nn.Module):
-    """`width`: numbers that are predicted for each patch."""
+    """`width` numbers are predicted for each patch."""
 
     width: int
 
-    def loss(self, prediction: Tensor, patches: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Predictions (B, n, width) of patches (and of their tokens `ids`, (B, n)) -> the loss of each, (B, n)."""
+    def loss(self, prediction: Tensor, patches: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        """Predictions (B, n, width) of patches (B, n, p * p * channels), or of their tokens (B, n) -> losses (B, n)."""
         return (prediction - self.of(patches)).square().mean(-1)
 
     def of(self, patches: Tensor) -> Tensor:
@@ -80,9 +80,9 @@ class TokenTarget(Target):
         super().__init__()
         self.width = vocab_size
 
-    def loss(self, prediction: Tensor, patches: Tensor, ids: Tensor | None = None) -> Tensor:
-        assert ids is not None, "tokens come from a tokenizer"
-        return F.cross_entropy(prediction.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+    def loss(self, prediction: Tensor, patches: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        assert token_ids is not None, "tokens come from a tokenizer"
+        return F.cross_entropy(prediction.flatten(0, 1), token_ids.flatten(), reduction="none").view_as(token_ids)
 
     def to_pixels(self, prediction: Tensor, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         raise UserError("this run predicts tokens, which are no pixels to show; take one with another model.target")

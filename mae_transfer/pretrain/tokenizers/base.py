@@ -1,6 +1,4 @@
-"""What a tokenizer is."""
-
-from typing import Any
+"""The contract of tokenizers."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +9,10 @@ from mae_transfer.errors import UserError
 class Tokenizer(nn.Module):
     """uint8 images (B, C, H, W) -> token ids, int64 (B, h * w) in 0 .. vocab_size - 1, row by row.
 
-    A token stands for `patch_size` x `patch_size` pixels of the tokenizer's own input, which may have another size than
-    the encoder's (OpenAI's has 8 pixels for an encoder's 16); `view_size` tells it. Subclasses give `ids`, and
-    `tensors` and `facts`, from which `load.py` builds them again. Never trained with the encoder: no gradient, float32
-    whatever the autocast.
+    A token stands for `patch_size` x `patch_size` pixels of the tokenizer's own input. `view_size` gives the size of
+    that input, which may differ from the encoder's: OpenAI's tokenizer has 8 pixels for an encoder's 16. `load.py`
+    builds a tokenizer again from its `tensors` and `facts`. It is not trained with the encoder: no gradient, and
+    float32 under autocast too.
     """
 
     kind: str
@@ -35,10 +33,10 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file of the tokenizer holds."""
+        """The tensors of the tokenizer's file."""
         return self.state_dict()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, int]:
         """Plain values beside the tensors."""
         return {}
 

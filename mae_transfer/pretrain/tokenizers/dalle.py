@@ -130,7 +130,7 @@ class Inert:
 
 
 def read_pickled_module(path: Path) -> dict[str, Tensor]:
-    """The state dict of a pickled `dall_e` module, none of whose code is run.
+    """The state dict of a pickled `dall_e` module; no code of the file is run.
 
     UserError if the file names anything beside CLASSES and what torch's restricted unpickler knows.
     """

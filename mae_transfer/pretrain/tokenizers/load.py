@@ -1,7 +1,7 @@
 """Tokenizers to and from files.
 
-A tokenizer of this project is a safetensors file whose metadata name its kind and facts; a run that used one has it as
-`tokenizer.safetensors`. A run that trained one (`--method dvae`) has it in its checkpoints. OpenAI's dVAE comes as
+A tokenizer of this project is a safetensors file; its metadata name the kind and facts. A run that used a tokenizer
+holds it as `tokenizer.safetensors`, a run that trained one (`--method dvae`) in its checkpoints. OpenAI's dVAE comes as
 their `encoder.pkl` or its state dict.
 """
 
