@@ -26,9 +26,10 @@ from torchvision import transforms
 
 from mae_transfer.config.load import load_config
 from mae_transfer.data.decode import read_rgb
+from mae_transfer.data.names import Names
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import ClassificationTrain
-from mae_transfer.tasks.classification.layouts.find import Listing, Names
+from mae_transfer.tasks.classification.layouts.listing import Listing
 from mae_transfer.tasks.classification.transforms import TrainTransform, normalise
 
 WANTED = 2.0

@@ -22,13 +22,13 @@ from torch import Tensor
 from mae_transfer.data.dataset import ImageDataset
 from mae_transfer.data.decode import decode, read_bytes
 from mae_transfer.data.images import ImageError, UndecodableImageError
+from mae_transfer.data.names import IMAGE_SUFFIXES, Names, walk_files
 from mae_transfer.data.synthetic.classification import cached_classification
 from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import DataConfig
 from mae_transfer.pretrain.shards import find_shards, is_shards, open_shards
 from mae_transfer.pretrain.views import Views, to_tensor
-from mae_transfer.tasks.classification.layouts.find import IMAGE_SUFFIXES, Names
 
 ARRAYS = ".npy"
 _EVALUATION = 1
@@ -153,11 +153,11 @@ def _open_val(text: str, channels: int) -> Source:
 def _list(folder: Path, channels: int) -> Folder:
     """All images in a folder, at any depth, sorted; arrays where the number of channels is no picture's."""
     suffixes = (*IMAGE_SUFFIXES, ARRAYS) if channels in (1, 3) else (ARRAYS,)
-    found = []
-    for place, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders.sort()
-        images = (name for name in files if name.lower().endswith(suffixes))
-        found += [os.path.relpath(os.path.join(place, name), folder) for name in images]
+    found = [
+        path
+        for path in walk_files(folder)
+        if path.lower().endswith(suffixes) and not os.path.basename(path).startswith(".")
+    ]
     if not found:
         raise UserError(f"{folder} has no images ({', '.join(suffixes[:4])}, ...), at any depth")
     return Folder(str(folder), Names(sorted(found)))

@@ -27,9 +27,9 @@ from typing import BinaryIO
 import numpy as np
 
 from mae_transfer.data.images import ImageError
+from mae_transfer.data.names import IMAGE_SUFFIXES, Names
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write
-from mae_transfer.tasks.classification.layouts.find import IMAGE_SUFFIXES, Names
 
 _LOG = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ def class_names(config: DataConfig) -> list[str]:
         return [name.strip() for name in ade_classes()]
     path = Path(config.class_names).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} (data.class_names) cannot be read ({error}); give a text file") from None
     names = [line.rsplit("\t", 1)[-1].strip() for line in lines if line.strip()]

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from mae_transfer.data.images import DECODE_ERRORS, EXIF_ORIENTATION
+from mae_transfer.data.names import walk_files
 from mae_transfer.data.paths import find_paths
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import DataConfig
@@ -110,10 +111,9 @@ def _some(names: list[str]) -> str:
 def _names(folder: Path, suffix: str) -> list[str]:
     """Paths below the folder, without the suffix, of all files that have it."""
     found = [
-        os.path.relpath(os.path.join(directory, file), folder).removesuffix(suffix)
-        for directory, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.endswith(suffix) and not file.startswith(".")
+        path.removesuffix(suffix)
+        for path in walk_files(folder)
+        if path.endswith(suffix) and not os.path.basename(path).startswith(".")
     ]
     return sorted(found)
 

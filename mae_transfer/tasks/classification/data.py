@@ -19,7 +19,7 @@ from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import DataConfig
-from mae_transfer.tasks.classification.layouts.find import Listing
+from mae_transfer.tasks.classification.layouts.listing import Listing
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 
 Batch = dict[str, Any]

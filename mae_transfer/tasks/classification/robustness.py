@@ -19,7 +19,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import ClassificationEval
 from mae_transfer.tasks.classification.evaluate import count
-from mae_transfer.tasks.classification.layouts.find import list_folders
+from mae_transfer.tasks.classification.layouts.folders import list_folders
 from mae_transfer.tasks.classification.transforms import EvalTransform
 
 if TYPE_CHECKING:

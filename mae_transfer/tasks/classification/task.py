@@ -19,7 +19,8 @@ from mae_transfer.tasks.classification.data import (
     choose_training_images,
 )
 from mae_transfer.tasks.classification.evaluate import count, metrics_of
-from mae_transfer.tasks.classification.layouts.find import ImageSet, find_images
+from mae_transfer.tasks.classification.layouts.find import find_images
+from mae_transfer.tasks.classification.layouts.listing import ImageSet
 from mae_transfer.tasks.classification.pictures import draw_pictures
 from mae_transfer.tasks.classification.protocols import find_protocol
 from mae_transfer.tasks.classification.protocols.finetune import check_pairs

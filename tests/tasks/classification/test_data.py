@@ -14,6 +14,7 @@ from torchvision.datasets.folder import pil_loader
 from mae_transfer.config.load import load_config
 from mae_transfer.data.decode import read_rgb
 from mae_transfer.data.images import ImageError, UndecodableImageError
+from mae_transfer.data.names import Names
 from mae_transfer.data.synthetic.classification import draw, make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig, DataConfig
@@ -22,7 +23,8 @@ from mae_transfer.tasks.classification.data import (
     ClassificationTrain,
     choose_training_images,
 )
-from mae_transfer.tasks.classification.layouts.find import Listing, Names, find_images
+from mae_transfer.tasks.classification.layouts.find import find_images
+from mae_transfer.tasks.classification.layouts.listing import Listing
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 
 

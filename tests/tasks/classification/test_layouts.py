@@ -1,7 +1,10 @@
 """Image classification's data sets on disk: every layout against torchvision's own reader or the files themselves."""
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ import pandas as pd
 import pytest
 from torchvision.datasets import ImageFolder, Places365
 
+from mae_transfer.data.names import Names
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import DataConfig
-from mae_transfer.tasks.classification.layouts.find import ImageSet, Names, find_images
+from mae_transfer.tasks.classification.layouts.find import find_images
+from mae_transfer.tasks.classification.layouts.listing import ImageSet
 
 TASKS = ("imagenet", "folder", "inat2017", "inat2018", "inat2019", "inat2021", "places205", "places365")
 
@@ -298,3 +303,125 @@ def test_no_data_and_a_wrong_folder_say_what_is_expected() -> None:
         find_images("inat2018", data_config(None))
     with pytest.raises(UserError, match=r"/nowhere \(--data\) is not there; expected is train/<class>/"):
         find_images("folder", data_config(Path("/nowhere")))
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Permissions mean nothing to root: its effective user is "nobody" meanwhile."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("root", ["folder"], indirect=True)
+@pytest.mark.parametrize("place", ["train", "val/{}", "train/{}/deep"])
+def test_a_folder_that_cannot_be_listed_is_not_left_out(
+    root: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sorted(entry.name for entry in (root / "train").iterdir())[0]
+    folder = root / place.format(first)
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(root)
+    root.chmod(0o755)
+    find_images("folder", data_config(Path()))
+    folder.chmod(0o000)
+    try:
+        with unprivileged(), pytest.raises(UserError, match=rf"folder {folder.name}|{folder.name} cannot be listed"):
+            find_images("folder", data_config(Path()))
+    finally:
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("root", ["folder"], indirect=True)
+def test_a_class_folder_that_is_a_broken_link_is_not_left_out(root: Path) -> None:
+    (root / "train" / "zebra").symlink_to(root / "unmounted")
+    with pytest.raises(UserError, match=r"zebra is a link to nowhere \(1 such\)"):
+        find_images("folder", data_config(root))
+
+
+@pytest.mark.parametrize("root", ["folder"], indirect=True)
+def test_files_of_macos_are_no_images(root: Path) -> None:
+    before = pairs(find_images("folder", data_config(root)), "train")
+    for path in list((root / "train").glob("*/*")):
+        (path.parent / f"._{path.name}").write_bytes(b"attributes")
+    images = find_images("folder", data_config(root))
+    assert pairs(images, "train") == before
+    assert not images.warnings
+
+
+def write_lists(folder: Path, labels: list[int], bom: bool = False) -> DataConfig:
+    for index in range(len(labels)):
+        (folder / f"{index}.jpg").touch()
+    rows = "".join(f"{index}.jpg,{label}\n" for index, label in enumerate(labels))
+    (folder / "list.csv").write_text(f"path,label\n{rows}", encoding="utf-8-sig" if bom else "utf-8")
+    return data_config(None, train_list=str(folder / "list.csv"), val_list=str(folder / "list.csv"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 2_000_000_000], "1999999999 numbers below the highest, 2000000000, are missing, such as 1"),
+        ([0, 1, 2**62], "are missing, such as 2"),
+        ([1, 2], "1 numbers below the highest, 2, are missing, such as 0"),
+        ([-1, 0], "there is -1"),
+    ],
+)
+def test_class_numbers_with_gaps_are_one_line_at_once(tmp_path: Path, labels: list[int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_images("folder", write_lists(tmp_path, labels))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(roots: dict[str, Path], tmp_path: Path) -> None:
+    assert len(find_images("folder", write_lists(tmp_path, [0, 1], bom=True)).train) == 2
+    for task, kinds in (("places365", ["*.txt"]), ("inat2021", ["*.json"])):
+        root = Path(shutil.copytree(roots[task], tmp_path / task))
+        before = pairs(find_images(task, data_config(root)), "train")
+        for path in (path for kind in kinds for path in root.glob(kind)):
+            path.write_text(path.read_text(), encoding="utf-8-sig")
+        assert pairs(find_images(task, data_config(root)), "train") == before
+
+
+@pytest.mark.parametrize("root", ["inat2021"], indirect=True)
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (("images", "file_name"), None, "the file_name None of an image is no path"),
+        (("images", "file_name"), 5, "the file_name 5 of an image is no path"),
+        (("annotations", "image_id"), [], r"an annotation is of image id \[\]"),
+        (("annotations", "category_id"), {}, "which is no category"),
+        (("images", "id"), "second", "occurs more than once"),
+    ],
+)
+def test_odd_entries_of_inaturalist_are_one_line(root: Path, where: tuple[str, str], value: Any, message: str) -> None:
+    content = json.loads((root / "train.json").read_text())
+    rows, key = where
+    content[rows][0][key] = content[rows][1][key] if value == "second" else value
+    (root / "train.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        find_images("inat2021", data_config(root))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("root", ["inat2021"], indirect=True)
+def test_ids_above_the_whole_numbers_of_a_double_stay_apart(root: Path) -> None:
+    expected = pairs(find_images("inat2021", data_config(root)), "train")
+    content = json.loads((root / "train.json").read_text())
+    for rows, key in (("images", "id"), ("annotations", "image_id")):
+        for entry in content[rows]:
+            entry[key] += 2**60
+    (root / "train.json").write_text(json.dumps(content))
+    assert pairs(find_images("inat2021", data_config(root)), "train") == expected
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe 1\n", "a.jpg \u00b2\n".encode(), b"a.jpg " + b"9" * 5000])
+@pytest.mark.parametrize("root", ["places365"], indirect=True)
+def test_odd_lists_of_places_are_one_line(root: Path, content: bytes) -> None:
+    (root / "places365_val.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"places365_val\.txt.*(cannot be read|is not a name)") as caught:
+        find_images("places365", data_config(root))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,60 @@
+"""Names of image files: which there are in a folder, which are images, and millions of them in little memory."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, overload
+
+import numpy as np
+
+from mae_transfer.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""torchvision's IMG_EXTENSIONS."""
+
+
+class Names(Sequence[str]):
+    """Strings packed into one block of bytes.
+
+    Loader processes share the block. A list of `str` would be copied page by page in each of them as reference counts
+    change.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([0, *(len(name) for name in encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as an image's does. Hidden files are none: macOS keeps attributes in `._<name>`."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def walk_files(folder: str | Path) -> Iterator[str]:
+    """Paths, relative to the folder, of its files at any depth, folder by folder in order of name.
+
+    Raises UserError for a subfolder that cannot be listed: its images would be missing without a word.
+    """
+    for place, subfolders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        subfolders.sort()
+        for file in files:
+            yield os.path.relpath(os.path.join(place, file), folder)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"folder {error.filename} cannot be listed ({error.strerror}); check it and its permissions")
