@@ -105,16 +105,16 @@ def measure(variant: str, args: argparse.Namespace) -> None:
     from mae_transfer.backbones.load import load_backbone
     from mae_transfer.config.load import load_config
     from mae_transfer.engine.optim import build_optimizer
-    from mae_transfer.tasks.classification.protocols import find_protocol
+    from mae_transfer.tasks.classification.protocols.finetune import Finetune
+    from mae_transfer.tasks.classification.protocols.partial import Partial
 
-    protocol = "partial" if variant == "1" else "finetune"
-    options = ["model.blocks=1"] if variant == "1" else []
-    config = load_config("folder", args.backbone, protocol=protocol, overrides=options)
-    module = find_protocol(protocol)
+    name, options = ("partial", ["model.blocks=1"]) if variant == "1" else ("finetune", [])
+    config = load_config("folder", args.backbone, protocol=name, overrides=options)
+    protocol = Partial(config) if variant == "1" else Finetune(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     drop_path = config.backbone.drop_path
-    encoder = load_backbone(args.backbone, drop_path=drop_path, **module.encoder_options(config))
-    model = module.build_model(encoder, 1000, config).to(device).train()
+    encoder = load_backbone(args.backbone, drop_path=drop_path, **protocol.encoder_options())
+    model = protocol.build_model(encoder, 1000).to(device).train()
     optimizer = build_optimizer(model, config.optim)
     shape = (args.batch, 3, args.image_size, args.image_size)
     batch = {"images": torch.randint(256, shape, dtype=torch.uint8).to(device)}

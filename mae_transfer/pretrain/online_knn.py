@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_transfer.data.augment import normalise
 from mae_transfer.engine.distributed import all_reduce, gather_objects
 from mae_transfer.engine.evaluation import evaluating
 from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.data import PretrainImages
 from mae_transfer.pretrain.evaluate import evaluation_batches
-from mae_transfer.tasks.classification.transforms import normalise
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from mae_transfer.data.augment import draw_crop, resize
 from mae_transfer.pretrain.config import PretrainConfig
-from mae_transfer.tasks.classification.transforms import draw_crop, resize
 
 RESIZED = 256 / 224
 """Shorter side before a crop of fixed size, and before the centre crop, as a share of the crop: as in MAE's code

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_transfer.backbones.vit import ViTEncoder
+from mae_transfer.data.augment import normalise
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.block_masking import block_mask
 from mae_transfer.pretrain.config import BeitConfig
@@ -24,7 +25,6 @@ from mae_transfer.pretrain.encoder import grid_of, new_encoder, spec_of
 from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.tokens import TOKEN_VIEW, Tokens, prepare_tokens, token_view, view_size, vocabulary
 from mae_transfer.pretrain.views import Views
-from mae_transfer.tasks.classification.transforms import normalise
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -6,10 +6,11 @@ docs/extending/pretraining_method.md adds a method step by step.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import nn
 
+from mae_transfer.engine.contract import Contract
 from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.encoder import new_encoder, spec_of
 from mae_transfer.pretrain.views import Views
@@ -26,22 +27,11 @@ Config = TypeVar("Config", bound=PretrainConfig)
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class Method(ABC, Generic[Config, Model]):
-    """A pre-training method of one configuration.
-
-    A public name that is not one of those below is a TypeError when a subclass is defined, since a misspelt hook would
-    never be called; names of a subclass's own begin with an underscore.
-    """
+class Method(Contract, ABC, Generic[Config, Model]):
+    """A pre-training method of one configuration."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        hooks = [name for name in vars(Method) if not name.startswith("_")]
-        for name in vars(cls):
-            if not name.startswith("_") and name not in hooks:
-                raise TypeError(f"{cls.__name__}.{name}: Method has no such hook; it has {', '.join(hooks)}")
 
     @abstractmethod
     def title(self) -> str:

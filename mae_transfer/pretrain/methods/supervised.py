@@ -16,13 +16,13 @@ from torchvision.transforms.v2 import functional as vision
 
 from mae_transfer.backbones.registry import IMAGENET_MEAN
 from mae_transfer.backbones.vit import ViTEncoder
+from mae_transfer.data.augment import make_randaugment, normalise, seeded_globals
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import SupervisedConfig
 from mae_transfer.pretrain.encoder import new_encoder, spec_of
 from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.views import Views
 from mae_transfer.tasks.classification.protocols.finetune import Classifier, check_pairs
-from mae_transfer.tasks.classification.transforms import make_randaugment, normalise, seeded_globals
 
 
 class SupervisedViews(Views):

@@ -5,6 +5,7 @@ Counts are whole numbers on the device, summed over the ranks; each image is cou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,14 @@ from mae_transfer.engine.distributed import all_reduce, gather_objects
 from mae_transfer.engine.evaluation import EvalDataset, evaluating, evaluation_batches
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.per_image import Arrays, correct_images
+
+
+class EvalSplit(EvalDataset, Protocol):
+    """A data set to evaluate on; its batches hold "labels" int64 (B,) and "names"."""
+
+    def report_skipped(self, batch: Any, /) -> None:
+        """Take note of a batch's images that could not be decoded."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Counts:
     in_top5: Tensor
     """(heads, K): images of each class whose own class is among the five highest."""
     each: Arrays
-    """Of one head, whether each single image was correct (`results/per_image.py`); no images unless asked for."""
+    """Of one head, whether each single image was correct (`run_folder/per_image.py`); empty unless asked for."""
 
     def top1(self) -> list[float]:
         """Percent, a head each."""
@@ -54,7 +63,7 @@ def _percent(counts: Tensor, images: Tensor) -> list[float]:
 
 def count(
     model: nn.Module,
-    dataset: EvalDataset,
+    dataset: EvalSplit,
     num_classes: int,
     fabric: Fabric,
     *,
@@ -67,21 +76,24 @@ def count(
 ) -> Counts:
     """Run `model(batch)` -> scores (heads, B, K) in eval mode over the whole data set and count.
 
-    classes: int64, choose among these classes only (labels still count in 0 .. K-1); None is all of them.
-    each: the head of which the result of each single image is kept; None keeps none.
-    Scores that are not finite never count as correct. UserError when no image could be decoded.
+    Scores that are not finite never count as correct.
+
+    Args:
+        classes: int64, choose among these classes only (labels still count in 0 .. K-1); None is all of them.
+        each: the head whose result of each single image is kept; None keeps none.
+
+    Raises:
+        UserError: no image could be decoded.
     """
     totals: Tensor | None = None
     names: list[str] = []
     correct: list[Tensor] = []
-    report = getattr(dataset, "report_skipped", None)
     with evaluating(model):
         batches = evaluation_batches(
             dataset, batch_size=batch_size, workers=workers, fabric=fabric, progress=progress, title=title
         )
         for batch in batches:
-            if report is not None:
-                report(batch)
+            dataset.report_skipped(batch)
             if not len(batch["labels"]):
                 continue
             batch = fabric.to_device(batch)

@@ -1,6 +1,7 @@
 """Image classification by any protocol: what the engine and the record need of it (the contract of `tasks/base.py`)."""
 
 import hashlib
+import importlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ from mae_transfer.backbones.grid import grid_of
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.synthetic.classification import cached_classification
-from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import (
     ClassificationEval,
@@ -21,10 +21,9 @@ from mae_transfer.tasks.classification.data import (
 from mae_transfer.tasks.classification.evaluate import count, metrics_of
 from mae_transfer.tasks.classification.layouts.find import find_images
 from mae_transfer.tasks.classification.layouts.listing import ImageSet
-from mae_transfer.tasks.classification.pictures import draw_pictures
-from mae_transfer.tasks.classification.protocols import find_protocol
-from mae_transfer.tasks.classification.protocols.finetune import check_pairs
+from mae_transfer.tasks.classification.protocols.protocol import ProbeModel, Protocol
 from mae_transfer.tasks.classification.robustness import evaluate_sets, find_sets
+from mae_transfer.tasks.classification.splits import ImageSplits, Splits
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 
 if TYPE_CHECKING:
@@ -48,6 +47,17 @@ BENCHMARKS = {
 """Task -> title, classes, training and validation images of the whole set, as its makers count them."""
 
 
+_CODE = "mae_transfer.tasks.classification.protocols"
+PROTOCOLS = {
+    "finetune": f"{_CODE}.finetune:Finetune",
+    "partial": f"{_CODE}.partial:Partial",
+    "linear": f"{_CODE}.linear:Linear",
+    "attentive": f"{_CODE}.attentive:Attentive",
+    "logreg": f"{_CODE}.logreg:LogisticRegression",
+    "knn": f"{_CODE}.knn:NearestNeighbours",
+}
+
+
 class ClassificationTask:
     """Data, model and metric of one protocol on one data set; finds and checks all images of both splits.
 
@@ -66,7 +76,7 @@ class ClassificationTask:
         self.is_synthetic = data.root == SYNTHETIC
         if self.is_synthetic:
             data = data.model_copy(update={"root": str(cached_classification(config.task))})
-        self.protocol = find_protocol(config.protocol)
+        self.protocol = _load_protocol(config)
         known = like is not None and _same_files(like.config, config)
         self.images = images = like.images if like is not None and known else find_images(config.task, data)
         self.class_names = images.class_names
@@ -74,25 +84,30 @@ class ClassificationTask:
         self.warnings = images.warnings + warnings
         mean = resolve(config.backbone.name).mean
         centre, bad = EvalTransform(config), data.on_bad_image
-        self.train_dataset = ClassificationTrain(
-            images.train, chosen, TrainTransform(config, mean), seed=config.seed, on_bad_image=bad
+        shown = choose_subset(images.val.names, config.subset)
+        self.image_splits = ImageSplits(
+            train=ClassificationTrain(
+                images.train, chosen, TrainTransform(config, mean), seed=config.seed, on_bad_image=bad
+            ),
+            val=ClassificationEval(images.val, shown, centre, on_bad_image=bad),
+            holdout=ClassificationEval(images.train, held, centre, on_bad_image=bad) if len(held) else None,
         )
-        self.eval_dataset = ClassificationEval(
-            images.val, choose_subset(images.val.names, config.subset), centre, on_bad_image=bad
-        )
-        self.val_images = self.eval_dataset  # where a probe puts features in the place of that
-        self.holdout_dataset = ClassificationEval(images.train, held, centre, on_bad_image=bad) if len(held) else None
+        self.use(self.image_splits)
         self.robustness_sets = find_sets(config, self.class_names)
-        self._image_datasets = [self.train_dataset, self.eval_dataset, *(item.dataset for item in self.robustness_sets)]
-        self._image_datasets += [self.holdout_dataset] if self.holdout_dataset else []
         self._summary = self._summarise(images)
+
+    def use(self, splits: Splits) -> None:
+        """Train and evaluate on these splits."""
+        self.splits = splits
+        self.train_dataset = splits.train
 
     def _summarise(self, images: ImageSet) -> dict[str, Any]:
         """For the run record. What the protocols of a data set share: so the fingerprint holds the subset and the
         shots, but not which draw of them, nor what a protocol sets aside to choose by."""
-        data, train, val = self.config.data, self.train_dataset, self.eval_dataset
+        data, train, val = self.config.data, self.image_splits.train, self.image_splits.val
         about = f"{images.fingerprint} {self.config.subset} {data.shots}"
-        labels = train.labels if self.holdout_dataset is None else np.append(train.labels, self.holdout_dataset.labels)
+        held = self.image_splits.holdout
+        labels = train.labels if held is None else np.append(train.labels, held.labels)
         counts = np.bincount(labels, minlength=len(self.class_names))
         return {
             "name": self._name(images, len(labels)),
@@ -112,77 +127,82 @@ class ClassificationTask:
         title, *sizes = BENCHMARKS.get(self.config.task, ("", 0))
         if sizes == [len(self.class_names), len(images.train), len(images.val)] and self.config.subset is None:
             return title + shots
-        counts = f"{train_images} train, {len(self.eval_dataset)} val images"
+        counts = f"{train_images} train, {len(self.image_splits.val)} val images"
         return f"{len(self.class_names)} classes ({counts}){shots}"
 
     @property
     def data_summary(self) -> dict[str, Any]:
         """What the run record holds of the data; complete once training and evaluation are done."""
-        skipped = {name for dataset in self._image_datasets for name in dataset.skipped}
+        splits = self.image_splits
+        datasets = [splits.train, splits.val, *(item.dataset for item in self.robustness_sets)]
+        datasets += [splits.holdout] if splits.holdout else []
+        skipped = {name for dataset in datasets for name in dataset.skipped}
         return self._summary | {"skipped_files": sorted(skipped)}
 
     @property
     def trains(self) -> bool:
-        return getattr(self.protocol, "TRAINS", True)
+        return self.protocol.trains
 
     def check_batches(self, sizes: Collection[int]) -> None:
-        check_pairs(sizes, self.config.model, self.config.train.micro_batch)
-        if self.config.protocol == "linear" and self.config.probe.batch_norm and 1 in sizes:
-            raise UserError(
-                "BatchNorm needs more than one image and a device gets a batch of 1; choose another train.global_batch "
-                "or train.micro_batch, or probe.batch_norm=false"
-            )
+        self.protocol.check_batches(sizes)
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         side = self.config.data.image_size
         grid_of(side, patch_size, self.config.backbone.name, what="data.image_size=")
-        options: dict[str, Any] = self.protocol.encoder_options(self.config)
-        return options
+        return self.protocol.encoder_options()
 
-    def build_model(self, encoder: "ViTEncoder") -> nn.Module:
-        model: nn.Module = self.protocol.build_model(encoder, len(self.class_names), self.config)
-        return model
+    def build_model(self, encoder: "ViTEncoder") -> ProbeModel:
+        return self.protocol.build_model(encoder, len(self.class_names))
 
     def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:
-        """What the protocol does before training, such as the features of a frozen encoder."""
-        if hasattr(self.protocol, "prepare"):
-            self.protocol.prepare(self, model, fabric, folder, progress)
+        assert isinstance(model, ProbeModel)
+        self.use(self.protocol.prepare(model, self.image_splits, fabric, folder, progress))
 
     def sample_names(self, batch: dict[str, Any]) -> list[str]:
-        self.train_dataset.report_skipped(batch)
+        self.splits.train.report_skipped(batch)
         names: list[str] = batch["names"]
         return names
 
     def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
-        heads: tuple[str, ...] = tuple(model.head_names)  # type: ignore[arg-type]
-        head = heads.index(self._summary["selected_head"]) if len(heads) > 1 else 0
-        return draw_pictures(model, self, head, self.config.eval.pictures, fabric)
+        assert isinstance(model, ProbeModel)
+        several = len(model.head_names) > 1
+        head = model.head_names.index(self._summary["selected_head"]) if several else 0
+        return self.protocol.draw_pictures(model, head, self.image_splits, self.class_names, fabric)
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
-        """Accuracies in percent. With several heads, that which is best on the images set aside from training counts,
-        and `top1/<head>`, `holdout_top1/<head>` tell of each; a model that has chosen itself (logreg) says how."""
-        config = self.config
-        heads: tuple[str, ...] = tuple(model.head_names)  # type: ignore[arg-type]
+        """Accuracies in percent.
+
+        Of several heads the one that is best on the images set aside from training counts; `top1/<head>` and
+        `holdout_top1/<head>` are those of each head. `holdout_top1/<choice>` also tells of a choice that the model made
+        itself, such as logistic regression's C.
+        """
+        assert isinstance(model, ProbeModel)
+        config, heads = self.config, model.head_names
         options: dict[str, Any] = {"batch_size": config.eval.batch_size, "workers": config.data.workers}
         options |= {"num_classes": len(self.class_names), "fabric": fabric, "progress": progress}
-        chosen, metrics = 0, dict[str, float]()
+        chosen, held = 0, dict[str, float]()
         if len(heads) > 1:
-            assert self.holdout_dataset is not None, "several heads need data.holdout"
-            held = count(model, self.holdout_dataset, title="choose", **options).top1()
-            chosen = int(np.argmax(held))
-            metrics |= {f"holdout_top1/{name}": value for name, value in zip(heads, held, strict=True)}
-        counts = count(model, self.eval_dataset, each=chosen, **options)
+            assert self.splits.holdout is not None, "several heads need data.holdout"
+            top1 = count(model, self.splits.holdout, title="choose", **options).top1()
+            chosen, held = int(np.argmax(top1)), dict(zip(heads, top1, strict=True))
+            self._summary["selected_head"] = heads[chosen]
+        elif model.selection is not None:
+            self._summary["selected_head"], held = model.selection
+        counts = count(model, self.splits.val, each=chosen, **options)
         self.per_image = counts.each
+        metrics = metrics_of(counts, chosen, self.class_names if config.eval.per_class else None)
+        metrics |= {f"holdout_top1/{name}": value for name, value in held.items()}
         if len(heads) > 1:
             metrics |= {f"top1/{name}": value for name, value in zip(heads, counts.top1(), strict=True)}
-            self._summary["selected_head"] = heads[chosen]
-        elif getattr(model, "holdout_top1", None):
-            self._summary["selected_head"] = model.selected
-            metrics |= {f"holdout_top1/{name}": value for name, value in model.holdout_top1.items()}  # type: ignore
-        metrics = metrics_of(counts, chosen, self.class_names if config.eval.per_class else None) | metrics
         return metrics | evaluate_sets(model, chosen, self.robustness_sets, **options)
 
 
 def _same_files(a: ClassificationConfig, b: ClassificationConfig) -> bool:
     keys = ("root", "train_list", "val_list", "places_size")
     return a.task == b.task and all(getattr(a.data, key) == getattr(b.data, key) for key in keys)
+
+
+def _load_protocol(config: ClassificationConfig) -> Protocol[ProbeModel]:
+    module, name = PROTOCOLS[config.protocol].split(":")
+    kind: type[Protocol[ProbeModel]] = getattr(importlib.import_module(module), name)
+    return kind(config)

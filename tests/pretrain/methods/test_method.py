@@ -6,7 +6,7 @@ from mae_transfer.pretrain.methods.method import Method
 
 
 def test_a_misspelt_hook_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match=r"Mine\.make_view: Method has no such hook; it has .*make_views"):
+    with pytest.raises(TypeError, match=r"Mine\.make_view: Method has no such hook, did you mean make_views\?"):
         type("Mine", (Method,), {"make_view": lambda self: None})
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as vision
 
 from mae_transfer.backbones.load import load_backbone
+from mae_transfer.data.augment import make_randaugment, seeded_globals
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.rng import seed_for_model
@@ -19,7 +20,6 @@ from mae_transfer.pretrain.methods import supervised
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
 from mae_transfer.runs.pretrain import resolve_pretrain, run_pretrain
 from mae_transfer.tasks.classification.protocols.finetune import Classifier
-from mae_transfer.tasks.classification.transforms import make_randaugment, seeded_globals
 
 
 def config_of(*overrides: str, backbone: str = "vit_nano_p8"):

@@ -36,6 +36,9 @@ class Scores:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"scores": self.scores[:, index], "label": self.labels[index]}
 
+    def report_skipped(self, batch: dict[str, Any]) -> None:
+        """Every sample can be read."""
+
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         return {

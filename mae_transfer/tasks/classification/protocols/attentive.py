@@ -7,22 +7,25 @@ attention has no output projection, and the MLP's second layer starts smaller by
 pooling block starts from a truncated normal of `probe.init_std` and the classifier from torch's own initialisation.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import Batch
-from mae_transfer.tasks.classification.features.store import FrozenFeatures
+from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
+from mae_transfer.tasks.classification.protocols.frozen import FrozenProtocol
+from mae_transfer.tasks.classification.protocols.protocol import TRAINING, ProbeModel
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
 
 
-class AttentiveProbe(nn.Module):
+class AttentiveProbe(ProbeModel):
     """Frozen encoder, attention pooling, classifier of K classes; one head.
 
     Training: {"loss_ce": mean cross-entropy}. Evaluation: scores float32 (1, B, K).
@@ -61,9 +64,12 @@ class AttentiveProbe(nn.Module):
         return {"loss_ce": F.cross_entropy(scores, batch["labels"])} if self.training else scores[None]
 
 
-def encoder_options(config: ClassificationConfig) -> dict[str, Any]:
-    return {"img_size": config.data.image_size, "final_norm": config.probe.final_norm}
+class Attentive(FrozenProtocol[AttentiveProbe]):
+    reads = (
+        *(*FrozenProtocol.reads, *TRAINING),
+        *("probe.queries", "probe.attention_heads", "probe.init_std"),
+    )
 
-
-def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> AttentiveProbe:
-    return AttentiveProbe(encoder, num_classes, config)
+    @override
+    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> AttentiveProbe:
+        return AttentiveProbe(encoder, num_classes, self.config)

@@ -5,23 +5,25 @@ checkpoint's own final norm is not used. The position embedding is resampled onc
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
+from mae_transfer.data.augment import normalise
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.classification.config import ClassificationConfig, ClassifierConfig
-from mae_transfer.tasks.classification.transforms import normalise
+from mae_transfer.tasks.classification.config import ClassifierConfig
+from mae_transfer.tasks.classification.protocols.protocol import TRAINING, ProbeModel, Protocol
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
 
 
-class Classifier(nn.Module):
+class Classifier(ProbeModel):
     """Encoder, mean of its patch tokens, norm, linear classifier of K classes; one head.
 
     Training: {"loss_ce": mean cross-entropy}, after random erasing, mixup and cutmix on the device, from the global
@@ -96,9 +98,20 @@ def check_pairs(sizes: Collection[int], config: ClassifierConfig, micro_batch: i
         )
 
 
-def encoder_options(config: ClassificationConfig) -> dict[str, Any]:
-    return {"img_size": config.data.image_size, "pos_embed": "resized"}
+class Finetune(Protocol[Classifier]):
+    reads: ClassVar[tuple[str, ...]] = (
+        *(*TRAINING, "optim.layer_decay", "backbone.drop_path"),
+        *("model.head_std", "model.label_smoothing", "model.mixup", "model.cutmix", "model.erasing"),
+    )
 
+    @override
+    def encoder_options(self) -> dict[str, Any]:
+        return super().encoder_options() | {"pos_embed": "resized"}
 
-def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> Classifier:
-    return Classifier(encoder, num_classes, config.model)
+    @override
+    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> Classifier:
+        return Classifier(encoder, num_classes, self.config.model)
+
+    @override
+    def check_batches(self, sizes: Collection[int]) -> None:
+        check_pairs(sizes, self.config.model, self.config.train.micro_batch)

@@ -1,44 +1,57 @@
 """Weighted nearest neighbours of frozen features, as in DINO and DINOv2 (facebookresearch/dinov2 dinov2/eval/knn.py).
 
 Features (class token after the final norm, or `probe.pooling`) are scaled to length one; each of the k training images
-of the highest cosine similarity votes for its class with weight exp(similarity / temperature). Each k is a head. The
-one that counts is chosen on the images set aside from the training set (`data.holdout`), not on the test set; these
-stay among the neighbours, of others but not of themselves, so the test sees every training image.
+of the highest cosine similarity votes for its class with weight exp(similarity / temperature). Each k is a head. k is
+chosen on the images set aside from the training set (`data.holdout`), not on the test set. They are neighbours too, but
+not of themselves, so that the test sees every training image.
 """
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
+from mae_transfer.data.drawing import RIGHT, WRONG, drawing, side_by_side, to_image
 from mae_transfer.errors import UserError
+from mae_transfer.run_folder.pictures import Picture
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import Batch
-from mae_transfer.tasks.classification.features.store import FrozenFeatures, store_features
+from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
+from mae_transfer.tasks.classification.features.store import FeatureSet, FeatureStore
+from mae_transfer.tasks.classification.pictures import predict, thumbnail
+from mae_transfer.tasks.classification.protocols.frozen import FrozenProtocol
+from mae_transfer.tasks.classification.protocols.protocol import ProbeModel
+from mae_transfer.tasks.classification.splits import ImageSplits, Splits
+from mae_transfer.tasks.classification.transforms import EvalTransform
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.run_folder.folder import RunFolder
-    from mae_transfer.tasks.classification.task import ClassificationTask
 
-TRAINS = False
+NEIGHBOURS = 5
+"""In a picture."""
 _LOG = logging.getLogger(__name__)
 
 
-class NearestNeighbours(nn.Module):
-    """Frozen encoder and the features of the training images, which `remember` puts there.
+class NeighboursModel(ProbeModel):
+    """Frozen encoder and a bank: the features of the training images, which `remember` takes.
 
-    Evaluation only: scores float32 (number of ks, B, K), the share of the votes; classes without any come after
-    those with one, in their own order, so that five classes always fill the top five. A batch
-    with "in_bank" int64 (B,) holds images of the bank, at these rows: none is a neighbour of its own. Similarities are
-    float32 in any precision: those of MAE's features lie closer together than half precision can tell apart.
+    Evaluation only: scores float32 (number of ks, B, K), the share of the votes. Classes without votes come after those
+    with some, in their own order, so that five classes always fill the top five. A batch with "in_bank" int64 (B,)
+    holds images of the bank, at these rows; an image is no neighbour of itself. Similarities are float32 in any
+    precision: MAE's lie closer together than half precision can tell apart.
     """
 
     bank: Tensor
     labels: Tensor
+    bank_sets: tuple[FeatureSet, ...] = ()
+    """Where the bank's rows come from, in order."""
 
     def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> None:
         super().__init__()
@@ -46,16 +59,17 @@ class NearestNeighbours(nn.Module):
         self.num_classes, self.temperature = num_classes, config.probe.temperature
         self.pooling = config.probe.pooling[0]
         self.frozen = FrozenFeatures(encoder, 1, (self.pooling,))
-        self.ks = tuple(sorted(config.probe.k))
+        self.take(config.probe.k)
         self.register_buffer("bank", torch.empty(0), persistent=False)
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64), persistent=False)
 
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        return tuple(f"k{k}" for k in self.ks)
+    def take(self, ks: Sequence[int]) -> None:
+        """The numbers of neighbours, a head each."""
+        self.ks = tuple(sorted(ks))
+        self.head_names = tuple(f"k{k}" for k in self.ks)
 
     def remember(self, features: Tensor, labels: Tensor, batch: int = 8192) -> None:
-        """Take the training images' features (n, 1, parts, C) and labels (n,), on the model's device from now on."""
+        """Make the bank of the training images' features (n, 1, parts, C) and labels (n,), on the encoder's device."""
         device = next(self.encoder.parameters()).device
         parts = [self._unit(part.to(device).float()) for part in features.split(batch)]
         self.bank, self.labels = torch.cat(parts), labels.to(device)
@@ -64,7 +78,7 @@ class NearestNeighbours(nn.Module):
         return F.normalize(self.frozen.select(features, 1, self.pooling), dim=1)
 
     def nearest(self, batch: Batch, k: int) -> "torch.return_types.topk":
-        """The highest cosine similarities (B, k) of each image to the bank, at most all, and their rows there."""
+        """Of each image the k highest cosine similarities to the bank (B, k), all of a smaller bank, and their rows."""
         features = self.frozen(batch)
         with torch.autocast(features.device.type, enabled=False):
             similarity = self._unit(features) @ self.bank.T
@@ -83,31 +97,68 @@ class NearestNeighbours(nn.Module):
         return torch.where(votes > 0, votes / votes.sum(-1, keepdim=True), last)
 
 
-def encoder_options(config: ClassificationConfig) -> dict[str, Any]:
-    return {"img_size": config.data.image_size, "final_norm": config.probe.final_norm}
+class NearestNeighbours(FrozenProtocol[NeighboursModel]):
+    trains = False
+    reads = (*FrozenProtocol.reads, "data.holdout", "probe.pooling", "probe.k", "probe.temperature")
 
+    @override
+    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> NeighboursModel:
+        probe = self.config.probe
+        if len(probe.pooling) > 1:
+            raise UserError(f"probe.pooling={list(probe.pooling)}: knn reads one kind of feature; name one")
+        if len(probe.k) > 1 and not self.config.data.holdout:
+            raise UserError("several k need images to choose by: set data.holdout, for example to 0.1, or probe.k=[20]")
+        return NeighboursModel(encoder, num_classes, self.config)
 
-def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> NearestNeighbours:
-    if len(config.probe.pooling) > 1:
-        raise UserError(f"probe.pooling={list(config.probe.pooling)}: knn reads one kind of feature; name one")
-    if len(config.probe.k) > 1 and not config.data.holdout:
-        raise UserError("several k need images to choose by: set data.holdout, for example to 0.1, or probe.k=[20]")
-    return NearestNeighbours(encoder, num_classes, config)
+    @override
+    def prepare(
+        self, model: NeighboursModel, images: ImageSplits, fabric: Fabric, folder: "RunFolder | None", progress: bool
+    ) -> Splits:
+        store = FeatureStore(model.frozen, self.config, fabric, folder, progress)
+        train = store.features_of("train", images.train)
+        holdout = store.features_of("holdout", images.holdout) if images.holdout else None
+        model.bank_sets = (train,) if holdout is None else (train, holdout)
+        features, labels = zip(*(part.whole() for part in model.bank_sets), strict=True)
+        model.remember(torch.cat(features), torch.cat(labels))
+        most = len(model.bank)
+        if holdout is not None:
+            holdout.in_bank = len(features[0])
+            most -= 1  # an image that was set aside is no neighbour of itself
+        ks = tuple(k for k in model.ks if k <= most)
+        if not ks:
+            raise UserError(
+                f"probe.k={list(model.ks)}: there are {most} training images to be neighbours; set a smaller k"
+            )
+        if ks != model.ks:
+            _LOG.warning("probe.k: only %s of %s; there are %d training images", list(ks), list(model.ks), most)
+            model.take(ks)
+        return Splits(train=train, val=images.val, holdout=holdout)
 
+    @override
+    def draw_pictures(
+        self, model: NeighboursModel, head: int, images: ImageSplits, class_names: Sequence[str], fabric: Fabric
+    ) -> list[Picture]:
+        """A picture of each val image, with its nearest training images beside it."""
+        pictures = []
+        for query in predict(model, head, images.val, class_names, self.config.eval.pictures, fabric):
+            with drawing(model), fabric.autocast():
+                similar, rows = (values[0].tolist() for values in model.nearest(query.batch, NEIGHBOURS))
+            row = [query.thumbnail]
+            for similarity, place in zip(similar, rows, strict=True):
+                image, label = self._bank_image(model, place)
+                name = class_names[label]
+                row.append(thumbnail(image, name, f"{similarity:.3f}", RIGHT if name == query.truth else WRONG))
+            caption = (
+                f"is {query.truth}, said {query.predicted}; then its nearest training images, by cosine similarity"
+            )
+            pictures.append(Picture(side_by_side(row), query.name, caption))
+        return pictures
 
-def prepare(
-    task: "ClassificationTask", model: NearestNeighbours, fabric: Fabric, folder: "RunFolder | None", progress: bool
-) -> None:
-    stored = store_features(task, model.frozen, fabric, folder, progress, splits=("train", "holdout"))
-    features, labels = zip(*(split.whole() for split in stored.values()), strict=True)
-    model.remember(torch.cat(features), torch.cat(labels))
-    most = len(model.bank)
-    if "holdout" in stored:
-        stored["holdout"].in_bank = len(features[0])
-        most -= 1  # one that was set aside is no neighbour of its own
-    ks = tuple(k for k in model.ks if k <= most)
-    if not ks:
-        raise UserError(f"probe.k={list(model.ks)}: there are {most} training images to be neighbours; set a smaller k")
-    if ks != model.ks:
-        _LOG.warning("probe.k: only %s of %s; there are %d training images", list(ks), list(model.ks), most)
-        model.ks = ks
+    def _bank_image(self, model: NeighboursModel, row: int) -> tuple[Image.Image, int]:
+        """The training image at a row of the bank, and its label."""
+        images, decoded = model.bank_sets[0].images, model.bank_sets[0].decoded
+        if row >= len(decoded):  # after the images that are trained on come those that were set aside
+            row -= len(decoded)
+            images, decoded = model.bank_sets[1].images, model.bank_sets[1].decoded
+        place = int(decoded[row])
+        return to_image(EvalTransform(self.config)(images.read(place))), images.label(place)

@@ -6,28 +6,33 @@ learning rate is a head; heads of the same features share their BatchNorm. A hea
 first weights are drawn from (seed, its name), its logits and gradients are computed for it alone, its parameters have a
 learning rate of their own. Which head counts is decided on images set aside from the training set (`data.holdout`).
 
-Without augmentation features are computed once and trained on from the run folder (`features.py`). The heads compute in
-float32 in any precision.
+Without augmentation features are computed once and trained on from the run folder (`features/store.py`). The heads
+compute in float32 in any precision.
 """
 
 import hashlib
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Collection
+from typing import TYPE_CHECKING, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import Batch
-from mae_transfer.tasks.classification.features.store import FrozenFeatures, store_features
+from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
+from mae_transfer.tasks.classification.features.store import FeatureStore
 from mae_transfer.tasks.classification.protocols.config import Pooling
+from mae_transfer.tasks.classification.protocols.frozen import FrozenProtocol
+from mae_transfer.tasks.classification.protocols.protocol import TRAINING, ProbeModel
+from mae_transfer.tasks.classification.splits import ImageSplits, Splits
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.run_folder.folder import RunFolder
-    from mae_transfer.tasks.classification.task import ClassificationTask
 
 
 class FeatureNorm(nn.BatchNorm1d):
@@ -63,7 +68,7 @@ class FeatureNorm(nn.BatchNorm1d):
 
 
 class Head(nn.Module):
-    """One linear classifier and where its features come from. `lr_scale` is its share of optim.lr (see `optim.py`)."""
+    """A linear classifier and its features. `lr_scale` (`engine/optim.py`): its learning rate over optim.lr."""
 
     def __init__(
         self, width: int, num_classes: int, blocks: int, pooling: Pooling, lr: float, config: ClassificationConfig
@@ -82,11 +87,11 @@ class Head(nn.Module):
         return self.linear(features)
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(ProbeModel):
     """Frozen encoder and heads of K classes.
 
-    Training: {"loss_heads": sum over the heads of their mean cross-entropy}; the sum, so that a head's gradient is what
-    it is alone. Evaluation: scores float32 (heads, B, K).
+    Training: {"loss_heads": sum over the heads of their mean cross-entropy}. With the sum, not the mean, a head's
+    gradient is what it would be alone. Evaluation: scores float32 (heads, B, K).
     """
 
     def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> None:
@@ -126,7 +131,7 @@ class LinearProbe(nn.Module):
 
 
 def fold(norm: nn.Module, linear: nn.Linear) -> nn.Linear:
-    """W (x - mean) / sqrt(var + eps) + b as one layer, computed in float64; a norm that is none leaves the layer."""
+    """W (x - mean) / sqrt(var + eps) + b as one layer, computed in float64; with nn.Identity as norm, W x + b."""
     folded = nn.Linear(linear.in_features, linear.out_features)
     weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
     if isinstance(norm, nn.BatchNorm1d):
@@ -138,22 +143,39 @@ def fold(norm: nn.Module, linear: nn.Linear) -> nn.Linear:
     return folded
 
 
-def encoder_options(config: ClassificationConfig) -> dict[str, Any]:
-    return {"img_size": config.data.image_size, "final_norm": config.probe.final_norm}
+class Linear(FrozenProtocol[LinearProbe]):
+    reads = (
+        *(*FrozenProtocol.reads, *TRAINING, "data.holdout"),
+        *("probe.blocks", "probe.pooling", "probe.lrs", "probe.batch_norm", "probe.init_std"),
+    )
 
+    @override
+    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> LinearProbe:
+        model = LinearProbe(encoder, num_classes, self.config)
+        if len(model.heads) > 1 and not self.config.data.holdout:
+            raise UserError(
+                f"{len(model.heads)} heads need images to choose by that are set aside from the training set: set "
+                "data.holdout, for example to 0.1, or name one of probe.blocks, probe.pooling and probe.lrs"
+            )
+        return model
 
-def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> LinearProbe:
-    model = LinearProbe(encoder, num_classes, config)
-    if len(model.heads) > 1 and not config.data.holdout:
-        raise UserError(
-            f"{len(model.heads)} heads need images to choose by that are set aside from the training set: set "
-            "data.holdout, for example to 0.1, or name one of probe.blocks, probe.pooling and probe.lrs"
+    @override
+    def check_batches(self, sizes: Collection[int]) -> None:
+        if self.config.probe.batch_norm and 1 in sizes:
+            raise UserError(
+                "BatchNorm needs more than one image and a device gets a batch of 1; choose another train.global_batch "
+                "or train.micro_batch, or probe.batch_norm=false"
+            )
+
+    @override
+    def prepare(
+        self, model: LinearProbe, images: ImageSplits, fabric: Fabric, folder: "RunFolder | None", progress: bool
+    ) -> Splits:
+        if not self.config.probe.cache or self.config.data.augments:
+            return images
+        store = FeatureStore(model.frozen, self.config, fabric, folder, progress)
+        return Splits(
+            train=store.features_of("train", images.train),
+            holdout=store.features_of("holdout", images.holdout) if images.holdout else None,
+            val=store.features_of("eval", images.val),
         )
-    return model
-
-
-def prepare(
-    task: "ClassificationTask", model: LinearProbe, fabric: Fabric, folder: "RunFolder | None", progress: bool
-) -> None:
-    if task.config.probe.cache and not task.config.data.augments:
-        store_features(task, model.frozen, fabric, folder, progress)

@@ -9,34 +9,36 @@ a GPU; scikit-learn runs on the CPU, where ImageNet-1K takes hours for each C: t
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
+from torch import Tensor
+from typing_extensions import override
 
 from mae_transfer.engine.distributed import gather_objects, on_rank_zero
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import Batch
-from mae_transfer.tasks.classification.features.store import FeatureSet, FrozenFeatures, store_features
+from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
+from mae_transfer.tasks.classification.features.store import FeatureSet, FeatureStore
+from mae_transfer.tasks.classification.protocols.frozen import FrozenProtocol
+from mae_transfer.tasks.classification.protocols.protocol import ProbeModel, Selection
+from mae_transfer.tasks.classification.splits import ImageSplits, Splits
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.run_folder.folder import RunFolder
-    from mae_transfer.tasks.classification.task import ClassificationTask
 
-TRAINS = False
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A classifier as a linear layer of K classes: weight (K, D) and bias (K,) in float64; a class that had no training
-    image has the bias -inf."""
+    """A linear classifier of K classes: weight (K, D) and bias (K,) in float64. A class without images has -inf."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -49,7 +51,7 @@ class Fitted:
 
 def fit(features: np.ndarray, labels: np.ndarray, num_classes: int, c: float, max_iter: int) -> Fitted:
     """Multinomial regression of features float64 (n, D), labels (n,): minimises C x sum of losses + |W|^2 / 2."""
-    model = LogisticRegression(C=c, max_iter=max_iter)
+    model = SklearnLogisticRegression(C=c, max_iter=max_iter)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(features, labels)
@@ -62,10 +64,10 @@ def fit(features: np.ndarray, labels: np.ndarray, num_classes: int, c: float, ma
     return Fitted(weight, bias, not any(issubclass(w.category, ConvergenceWarning) for w in caught))
 
 
-class LogisticProbe(nn.Module):
-    """Frozen encoder and the classifier that `prepare` fits; evaluation only: scores float32 (1, B, K).
+class LogisticProbe(ProbeModel):
+    """Frozen encoder and the classifier that `LogisticRegression.prepare` fits; `selection` names the C that it chose.
 
-    `holdout_top1`: of each C, on the images set aside; `selected` is the C that counts.
+    Evaluation only: scores float32 (1, B, K).
     """
 
     head_names = ("logreg",)
@@ -80,8 +82,6 @@ class LogisticProbe(nn.Module):
         width = self.frozen.width(1, self.pooling)
         self.register_buffer("weight", torch.zeros(num_classes, width), persistent=False)
         self.register_buffer("bias", torch.zeros(num_classes), persistent=False)
-        self.holdout_top1: dict[str, float] = {}
-        self.selected: str | None = None
 
     def inputs(self, features: Tensor) -> Tensor:
         return self.frozen.select(features, 1, self.pooling)
@@ -92,51 +92,64 @@ class LogisticProbe(nn.Module):
             return (features @ self.weight.T + self.bias)[None]
 
 
-def encoder_options(config: ClassificationConfig) -> dict[str, Any]:
-    return {"img_size": config.data.image_size, "final_norm": config.probe.final_norm}
+class LogisticRegression(FrozenProtocol[LogisticProbe]):
+    trains = False
+    reads = (
+        *(*FrozenProtocol.reads, "data.holdout"),
+        *("probe.pooling", "probe.c_powers", "probe.c_count", "probe.max_iter"),
+    )
 
+    @override
+    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> LogisticProbe:
+        probe = self.config.probe
+        if len(probe.pooling) > 1:
+            raise UserError(f"probe.pooling={list(probe.pooling)}: logreg reads one kind of feature; name one")
+        if probe.c_count > 1 and not self.config.data.holdout:
+            raise UserError(
+                "several C need images to choose by: set data.holdout, for example to 0.1, or probe.c_count=1 and "
+                "probe.c_powers=[0,0] for C = 1"
+            )
+        return LogisticProbe(encoder, num_classes, self.config)
 
-def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> LogisticProbe:
-    if len(config.probe.pooling) > 1:
-        raise UserError(f"probe.pooling={list(config.probe.pooling)}: logreg reads one kind of feature; name one")
-    if config.probe.c_count > 1 and not config.data.holdout:
-        raise UserError(
-            "several C need images to choose by: set data.holdout, for example to 0.1, or probe.c_count=1 and "
-            "probe.c_powers=[0,0] for C = 1"
-        )
-    return LogisticProbe(encoder, num_classes, config)
+    @override
+    def prepare(
+        self, model: LogisticProbe, images: ImageSplits, fabric: Fabric, folder: "RunFolder | None", progress: bool
+    ) -> Splits:
+        store = FeatureStore(model.frozen, self.config, fabric, folder, progress)
+        train = store.features_of("train", images.train)
+        holdout = store.features_of("holdout", images.holdout) if images.holdout else None
+        self._fit(model, train, holdout, fabric)
+        return Splits(train=train, val=images.val, holdout=holdout)
 
-
-def prepare(
-    task: "ClassificationTask", model: LogisticProbe, fabric: Fabric, folder: "RunFolder | None", progress: bool
-) -> None:
-    stored = store_features(task, model.frozen, fabric, folder, progress, splits=("train", "holdout"))
-    probe = task.config.probe
-    strengths = np.logspace(*probe.c_powers, probe.c_count).tolist()
-    features, labels = _arrays(model, stored["train"])
-    if len(np.unique(labels)) < 2:
-        raise UserError("logistic regression needs training images of two classes at least; use a larger subset")
-    chosen = strengths[0]
-    if "holdout" in stored:
-        held, held_labels = _arrays(model, stored["holdout"])
-        mine = {}
-        for c in strengths[fabric.global_rank :: fabric.world_size]:
-            fitted = fit(features, labels, model.num_classes, c, probe.max_iter)
-            mine[c] = fitted.top1(held, held_labels), fitted.converged
-            _LOG.info("C %.3g: top-1 %.2f on the images set aside", c, mine[c][0])
-        found = {c: result for part in gather_objects(fabric, mine) for c, result in part.items()}
-        chosen = max(strengths, key=lambda c: found[c][0])  # of equals the first: the strongest regularisation
-        stopped = sum(not converged for _, converged in found.values())
-        if stopped:
-            _LOG.info("%d of %d fits had not converged after probe.max_iter=%d", stopped, len(found), probe.max_iter)
-        model.holdout_top1 = {f"C{c:.3g}": found[c][0] for c in strengths}
-        features, labels = np.concatenate([features, held]), np.concatenate([labels, held_labels])
-    final = on_rank_zero(fabric, lambda: fit(features, labels, model.num_classes, chosen, probe.max_iter))
-    if not final.converged:
-        _LOG.warning("the fit of the chosen C had not converged after probe.max_iter=%d; raise it", probe.max_iter)
-    model.selected = f"C{chosen:.3g}"
-    model.weight.copy_(torch.from_numpy(final.weight))
-    model.bias.copy_(torch.from_numpy(final.bias))
+    def _fit(self, model: LogisticProbe, train: FeatureSet, holdout: FeatureSet | None, fabric: Fabric) -> None:
+        """Choose C by the images set aside, then fit all training images."""
+        probe = self.config.probe
+        strengths = np.logspace(*probe.c_powers, probe.c_count).tolist()
+        features, labels = _arrays(model, train)
+        if len(np.unique(labels)) < 2:
+            raise UserError("logistic regression needs training images of two classes at least; use a larger subset")
+        chosen = strengths[0]
+        if holdout is not None:
+            held, held_labels = _arrays(model, holdout)
+            mine = {}
+            for c in strengths[fabric.global_rank :: fabric.world_size]:
+                fitted = fit(features, labels, model.num_classes, c, probe.max_iter)
+                mine[c] = fitted.top1(held, held_labels), fitted.converged
+                _LOG.info("C %.3g: top-1 %.2f on the images set aside", c, mine[c][0])
+            found = {c: result for part in gather_objects(fabric, mine) for c, result in part.items()}
+            chosen = max(strengths, key=lambda c: found[c][0])  # of equals the first: the strongest regularisation
+            stopped = sum(not converged for _, converged in found.values())
+            if stopped:
+                _LOG.info(
+                    "%d of %d fits had not converged after probe.max_iter=%d", stopped, len(found), probe.max_iter
+                )
+            model.selection = Selection(f"C{chosen:.3g}", {f"C{c:.3g}": found[c][0] for c in strengths})
+            features, labels = np.concatenate([features, held]), np.concatenate([labels, held_labels])
+        final = on_rank_zero(fabric, lambda: fit(features, labels, model.num_classes, chosen, probe.max_iter))
+        if not final.converged:
+            _LOG.warning("the fit of the chosen C had not converged after probe.max_iter=%d; raise it", probe.max_iter)
+        model.weight.copy_(torch.from_numpy(final.weight))
+        model.bias.copy_(torch.from_numpy(final.bias))
 
 
 def _arrays(model: LogisticProbe, split: FeatureSet) -> tuple[np.ndarray, np.ndarray]:

@@ -7,16 +7,19 @@ the position embedding too, runs without autograd and in eval mode. The authors 
 
 from typing import TYPE_CHECKING
 
-from mae_transfer.tasks.classification.config import ClassificationConfig
-from mae_transfer.tasks.classification.protocols.finetune import Classifier, encoder_options
+from typing_extensions import override
+
+from mae_transfer.tasks.classification.protocols.finetune import Classifier, Finetune
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
 
-__all__ = ["build_model", "encoder_options"]
 
+class Partial(Finetune):
+    reads = (*Finetune.reads, "model.blocks")
 
-def build_model(encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> Classifier:
-    assert config.model.blocks is not None, "the configuration has checked it"
-    encoder.freeze(config.model.blocks)
-    return Classifier(encoder, num_classes, config.model)
+    @override
+    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> Classifier:
+        assert self.config.model.blocks is not None, "the configuration has checked it"
+        encoder.freeze(self.config.model.blocks)
+        return super().build_model(encoder, num_classes)

@@ -19,7 +19,8 @@ from mae_transfer.run_folder.folder import RunFolder
 from mae_transfer.runs.run import build_encoder, run_transfer
 from mae_transfer.runs.tasks import make_task
 from mae_transfer.tasks.classification.features import store as features
-from mae_transfer.tasks.classification.features.store import FeatureSet, store_features
+from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
+from mae_transfer.tasks.classification.features.store import FeatureSet
 
 PLAIN = ("data.crop=center", "data.flip=0", "data.image_size=32", "data.workers=0", "eval.batch_size=4")
 
@@ -45,21 +46,22 @@ def set_up(data, *overrides):
 
 
 def store(task, model, path):
+    """The features of all splits of the task, which trains and evaluates on them from now on."""
     fabric = make_fabric("cpu", task.config.train.precision)
     path.mkdir(exist_ok=True)
     with RunFolder(path, task.config.model_dump(mode="json"), resume=(path / "config.yaml").exists()) as opened:
-        return store_features(task, model.frozen, fabric, opened, False)
+        task.prepare(model, fabric, opened, False)
+    return task.splits
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stored_features_are_the_encoders(folder, tmp_path, precision):
     task, model = set_up(folder, "probe.blocks=[1,2]", "probe.pooling=[cls,avg]", "data.holdout=0.25",
                          f"train.precision={precision}")  # fmt: skip
-    before = {split: getattr(task, f"{split}_dataset") for split in ("train", "holdout", "eval")}
-    stored = store(task, model, tmp_path / "run")
-    for split, dataset in before.items():
-        ours = getattr(task, f"{split}_dataset")
-        assert ours is stored[split]
+    images, stored = task.image_splits, store(task, model, tmp_path / "run")
+    assert task.train_dataset is stored.train
+    for split in ("train", "holdout", "val"):
+        dataset, ours = getattr(images, split), getattr(stored, split)
         assert len(ours) == len(dataset)
         assert np.array_equal(ours.labels, dataset.labels)
         keys = [(3, i) if split == "train" else i for i in (5, 0, 2)]
@@ -78,22 +80,22 @@ def test_stored_features_are_the_encoders(folder, tmp_path, precision):
 def test_a_resume_computes_only_what_is_missing_and_other_weights_anything(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "CHUNK", 8)
     task, model = set_up(folder)
-    first = store(task, model, tmp_path / "run")["train"]
+    first = store(task, model, tmp_path / "run").train
     files = sorted((tmp_path / "run/features").glob("train-*.npy"))
     assert [len(np.load(file)) for file in files] == [8, 8, 8]
     files[1].unlink()
     seen = []
-    monkeypatch.setattr(features.FrozenFeatures, "tokens", counted(features.FrozenFeatures.tokens, seen))
+    monkeypatch.setattr(FrozenFeatures, "tokens", counted(FrozenFeatures.tokens, seen))
     task, model = set_up(folder)
-    again = store(task, model, tmp_path / "run")["train"]
+    again = store(task, model, tmp_path / "run").train
     assert sum(seen) == 8
     assert torch.equal(again.whole()[0], first.whole()[0])
 
     task, model = set_up(folder)
     with torch.no_grad():
         model.encoder.vit.blocks[0].mlp.fc1.weight[0, 0] += 1
-    other = store(task, model, tmp_path / "run")["train"]
-    assert sum(seen) == 8 + 24 + len(task.eval_dataset)
+    other = store(task, model, tmp_path / "run").train
+    assert sum(seen) == 8 + 24 + len(task.image_splits.val)
     assert not torch.equal(other.whole()[0], first.whole()[0])
 
 
@@ -109,7 +111,7 @@ def test_chunks_of_any_number_of_ranks_fit_together(folder, tmp_path, monkeypatc
     """Rows by index over several chunks, in any order."""
     monkeypatch.setattr(features, "CHUNK", 8)
     task, model = set_up(folder)
-    whole = store(task, model, tmp_path / "run")["train"].stored
+    whole = store(task, model, tmp_path / "run").train.stored
     assert len(whole.chunks) == 3
     everything = np.concatenate(whole.chunks)
     order = np.random.default_rng(0).permutation(len(everything))
@@ -126,11 +128,11 @@ def test_bad_images_are_stood_in_for_and_left_out(folder, tmp_path):
     direct = task.train_dataset
     stored = store(task, model, tmp_path / "run")
     for index in (0, 1, len(files) - 1):
-        assert stored["train"].collate([index])["names"] == [direct[(0, index)]["name"]]
-        assert stored["train"].collate([index])["labels"].item() == direct[(0, index)]["label"]
-    assert len(stored["train"]) == len(files)
-    assert len(stored["train"].whole()[0]) == len(files) - 2
-    assert len(stored["eval"]) == len(list((folder / "val").rglob("*.JPEG"))) - 1
+        assert stored.train.collate([index])["names"] == [direct[(0, index)]["name"]]
+        assert stored.train.collate([index])["labels"].item() == direct[(0, index)]["label"]
+    assert len(stored.train) == len(files)
+    assert len(stored.train.whole()[0]) == len(files) - 2
+    assert len(stored.val) == len(list((folder / "val").rglob("*.JPEG"))) - 1
     names = [name.rsplit("/", 1)[-1] for name in task.data_summary["skipped_files"]]
     assert sorted(names) == sorted([files[0].name, files[-1].name, bad.name])
 
@@ -167,7 +169,7 @@ def test_an_encoder_without_class_token_gives_the_average(folder):
     from mae_transfer.backbones.load import load_backbone
 
     encoder = load_backbone("random_vit_nano", window_size=2, img_size=32, final_norm=True)
-    frozen = features.FrozenFeatures(encoder, 1, ("cls",))
+    frozen = FrozenFeatures(encoder, 1, ("cls",))
     assert frozen.parts == ("avg",)
     assert any("no class token" in line for line in encoder.load_report.lines())
     data = {"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}
@@ -177,7 +179,7 @@ def test_an_encoder_without_class_token_gives_the_average(folder):
 
 def test_feature_sets_keep_the_contract_of_keys(folder, tmp_path):
     task, model = set_up(folder)
-    train = store(task, model, tmp_path / "run")["train"]
+    train = store(task, model, tmp_path / "run").train
     assert isinstance(train, FeatureSet)
     assert train[(7, 3)] == train[3] == 3
 

@@ -20,8 +20,9 @@ from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassificationConfig
-from mae_transfer.tasks.classification.protocols import finetune, partial
-from mae_transfer.tasks.classification.protocols.finetune import Classifier
+from mae_transfer.tasks.classification.protocols import finetune
+from mae_transfer.tasks.classification.protocols.finetune import Classifier, Finetune
+from mae_transfer.tasks.classification.protocols.partial import Partial
 
 CLASSES = 7
 
@@ -36,10 +37,10 @@ def classifier(*overrides: str, blocks: float | None = None) -> tuple[Classifier
     torch.manual_seed(0)
     if blocks is not None:
         overrides = (*overrides, f"model.blocks={blocks}")
-    module: Any = finetune if blocks is None else partial
     made = config(*overrides, protocol="finetune" if blocks is None else "partial")
-    encoder = load_backbone("random_vit_nano", drop_path=made.backbone.drop_path, **module.encoder_options(made))
-    return module.build_model(encoder, CLASSES, made), made
+    protocol = Finetune(made) if blocks is None else Partial(made)
+    encoder = load_backbone("random_vit_nano", drop_path=made.backbone.drop_path, **protocol.encoder_options())
+    return protocol.build_model(encoder, CLASSES), made
 
 
 def batch(count: int = 4, side: int = 224) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def test_the_first_weights_are_mae_s() -> None:
     """main_finetune.py: trunc_normal of std 2e-5 on the head's weight, zero bias; a new fc_norm."""
     torch.manual_seed(0)
     encoder = load_backbone("random_vit_nano", img_size=224)
-    head = finetune.build_model(encoder, 2000, config()).head
+    head = Finetune(config()).build_model(encoder, 2000).head
     assert float(head.weight.detach().std()) == pytest.approx(2e-5, rel=0.02)
     assert not head.bias.any()
     model, _ = classifier()
@@ -99,7 +100,7 @@ def test_the_position_embedding_is_resampled_once_and_trained() -> None:
     torch.manual_seed(0)
     native = load_backbone("random_vit_nano", img_size=224)
     torch.manual_seed(0)
-    larger = load_backbone("random_vit_nano", **finetune.encoder_options(config("data.image_size=448")))
+    larger = load_backbone("random_vit_nano", **Finetune(config("data.image_size=448")).encoder_options())
     old, new = native.vit.pos_embed, larger.vit.pos_embed
     assert new.shape == (1, 1 + 28 * 28, 64)
     grid = old[:, 1:].reshape(1, 14, 14, 64).permute(0, 3, 1, 2)

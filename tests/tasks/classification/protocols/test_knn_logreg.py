@@ -13,7 +13,9 @@ from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.runs.run import run_transfer
 from mae_transfer.tasks.classification.evaluate import flag_batch
-from mae_transfer.tasks.classification.protocols import attentive, knn, logreg
+from mae_transfer.tasks.classification.protocols import logreg
+from mae_transfer.tasks.classification.protocols.attentive import Attentive
+from mae_transfer.tasks.classification.protocols.knn import NearestNeighbours
 
 SMALL = ("data.image_size=32", "data.workers=0")
 
@@ -25,10 +27,10 @@ def images(tmp_path_factory):
 
 def build(protocol, *overrides, num_classes=4):
     torch.manual_seed(0)
-    module = {"knn": knn, "logreg": logreg, "attentive": attentive}[protocol]
     config = load_config("folder", "random_vit_nano", protocol=protocol, overrides=[*SMALL, *overrides])
-    encoder = load_backbone("random_vit_nano", **module.encoder_options(config))
-    return module.build_model(encoder, num_classes, config).eval()
+    made = {"knn": NearestNeighbours, "attentive": Attentive}[protocol](config)
+    encoder = load_backbone("random_vit_nano", **made.encoder_options())
+    return made.build_model(encoder, num_classes).eval()
 
 
 def clouds(count, seed, classes=4, width=64):

@@ -31,8 +31,9 @@ def build(*overrides, num_classes=4, recipe="linear_mae"):
         protocol="linear",
         overrides=[f"recipe={recipe}", "data.image_size=32", *overrides],
     )
-    encoder = load_backbone("random_vit_nano", **linear.encoder_options(config))
-    return linear.build_model(encoder, num_classes, config), config
+    protocol = linear.Linear(config)
+    encoder = load_backbone("random_vit_nano", **protocol.encoder_options())
+    return protocol.build_model(encoder, num_classes), config
 
 
 def batch(size=6, seed=0):

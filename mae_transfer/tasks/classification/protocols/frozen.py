@@ -1,0 +1,17 @@
+"""What the protocols of a frozen encoder have in common: linear, attentive, logreg, knn."""
+
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from mae_transfer.tasks.classification.protocols.protocol import Model, Protocol
+
+
+class FrozenProtocol(Protocol[Model]):
+    """A protocol that reads features of an encoder whose weights stay as they are."""
+
+    reads: ClassVar[tuple[str, ...]] = ("probe.final_norm",)
+
+    @override
+    def encoder_options(self) -> dict[str, Any]:
+        return super().encoder_options() | {"final_norm": self.config.probe.final_norm}
