@@ -148,12 +148,15 @@ class TrainConfig(Section):
 class EvalSection(Section):
     """What the `eval` sections of all tasks hold; a task adds its own."""
 
+    precision: Literal["fp32", "bf16", "fp16"] | None = "fp32"
+    """Of the evaluation, whatever the training's: detectron2 and mmsegmentation train in mixed precision and evaluate
+    in fp32. None is the training's own."""
     pictures: int = Field(8, ge=0)
     """Val images of which the run leaves pictures in its folder, always the same ones; 0 is none."""
 
 
 class RunConfig(Section):
-    """What every task's configuration holds; a task subclasses this and adds `data`, `model` and `eval`."""
+    """What every task's configuration holds; a task subclasses this with its own `data`, `model` and `eval`."""
 
     task: str
     recipe: str
@@ -169,3 +172,4 @@ class RunConfig(Section):
     optim: OptimConfig
     schedule: ScheduleConfig
     train: TrainConfig
+    eval: EvalSection

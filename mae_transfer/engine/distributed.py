@@ -1,7 +1,7 @@
 """Devices, processes and precision, by Lightning Fabric; and what ranks have to agree on.
 
 One process unless started by torchrun or by srun; then one process per device, with DDP over NCCL (gloo on CPU).
-Precisions are fp32 and autocast in bf16 or fp16. Two things differ from Fabric's own:
+Precisions are fp32 and autocast in bf16 or fp16, of training and of evaluation. Two things differ from Fabric's own:
 
 - Its mixed precision casts every floating-point INPUT to half precision before the model sees it, which would round
   ground-truth boxes to the 4-8 px grid of bf16; here inputs stay as they are and autocast does the rest.
@@ -10,8 +10,10 @@ Precisions are fp32 and autocast in bf16 or fp16. Two things differ from Fabric'
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar, cast
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,7 @@ from lightning_fabric.plugins.environments import (
 )
 from lightning_fabric.strategies import DDPStrategy
 
+from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.host_memory import keep_freed_memory
 from mae_transfer.errors import UserError
 
@@ -73,6 +76,28 @@ def make_fabric(device: str, precision: str) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def check_eval_precision(fabric: Fabric, config: RunConfig) -> None:
+    """UserError if the device cannot evaluate in the precision that is asked for."""
+    if config.eval.precision == "fp16" and fabric.device.type == "cpu":
+        raise UserError("eval.precision=fp16 needs a CUDA device; on CPU use eval.precision=fp32 or bf16")
+
+
+@contextmanager
+def eval_precision(fabric: Fabric, config: RunConfig) -> Iterator[None]:
+    """Inside, `fabric.autocast()` is of `eval.precision` instead of `train.precision`."""
+
+    def forward_context() -> AbstractContextManager[Any]:
+        if config.eval.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(fabric.device.type, torch.bfloat16 if config.eval.precision == "bf16" else torch.float16)
+
+    if config.eval.precision is None:
+        yield
+        return
+    with patch.object(fabric.strategy.precision, "forward_context", forward_context):
+        yield
 
 
 def on_rank_zero(fabric: Fabric, function: Callable[[], T]) -> T:

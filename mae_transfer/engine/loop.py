@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.engine.distributed import all_reduce, gather_objects, on_rank_zero, share_buffers
+from mae_transfer.engine.distributed import all_reduce, eval_precision, gather_objects, on_rank_zero, share_buffers
 from mae_transfer.engine.ema import make_ema
 from mae_transfer.engine.optim import build_optimizer, set_lr
 from mae_transfer.engine.progress import Progress
@@ -134,7 +134,8 @@ def train(
 
     def evaluate(step: int) -> None:
         target = (ema.module if ema else model).eval()
-        metrics = task.evaluate(target, fabric, fabric.is_global_zero)
+        with eval_precision(fabric, config):
+            metrics = task.evaluate(target, fabric, fabric.is_global_zero)
         if folder:
             folder.append_metrics({"step": step, "epoch": step * global_batch / images, "eval": metrics})
             shown = [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # not per class

@@ -99,7 +99,7 @@ class Task(Protocol):
         """Flat metrics, the same dict on every rank.
 
         The model is in eval mode and bare (no DDP wrapper, so ranks may run different numbers of batches); for mixed
-        precision run it under `fabric.autocast()`.
+        precision run it under `fabric.autocast()`, which is then that of `eval.precision`.
         """
         ...
 

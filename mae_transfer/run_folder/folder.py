@@ -32,10 +32,10 @@ from mae_transfer.run_folder.metrics import read_metrics, reading
 
 RESUMABLE = OPERATIONAL | {
     *("data.on_bad_image", "eval.mask_classes"),
-    *("eval.mode", "eval.stride", "eval.ratios", "eval.flip"),
+    *("eval.mode", "eval.stride", "eval.ratios", "eval.flip", "eval.precision"),
 }
 """Keys that a resume may change. A bad val image may be met only after the whole training, robustness sets are
-evaluated then, and segmentation is evaluated in several ways; the record says in which."""
+evaluated then, and a model may be evaluated in several ways; the record says in which."""
 
 _LOG = logging.getLogger("mae_transfer")
 # A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a

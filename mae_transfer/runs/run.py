@@ -26,6 +26,8 @@ from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.config.load import load_config
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import (
+    check_eval_precision,
+    eval_precision,
     first_on_each_node,
     gather_objects,
     make_fabric,
@@ -184,6 +186,7 @@ def run_label(config: RunConfig) -> str:
 
 def check_run(fabric: Fabric, task: Task, *, eval_only: bool) -> Schedule | None:
     """The schedule of a run, None if it has no training; UserError for lengths and batches that cannot be."""
+    check_eval_precision(fabric, task.config)
     if not task.trains:
         return None
     world_size = 1 if eval_only else fabric.world_size
@@ -244,13 +247,16 @@ def run_task(
             else:
                 result = train(fabric, task, model, config, folder, workers=workers, resume=resume, origin=origin)
             result = dataclasses.replace(result, seconds=result.seconds + prepared)
-        with stop_at_once("stopped by a signal in the last evaluation; --resume or --eval-only does it again"):
+        with (
+            stop_at_once("stopped by a signal in the last evaluation; --resume or --eval-only does it again"),
+            eval_precision(fabric, config),
+        ):
             metrics = task.evaluate(result.model, fabric, progress)
         skipped = gather_objects(fabric, task.data_summary["skipped_files"])
         data = task.data_summary | {"skipped_files": sorted({name for names in skipped for name in names})}
         flops = encoder_flops(encoder)
         record = on_rank_zero(fabric, lambda: write_record(task, data, result, metrics, flops, surroundings, path))
-        if config.eval.pictures:  # type: ignore[attr-defined]
+        if config.eval.pictures:
             with stop_at_once("stopped by a signal while drawing pictures, after the record; --eval-only draws them"):
                 on_rank_zero(fabric, lambda: _leave_pictures(task, result.model, fabric, path))
         return record
@@ -335,7 +341,8 @@ def _announce(config: RunConfig, task: Task, encoder: ViTEncoder, path: Path) ->
 def _leave_pictures(task: Task, model: nn.Module, fabric: Fabric, path: Path) -> None:
     """After the record is written: nothing that goes wrong here costs a result."""
     started = time.perf_counter()
-    pictures = task.draw_pictures(model, fabric)
+    with eval_precision(fabric, task.config):
+        pictures = task.draw_pictures(model, fabric)
     if pictures:
         write_pictures(path, pictures)
         _LOG.info("pictures: %d in %s, %.1f s", len(pictures), path / FOLDER, time.perf_counter() - started)

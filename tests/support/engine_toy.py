@@ -20,7 +20,14 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from mae_transfer.config.sections import BackboneConfig, OptimConfig, RunConfig, ScheduleConfig, TrainConfig
+from mae_transfer.config.sections import (
+    BackboneConfig,
+    EvalSection,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from mae_transfer.engine.distributed import make_fabric, shut_down
 from mae_transfer.engine.loop import TrainResult, train
 from mae_transfer.engine.rng import seed_for_model
@@ -146,6 +153,7 @@ def make_config(**changes: Any) -> RunConfig:
         optim=OptimConfig(**sections["optim"]),
         schedule=ScheduleConfig(**sections["schedule"]),
         train=TrainConfig(**sections["train"]),
+        eval=EvalSection(),
         **top,
     )
 
