@@ -43,9 +43,7 @@ class DVAETokenizer(Tokenizer):
         layers: list[nn.Module] = []
         n_in = channels
         for stride in strides(patch_size):
-            # 4 wide to halve the size: each pixel is seen by two outputs
-            kernel = {"kernel_size": 4, "padding": 1} if stride == 2 else {"kernel_size": stride}
-            layers += [nn.Conv2d(n_in, width, stride=stride, **kernel), nn.ReLU()]  # type: ignore[arg-type]
+            layers += [nn.Conv2d(n_in, width, *window(stride)), nn.ReLU()]
             n_in = width
         layers += [Residual(width) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, vocab_size, 1))
@@ -77,8 +75,7 @@ class DiscreteVAE(nn.Module):
         self.codebook = nn.Embedding(tokenizer.vocab_size, width)
         layers: list[nn.Module] = [Residual(width) for _ in range(tokenizer.blocks)]
         for stride in reversed(strides(tokenizer.patch_size)):
-            kernel = {"kernel_size": 4, "padding": 1} if stride == 2 else {"kernel_size": stride}
-            layers += [nn.ConvTranspose2d(width, width, stride=stride, **kernel), nn.ReLU()]  # type: ignore[arg-type]
+            layers += [nn.ConvTranspose2d(width, width, *window(stride)), nn.ReLU()]
         self.decoder = nn.Sequential(*layers, nn.Conv2d(width, tokenizer.channels, 1))
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -118,6 +115,11 @@ def strides(patch_size: int) -> list[int]:
         found.append(2)
         patch_size //= 2
     return [*found, patch_size] if patch_size > 1 or not found else found
+
+
+def window(stride: int) -> tuple[int, int, int]:
+    """Kernel size, stride and padding. 4 wide to halve the size: each pixel is seen by two outputs."""
+    return (4, 2, 1) if stride == 2 else (stride, stride, 0)
 
 
 def to_range(images: Tensor) -> Tensor:
