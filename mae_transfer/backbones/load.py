@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from mae_transfer.backbones.checkpoints import files, hf_config
 from mae_transfer.backbones.checkpoints.layout import FINAL_NORM
 from mae_transfer.backbones.checkpoints.loader import load
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.hub import published_weights
-from mae_transfer.backbones.timm_vit import build, resolve
+from mae_transfer.backbones.timm_vit import build, new_final_norm, resolve
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
 
@@ -80,13 +78,14 @@ def load_backbone(
 
 
 def _take_final_norm(encoder: ViTEncoder, report: LoadReport) -> None:
-    """Give the encoder the LayerNorm that follows the blocks where its weights are from."""
-    encoder.norm = nn.LayerNorm(encoder.embed_dim, eps=encoder.spec.eps or 1e-6)
+    """Give the encoder the norm that follows the blocks where its weights are from."""
+    encoder.norm = new_final_norm(encoder.spec)
+    names = encoder.norm.state_dict().keys()
     if report.fingerprint is None:
-        report.new["norm.weight, norm.bias"] = "ones and zeros"
+        report.new[", ".join(f"norm.{name}" for name in names)] = "ones and zeros" if "bias" in names else "ones"
         return
     tensors = {key.removeprefix("norm."): tensor for key, tensor in report.final_norm.items()}
-    missing = encoder.norm.state_dict().keys() - tensors.keys()
+    missing = names - tensors.keys()
     if missing:
         raise UserError(
             f"checkpoint {report.source}: has no norm.{min(missing)}, the final norm that features of a frozen encoder "

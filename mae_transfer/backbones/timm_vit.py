@@ -160,6 +160,21 @@ def build(
     return vit
 
 
+def new_final_norm(spec: Spec) -> nn.Module:
+    """The norm after the blocks as the model has it: LayerNorm, or what a model of timm has in its place."""
+    if spec.timm_arch is None:
+        return nn.LayerNorm(spec.embed_dim, eps=spec.eps or 1e-6)
+    model: Any
+    with torch.device("meta"):
+        model = timm.create_model(spec.timm_arch, pretrained=False)
+    norm = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
+    if spec.eps is not None and isinstance(norm, nn.LayerNorm):
+        norm.eps = spec.eps
+    norm = norm.to_empty(device="cpu")
+    norm.reset_parameters()
+    return norm
+
+
 def is_standard(block: Any) -> bool:
     """Whether a block is timm's pre-norm Block with its standard attention, whose parts the encoder can call."""
     return type(block) is Block and type(block.attn) is Attention

@@ -38,12 +38,12 @@ class ViTEncoder(nn.Module):
     Takes over `vit` (as `timm_vit.build` gives it, loaded or not) and edits it in place; each edit adds its line to
     `report`. `taps` are 0-based block numbers, ascending, default the blocks that end each quarter. Blocks after the
     last tap are frozen and not run. Every other parameter takes part in each forward, but for those of `norm`, the
-    weights' final LayerNorm (None unless `load_backbone(final_norm=True)`), which the caller applies. Raises UserError
+    weights' final norm (None unless `load_backbone(final_norm=True)`), which the caller applies. Raises UserError
     for options that do not fit the backbone.
     """
 
     vit: Any
-    norm: nn.LayerNorm | None
+    norm: nn.Module | None
     rel_pos_window: nn.Parameter | None
     rel_pos_global: nn.Parameter | None
 

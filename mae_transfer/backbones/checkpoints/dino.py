@@ -6,6 +6,8 @@ weights). iBOT's student has a `masked_embed`. Which of teacher and student is r
 matter: `loader.unwrap` takes the teacher unless told otherwise.
 """
 
+import re
+
 from mae_transfer.backbones.checkpoints import dinov2, timm_names
 from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, linear, width_of
 
@@ -15,10 +17,12 @@ _BACKBONE = "backbone."
 _HEADS = ("head", "dino_head", "ibot_head")
 
 
+_MARK = re.compile(r"(backbone\.)?masked_embed$|(head|dino_head|ibot_head)\.(mlp\.\d|last_layer)")
+
+
 def detects(state: State) -> bool:
-    return any(key.startswith((f"{_BACKBONE}blocks.", f"{_BACKBONE}patch_embed.")) for key in state) or (
-        "masked_embed" in state and any(key.startswith("blocks.") for key in state)
-    )
+    encoder = any(key.startswith(("blocks.", f"{_BACKBONE}blocks.", f"{_BACKBONE}patch_embed.")) for key in state)
+    return encoder and any(_MARK.match(key) for key in state)
 
 
 def convert(state: State) -> Converted:

@@ -14,6 +14,7 @@ import torch
 
 from mae_transfer.backbones.checkpoints import files, hf_config, hf_vit, loader, own
 from mae_transfer.backbones.checkpoints.layout import State
+from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import resolve
@@ -37,7 +38,7 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
     out, file = Path(out), files.find(path)
     raw, config = files.read(file), hf_config.beside(file)
     vit, report = loader.load(resolve(backbone), raw, str(file), key=key, config=config)
-    state, _ = loader.unwrap(raw, str(file), key)
+    state, _ = unwrap(raw, str(file), key)
     _, converted = loader.read_layout(state, str(file), config)
     spec = report.spec
     assert spec is not None

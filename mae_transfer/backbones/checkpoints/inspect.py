@@ -12,6 +12,7 @@ from torch import Tensor
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.checkpoints import files, fixed_position, hf_config, loader, own
 from mae_transfer.backbones.checkpoints.layout import Converted, State, depth_of, width_of
+from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.errors import UserError
@@ -65,7 +66,7 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
     """
     file = files.find(path)
     raw = files.read(file)
-    state, _ = loader.unwrap(raw, str(file), key)
+    state, _ = unwrap(raw, str(file), key)
     config = hf_config.beside(file)
     reader, converted = loader.read_layout(state, str(file), config)
     about = [f"file: {file} ({file.stat().st_size / 1e6:.1f} MB, {len(state)} tensors, {_types(state)})"]

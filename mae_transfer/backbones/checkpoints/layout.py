@@ -15,6 +15,8 @@ from torch import Tensor
 State = dict[str, Tensor]
 Shape = tuple[int | None, ...]
 
+_OF_A_HEAD = re.compile(r"\.[qk]_norm\.")
+
 ANY = -1
 """A size in a promised shape that may be anything."""
 
@@ -101,9 +103,9 @@ def has(state: State, name: str) -> bool:
     return f"{name}.weight" in state or f"{name}.bias" in state
 
 
-def norm(name: str, width: int) -> dict[str, Shape]:
-    """Promise of a LayerNorm's two tensors."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+def norm(name: str, width: int, bias: bool = True) -> dict[str, Shape]:
+    """Promise of a LayerNorm's two tensors; an RMSNorm has no bias."""
+    return dict.fromkeys((f"{name}.weight", f"{name}.bias") if bias else (f"{name}.weight",), (width,))
 
 
 def final_norm(state: State, name: str) -> State:
@@ -119,8 +121,9 @@ def common(values: Iterable[int]) -> int:
 
 
 def width_of(state: State, blocks: str = "blocks.") -> int:
-    """The embed dim that most of the norms in the blocks have (0 if there are none)."""
-    return common(len(t) for key, t in state.items() if key.startswith(blocks) and "norm" in key and t.ndim == 1)
+    """The embed dim that most of the norms in the blocks have (0 if there are none); those of a head are none."""
+    norms = (key for key in state if key.startswith(blocks) and "norm" in key and not _OF_A_HEAD.search(key))
+    return common(len(state[key]) for key in norms if state[key].ndim == 1)
 
 
 def depth_of(state: State, blocks: str = "blocks") -> int:

@@ -1,18 +1,16 @@
 """Weights into an encoder, every tensor accounted for: loaded, ignored with a reason, or an error.
 
-The file's containers (`model`, `state_dict`, `teacher`, ...) and wrapper prefixes (DDP `module.`, torch.compile
-`_orig_mod.`, Lightning `model.`) come off here, once; then the reader that detects its layout converts, and the result
-must fit the architecture exactly.
+`state_dict.unwrap` takes containers and wrapper prefixes off; then the reader that detects the layout converts, and the
+result must fit the architecture exactly (`audit`).
 """
 
 import dataclasses
-from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.checkpoints import (
@@ -25,15 +23,19 @@ from mae_transfer.backbones.checkpoints import (
     hf_dinov2,
     hf_vit,
     mae,
+    mmpretrain,
     mocov3,
     own,
     rotary,
     simmim,
     timm_names,
 )
+from mae_transfer.backbones.checkpoints.audit import audit, refusal
 from mae_transfer.backbones.checkpoints.hf_config import HFConfig
-from mae_transfer.backbones.checkpoints.layout import ANY, Converted, Reader, Shape, State, depth_of, width_of
+from mae_transfer.backbones.checkpoints.layout import Converted, Reader, State
 from mae_transfer.backbones.checkpoints.report import LoadReport, fingerprint
+from mae_transfer.backbones.checkpoints.state_dict import unwrap
+from mae_transfer.backbones.checkpoints.unsupported import describe
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import build, with_layer_scale
@@ -47,6 +49,7 @@ READERS: tuple[ModuleType, ...] = (
     dino,
     mocov3,
     simmim,
+    mmpretrain,
     clip,
     hf_vit,
     hf_beit,
@@ -56,12 +59,6 @@ READERS: tuple[ModuleType, ...] = (
     timm_names,
 )
 """A file is of one layout: no two of these detect it."""
-
-CONTAINERS = ("model", "state_dict", "module", "teacher", "student")
-"""Where a file keeps its state dict, in the order in which they are looked for."""
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.")
-NAMED = 4
-"""Keys named in an error; the rest are counted."""
 
 
 def load(
@@ -94,7 +91,7 @@ def load(
     vit = build(settled, img_size=img_size, drop_path=drop_path, device="meta")
     if not settled.class_token:
         _take_table_sizes(vit, tensors)
-    _audit(settled, state, converted, vit.state_dict(), source)
+    audit(settled, state, converted, vit.state_dict(), source)
     vit.load_state_dict(_float32(tensors, copy), strict=True, assign=True)
     report = LoadReport(spec.name, source, reader.NAME, fingerprint(tensors), sorted(tensors), **of_run)  # type: ignore[arg-type]
     report.ignored = ignored | converted.ignored
@@ -104,45 +101,9 @@ def load(
     report.warnings = converted.warnings + [
         f"{converted.original(name)} is all zeros"
         for name, tensor in tensors.items()
-        if tensor.ndim == 2 and not tensor.any()
+        if (tensor.ndim == 2 or name.endswith(".weight")) and not tensor.any()
     ]
     return vit, report
-
-
-def unwrap(raw: Any, source: str, key: str | None = None) -> tuple[State, dict[str, str]]:
-    """The state dict in a file's content, wrapper prefixes off, and the entries beside it with the reason."""
-    if not isinstance(raw, Mapping):
-        raise UserError(
-            f"checkpoint {source}: holds a {type(raw).__name__}, not a state dict; save model.state_dict()."
-        )
-    state: Mapping = raw
-    present = [name for name, value in raw.items() if isinstance(value, Mapping)]
-    if key is not None and key not in present:
-        raise UserError(f"checkpoint {source}: has no entry {key!r}; it has {', '.join(map(str, present)) or 'none'}.")
-    container = key or _container(raw)
-    ignored = {}
-    if container is not None:
-        state = raw[container]
-        ignored = {str(name): f"beside {container!r}: state of the training run" for name in raw if name != container}
-        for beside in ("student", "teacher", "ema", "state_dict_ema", "model_ema"):
-            if beside in ignored and raw[beside] is not None:
-                ignored[beside] = f"beside {container!r}, which is what is read; checkpoint_key={beside} reads this one"
-    if container == "ema":  # torch's AveragedModel, as the engine saves it
-        state = {name: value for name, value in state.items() if name != "n_averaged"}
-    other = [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
-    if other or not state:
-        what = f"{other[0]!r} is a {type(state[other[0]]).__name__}" if other else "it is empty"
-        raise UserError(f"checkpoint {source}: not a state dict of tensors, {what}; save model.state_dict().")
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return dict(state), ignored
-
-
-def _container(raw: Mapping) -> str | None:
-    if {"step", "model", "optimizer", "ema"} <= raw.keys() and isinstance(raw["ema"], Mapping):
-        return "ema"  # of a run of this project: what it evaluates
-    return next((name for name in CONTAINERS if isinstance(raw.get(name), Mapping)), None)
 
 
 def read_layout(state: State, source: str, config: HFConfig | None = None) -> tuple[Reader, Converted]:
@@ -153,7 +114,7 @@ def read_layout(state: State, source: str, config: HFConfig | None = None) -> tu
         if config is not None:
             converted.facts |= config.facts(hugging_face=reader.NAME.startswith("Hugging Face"))
     except UserError as error:
-        raise UserError(f"checkpoint {source}: {error}") from error
+        raise refusal(source, str(error)) from error
     return reader, converted
 
 
@@ -219,21 +180,16 @@ def _take_table_sizes(vit: Any, tensors: State) -> None:
 
 
 def pick(state: State, source: str) -> Reader:
-    """The reader for a state dict; raises UserError with the keys it saw if no layout is known."""
-    for module in READERS:
-        reader = cast(Reader, module)
-        if reader.detects(state):
-            return reader
-    for prefix in PREFIXES:
-        outside = [key for key in state if not key.startswith(prefix)]
-        if len(outside) < len(state) / 2:
-            raise UserError(
-                f"checkpoint {source}: most keys begin with {prefix!r} but not all, unexpected "
-                f"{', '.join(outside[:NAMED])}; save the encoder's own state_dict()."
-            )
-    seen = ", ".join(list(state)[:NAMED])
-    known = ", ".join(module.NAME for module in READERS)
-    raise UserError(f"checkpoint {source}: unknown layout, its keys are {seen} ...; known layouts: {known}.")
+    """The reader for a state dict; raises UserError, which says what it seems to be, if no layout is known."""
+    reader = _reader(state)
+    if reader is None:
+        raise refusal(source, describe(state, _reader, [module.NAME for module in READERS]))
+    return reader
+
+
+def _reader(state: State) -> Reader | None:
+    readers = (cast(Reader, module) for module in READERS)
+    return next((reader for reader in readers if reader.detects(state)), None)
 
 
 def _img_size(spec: Spec, tensors: State) -> int | tuple[int, int]:
@@ -253,55 +209,3 @@ def _table_cells(rows: int) -> int:
     """Tokens of the square grid of a table with this many rows, 0 if there is none."""
     side = round(max(rows - 3, 0) ** 0.5)
     return ((side + 1) // 2) ** 2 if side % 2 and side * side == rows - 3 else 0
-
-
-def _audit(spec: Spec, state: State, converted: Converted, wanted: State, source: str) -> None:
-    tensors = converted.tensors
-    name = converted.original
-    problems = []
-    for key, shape in converted.promised.items():
-        if key not in state and (spec.final_norm or not key.startswith(("norm.", "fc_norm."))):
-            problems.append(f"missing {key}")
-        elif key in state and not _agrees(state[key].shape, shape):
-            problems.append(f"{key} is {_text(state[key].shape)}, not {_text(shape)}")
-    missing = [f"missing {name(key)}" for key in wanted if key not in tensors]
-    problems += [line for line in missing if line not in problems]
-    problems += [f"unexpected {name(key)}" for key in tensors if key not in wanted]
-    for key, tensor in tensors.items():
-        if key in wanted and tensor.shape != wanted[key].shape:
-            problems.append(f"{name(key)} is {_text(tensor.shape)}, not {_text(wanted[key].shape)}")
-        elif key in wanted and not tensor.is_floating_point():
-            problems.append(f"{name(key)} holds {tensor.dtype}, not floating point")
-    if problems:
-        more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise UserError(f"checkpoint {source}: {_mismatch(spec, tensors)} ({', '.join(problems[:NAMED])}{more}).")
-    for key, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"checkpoint {source}: {key} holds NaN or infinite values; take an earlier checkpoint.")
-
-
-def _agrees(shape: torch.Size, promised: Shape) -> bool:
-    return len(shape) == len(promised) and all(p in (ANY, s) for s, p in zip(shape, promised, strict=True))
-
-
-def _mismatch(spec: Spec, tensors: State) -> str:
-    """What the file appears to be, where that is another architecture than the spec's."""
-    patch = tensors.get("patch_embed.proj.weight")
-    seen = {
-        "embed dim": width_of(tensors),
-        "depth": depth_of(tensors),
-        "patch": patch.shape[-1] if patch is not None and patch.ndim == 4 else spec.patch_size,
-    }
-    if tuple(seen.values()) == (spec.embed_dim, spec.depth, spec.patch_size):
-        return f"does not fit {spec.name}, pass a whole checkpoint of it"
-    same = [
-        s for s in map(registry.find, registry.names()) if (s.embed_dim, s.depth, s.patch_size) == tuple(seen.values())
-    ]
-    names = [s.name for s in same if s.init == spec.init] or [s.name for s in same]
-    guess, remedy = (f"that is {names[0]}", f"--backbone {names[0]} or ") if names else ("no registered size", "")
-    text = ", ".join(f"{what} {value}" for what, value in seen.items())
-    return f"has {text}: {guess}, not {spec.name}; pass {remedy}another file"
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"

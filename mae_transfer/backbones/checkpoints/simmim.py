@@ -14,7 +14,7 @@ _ENCODER = "encoder."
 
 def detects(state: State) -> bool:
     return any(key.startswith(f"{_ENCODER}blocks.") for key in state) and any(
-        key.startswith("decoder.") or key == f"{_ENCODER}mask_token" for key in state
+        key in ("decoder.0.weight", "decoder.0.bias", f"{_ENCODER}mask_token") for key in state
     )
 
 

@@ -1,6 +1,7 @@
 """timm's VisionTransformer naming, which is also the official MAE encoder's, DeiT's (I to III) and released DINO's.
 
-Ignored: final norm (`norm` or, under average pooling, `fc_norm`), attention pooling, classifier. A linear-probe
+Ignored: final norm (`norm` or, under average pooling, `fc_norm`; without bias where the blocks' norms have none, as
+RMSNorm), attention pooling, classifier. A linear-probe
 checkpoint of the official MAE code has `head.0` (BatchNorm without affine) and `head.1`. The distillation token of DeiT
 becomes a register: both are a token with a position of its own. DeiT-III's own files call LayerScale gamma_1, gamma_2.
 """
@@ -46,7 +47,8 @@ def detects(state: State) -> bool:
 def convert(state: State) -> Converted:
     width = width_of(state)
     last = "fc_norm" if has(state, "fc_norm") else "norm"
-    promised = norm(last, width) | _classifier(state, width) | _pooling(state, width)
+    biased = any(re.fullmatch(r"blocks\.\d+\.norm[12]?\.bias", key) for key in state) or f"{last}.bias" in state
+    promised = norm(last, width, biased) | _classifier(state, width) | _pooling(state, width)
     facts: dict[str, object] = fixed_position.facts(state)
     if has(state, "head_dist"):
         promised |= {"dist_token": (1, 1, width), **linear(state, "head_dist", width)}

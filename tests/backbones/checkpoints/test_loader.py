@@ -13,6 +13,7 @@ from torch import nn
 from mae_transfer.backbones import load as load_module
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.checkpoints import loader
+from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
@@ -104,7 +105,7 @@ def test_documented_layouts_give_timms_forward(layout, tmp_path):
     assert all(p.dtype == torch.float32 and p.requires_grad for p in encoder.parameters())
     report = encoder.load_report
     assert set(report.loaded) == {key.removeprefix("vit.") for key in encoder.state_dict()}
-    tensors, _ = loader.unwrap(content, "test")
+    tensors, _ = unwrap(content, "test")
     assert set(report.loaded) | set(report.ignored) == set(tensors) | (
         set(content) - {"model"} if "model" in content else set()
     )
@@ -210,7 +211,7 @@ def test_another_architecture_is_named(kwargs, name, message, tmp_path):
         ({"model": {"a": 1}}, "'a' is a int"),
         ({"epoch": 3}, "'epoch' is a int"),
         ({"vit.layernorm.weight": torch.ones(3)}, "unknown layout, its keys are vit.layernorm.weight"),
-        ({"module.trunk.blocks.0.norm1.weight": torch.ones(3)}, "unknown layout, its keys are trunk.blocks.0"),
+        ({"module.trunk.w.0.norm1.weight": torch.ones(3)}, "unknown layout, its keys are trunk.w.0.norm1"),
     ],
 )
 def test_what_is_no_known_state_dict(content, message, tmp_path):
