@@ -14,6 +14,7 @@ import stat
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,26 @@ from torchvision.transforms.v2 import functional as F
 from mae_transfer.data.images import DECODE_ERRORS, ImageError, exif_orientation, to_eight_bits, unusable, upright
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+
+
+class Header(NamedTuple):
+    """What a file's header says; sizes are (width, height)."""
+
+    size: tuple[int, int]
+    """Of the upright image."""
+    stored_size: tuple[int, int]
+    mode: str
+    """Pillow's."""
+
+
+def read_header(path: Path) -> Header:
+    """Raises UndecodableImageError for what is no image, ImageError for what cannot be opened."""
+    try:
+        with Image.open(path) as file:
+            turned = "exif" in file.info and (exif_orientation(file) or 1) >= 5
+            return Header(file.size[::-1] if turned else file.size, file.size, file.mode)
+    except DECODE_ERRORS as error:
+        raise unusable(path, error) from None
 
 
 def read_rgb(path: str) -> Tensor:

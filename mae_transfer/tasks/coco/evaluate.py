@@ -177,6 +177,7 @@ def score(
     for number, result in enumerate(results, start=1):
         # "rle" is the evaluator's own key for a mask ready to use; from "segmentation" it would make every mask anew
         result |= {"id": number, "iscrowd": 0, "rle": result.pop("segmentation")}
+    _number_anew(content, results)
     truth, found = COCO(content), COCO(content | {"annotations": results})
     metrics: dict[str, float] = {}
     for prefix in kinds:
@@ -194,6 +195,16 @@ def score(
     return metrics
 
 
+def _number_anew(content: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """Ids of images and categories from 1 on, in their order: the evaluator takes none below 0 or beyond a double's."""
+    for rows, key in (("images", "image_id"), ("categories", "category_id")):
+        numbers = {row["id"]: number for number, row in enumerate(content[rows], start=1)}
+        for row in content[rows]:
+            row["id"] = numbers[row["id"]]
+        for row in (*content["annotations"], *results):
+            row[key] = numbers[row[key]]
+
+
 def _areas(results: list[dict[str, Any]], iou_type: str) -> list[float]:
     """What the size class of each detection goes by."""
     if iou_type == "bbox":
@@ -202,8 +213,12 @@ def _areas(results: list[dict[str, Any]], iou_type: str) -> list[float]:
 
 
 def ground_truth(annotations: CocoAnnotations, image_ids: set[int]) -> dict[str, Any]:
-    """The annotation file's content for these images, crowds included, as COCO's tools take it."""
-    images, objects = [], []
+    """The annotation file's content for these images, crowds included, as COCO's tools take it.
+
+    Annotation ids count from 1: the evaluators take 0 for "not matched" and others below as numbers of what matched.
+    """
+    images: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     for i in np.flatnonzero(np.isin(annotations.image_ids, list(image_ids))).tolist():
         record = annotations[i]
         images.append({"id": record.id, "height": record.height, "width": record.width})
@@ -211,7 +226,7 @@ def ground_truth(annotations: CocoAnnotations, image_ids: set[int]) -> dict[str,
             polygons = item.segmentation
             objects.append(
                 {
-                    "id": item.id,
+                    "id": len(objects) + 1,
                     "image_id": record.id,
                     "category_id": annotations.category_ids[item.category],
                     "bbox": list(item.bbox),

@@ -13,6 +13,7 @@ from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_cate
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths
 from mae_transfer.tasks.coco.evaluate import evaluate
+from mae_transfer.tasks.coco.files import check_files
 from mae_transfer.tasks.coco.model import build_mask_rcnn, square_side
 from mae_transfer.tasks.coco.pictures import draw_pictures
 
@@ -43,11 +44,11 @@ class CocoTask:
             data = data.model_copy(update={"root": str(cached_coco())})
         paths = resolve_paths(data)
         train, val = CocoAnnotations(paths.train_json), CocoAnnotations(paths.val_json)
-        train.check_files(paths.train_images)
-        val.check_files(paths.val_images)
+        warnings = check_files(train, paths.train_images, data.on_bad_image)
+        warnings += check_files(val, paths.val_images, data.on_bad_image)
         check_same_categories(train, val)
         self.num_classes = len(train.names)
-        self.warnings = train.warnings + val.warnings
+        self.warnings = train.warnings + val.warnings + warnings
         self.train_dataset = CocoTrain(train, paths.train_images, data, seed=config.seed, subset=config.subset)
         self.eval_dataset = CocoEval(val, paths.val_images, data, subset=config.subset)
         if not val.num_objects[self.eval_dataset.indices].any():

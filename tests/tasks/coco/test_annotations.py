@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as reference
 from pycocotools.coco import COCO
 
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
+from mae_transfer.tasks.coco.files import check_files
 
 SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
 
@@ -25,7 +27,8 @@ def annotation(number: int, image_id: int, category_id: int, **changes: Any) -> 
 def valid() -> dict[str, Any]:
     bitmap = np.zeros((10, 20), np.uint8)
     bitmap[3:6, 4:9] = 1
-    encoded = reference.encode(np.asfortranarray(bitmap))
+    block = {"size": [10, 20], "counts": reference.encode(np.asfortranarray(bitmap))["counts"].decode()}
+    column = {"size": [10, 20], "counts": [50, 10, 140]}
     return {
         "images": [
             {"id": 30, "file_name": "c.jpg", "height": 10, "width": 20},
@@ -35,8 +38,15 @@ def valid() -> dict[str, Any]:
         "annotations": [
             annotation(7, 30, 9),
             annotation(5, 10, 4),
-            annotation(6, 30, 4, iscrowd=1, segmentation={"size": [10, 20], "counts": [50, 10, 140]}),
-            annotation(8, 30, 4, segmentation={"size": [10, 20], "counts": encoded["counts"].decode()}),
+            annotation(6, 30, 4, iscrowd=1, bbox=[5, 0, 1, 10], segmentation=column),
+            annotation(
+                8,
+                30,
+                4,
+                bbox=[4, 3, 5, 3],
+                area=15,
+                segmentation=block,
+            ),
         ],
         "categories": [{"id": 9, "name": "cat"}, {"id": 4, "name": "dog"}],
     }
@@ -84,15 +94,12 @@ def test_agrees_with_pycocotools(tmp_path, capsys):
 
 def test_polygons_of_two_points_are_dropped_and_counted(tmp_path):
     content = valid()
-    content["annotations"][0]["segmentation"] = [*SQUARE, [1, 1, 2, 2], [1, 1, 2, 2, 3]]
-    content["annotations"][1]["segmentation"] = [[1, 1, 5, 5]]
+    content["annotations"][0]["segmentation"] = [*SQUARE, [1, 1, 2, 2]]
     annotations = load(tmp_path, content)
     assert len(annotations[2].objects[0].segmentation) == 1
-    assert annotations.num_objects.tolist() == [0, 0, 2]
-    assert [line.split(": ")[1] for line in annotations.warnings] == [
-        "dropped 3 polygons of fewer than 3 points",
-        "dropped 1 objects without any polygon of 3 points",
-    ]
+    assert annotations.num_objects.tolist() == [1, 0, 2]
+    (warning,) = annotations.warnings
+    assert "1 of 4 annotations have polygons of fewer than 3 points (annotation 7; the first of image 30)" in warning
 
 
 def test_the_two_flat_boxes_of_coco_itself_are_no_error(tmp_path):
@@ -135,7 +142,7 @@ BAD = {
     "category without name": (change("categories", 1, "name", to=None), "category 4 has no name"),
     "categories of one name": (change("categories", 1, "name", to="cat"), "2 categories have the name 'cat'"),
     "annotation twice": (change("annotations", 1, "id", to=7), "annotation id 7 occurs 2 times"),
-    "annotation id 0": (change("annotations", 1, "id", to=0), "number the annotations from 1"),
+    "annotation id of 20 digits": (change("annotations", 1, "id", to=10**20), "annotation number 2 has id"),
     "unknown image": (change("annotations", 1, "image_id", to=11), "annotation 5 has image_id 11"),
     "unknown category": (change("annotations", 1, "category_id", to=1), "annotation 5 has category_id 1"),
     "no category": (change("annotations", 1, "category_id", to=None), "annotation 5 has no category_id"),
@@ -145,7 +152,12 @@ BAD = {
     "bbox not finite": (change("annotations", 1, "bbox", to=[1, 2, math.nan, 4]), "annotation 5 has bbox .*finite"),
     "no width": (change("annotations", 1, "bbox", to=[1, 2, 0, 4]), "annotation 5 has a box of no area, width 0"),
     "negative height": (change("annotations", 1, "bbox", to=[1, 2, 3, -4]), "no area, width 3 and height -4"),
-    "no area": (change("annotations", 1, "area", to=None), "annotation 5 has area None"),
+    "area of text": (change("annotations", 1, "area", to="36"), "annotation 5 has area 36"),
+    "area of 401 digits": (change("annotations", 1, "area", to=10**400), "annotation 5 has area 1000"),
+    "bbox of 401 digits": (change("annotations", 1, "bbox", to=[1, 2, 10**400, 4]), "annotation 5 has bbox .*finite"),
+    "polygon of 4 numbers": (change("annotations", 1, "segmentation", to=[[2, 2, 6, 6]]), "no polygon of 3 points"),
+    "odd polygon": (change("annotations", 1, "segmentation", to=[SQUARE[0] + [1]]), "odd count of numbers"),
+    "far polygon": (change("annotations", 1, "segmentation", 0, 4, to=2e8), "polygon far outside"),
     "iscrowd of text": (change("annotations", 1, "iscrowd", to="no"), "annotation 5 has iscrowd 'no'"),
     "ignore": (change("annotations", 1, "ignore", to=1), "annotation 5 has ignore 1"),
     "no segmentation": (change("annotations", 1, "segmentation", to=None), "annotation 5 has no segmentation"),
@@ -198,14 +210,14 @@ def test_missing_file_and_binary_file(tmp_path):
 def test_missing_images_are_counted_and_named(tmp_path):
     annotations = load(tmp_path, valid())
     with pytest.raises(UserError, match=r"3 of the 3 images .*: a\.jpg, c\.jpg, deep/b\.jpg;"):
-        annotations.check_files(tmp_path)
+        check_files(annotations, tmp_path, "error")
     (tmp_path / "deep").mkdir()
     for name in ("a.jpg", "deep/b.jpg"):
-        (tmp_path / name).touch()
+        Image.new("RGB", (20, 10)).save(tmp_path / name)
     with pytest.raises(UserError, match=r"1 of the 3 images .*: c\.jpg;"):
-        annotations.check_files(tmp_path)
-    (tmp_path / "c.jpg").touch()
-    annotations.check_files(tmp_path)
+        check_files(annotations, tmp_path, "error")
+    Image.new("RGB", (20, 10)).save(tmp_path / "c.jpg")
+    assert check_files(annotations, tmp_path, "error") == []
 
 
 def test_both_splits_must_have_the_same_categories(tmp_path):

@@ -1,0 +1,214 @@
+"""Do the numbers of a COCO file agree with each other: boxes with masks, both with their image, areas with masks.
+
+A file that contradicts itself gives wrong APs without a word: training takes the boxes of the masks, evaluation those
+of the file. What makes a number wrong is refused. What is only odd is a warning with a count and the first ids.
+
+COCO's own files hold boxes and areas that were computed from the polygons, to 0.01 pixels. Other tools round, so 2
+pixels and 5 % of a side are allowed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import mask as rle
+
+from mae_transfer.errors import UserError
+
+Polygons = list[np.ndarray]
+RLE = dict[str, Any]
+
+TOLERATED = 1e-4
+"""Share of a file's annotations that may be wrong in one way: it moves an AP by 0.01 at most."""
+COCO_ANNOTATIONS = (860001, 36781, 604907, 291875)
+"""COCO's own train2017, val2017, train2014 and val2014. Their few odd objects are part of the benchmark."""
+SLACK_PIXELS, SLACK_SHARE = 2.0, 0.05
+FAR = 10.0
+"""Image sides beyond which a polygon is refused: the evaluator would take memory by its length."""
+_CHUNK = 50000
+
+
+@dataclass
+class Objects:
+    """The objects of a file as columns; boxes are x1, y1, x2, y2 in pixels."""
+
+    ids: np.ndarray
+    images: np.ndarray
+    """int64 (n,): the ids of their images."""
+    sizes: np.ndarray
+    """float64 (n, 2): width and height of their images."""
+    crowd: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    """float64 (n,) of the file, NaN where it has none."""
+    masks: Sequence[Polygons | RLE]
+    bounds: np.ndarray = field(init=False)
+    """float64 (n, 4): the boxes around the masks."""
+    mask_areas: np.ndarray = field(init=False)
+    """float64 (n,): pixels of the masks; polygons are measured, not drawn, and their parts added."""
+
+    def __post_init__(self) -> None:
+        self.bounds, self.mask_areas = np.zeros((len(self.ids), 4)), np.zeros(len(self.ids))
+        encoded = [i for i, mask in enumerate(self.masks) if isinstance(mask, dict)]
+        if encoded:
+            masks = [self.masks[i] for i in encoded]
+            self.bounds[encoded] = np.asarray(rle.toBbox(masks)).reshape(-1, 4)
+            self.bounds[encoded, 2:] += self.bounds[encoded, :2]
+            self.mask_areas[encoded] = rle.area(masks)
+        drawn = [i for i, mask in enumerate(self.masks) if isinstance(mask, list)]
+        for start in range(0, len(drawn), _CHUNK):
+            rows = drawn[start : start + _CHUNK]
+            self.bounds[rows], self.mask_areas[rows] = measure_polygons([self.masks[i] for i in rows])  # type: ignore[misc]
+
+
+def measure_polygons(objects: Sequence[Polygons]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (n, 4) x1, y1, x2, y2 around the polygons of each object, and the sums of their areas (n,)."""
+    polygons = [polygon for polygons in objects for polygon in polygons]
+    points = np.concatenate(polygons).reshape(-1, 2)
+    ends = np.cumsum([len(polygon) // 2 for polygon in polygons])
+    starts = np.r_[0, ends[:-1]]
+    following = np.arange(1, len(points) + 1)
+    following[ends - 1] = starts
+    x, y = points.T
+    areas = np.abs(np.add.reduceat(x * y[following] - x[following] * y, starts)) / 2
+    first = np.r_[0, np.cumsum([len(polygons) for polygons in objects])[:-1]]
+    low = np.minimum.reduceat(points, starts[first], axis=0)
+    high = np.maximum.reduceat(points, starts[first], axis=0)
+    return np.concatenate([low, high], axis=1), np.add.reduceat(areas, first)
+
+
+class Report:
+    """Turns flags of a file's annotations into one line each: an error, or a warning."""
+
+    def __init__(self, path: Path, ids: np.ndarray, images: np.ndarray) -> None:
+        self.path, self.ids, self.images = path, ids, images
+        self.warnings: list[str] = []
+
+    def warn(self, flags: np.ndarray, what: str, remedy: str) -> None:
+        if flags.any():
+            self.warnings.append(self.line(flags, what, remedy))
+
+    def refuse(self, flags: np.ndarray, what: str, remedy: str) -> None:
+        """Raise UserError if more than `TOLERATED` are flagged, and the file is not COCO's own; else warn."""
+        if flags.sum() > TOLERATED * len(self.ids) and len(self.ids) not in COCO_ANNOTATIONS:
+            raise UserError(self.line(flags, what, remedy))
+        self.warn(flags, what, remedy)
+
+    def line(self, flags: np.ndarray, what: str, remedy: str) -> str:
+        places = np.flatnonzero(flags)
+        ids = ", ".join(str(i) for i in self.ids[places[:3]]) + (", ..." if len(places) > 3 else "")
+        counts = f"{len(places)} of {len(self.ids)} annotations {what}"
+        return f"{self.path}: {counts} (annotation {ids}; the first of image {self.images[places[0]]}); {remedy}"
+
+
+def check_objects(path: Path, objects: Objects) -> list[str]:
+    """Warnings about the objects of a file; raises UserError for what makes an AP wrong."""
+    report = Report(path, objects.ids, objects.images)
+    width, height = objects.sizes.T
+    image = np.stack([np.zeros_like(width), np.zeros_like(height), width, height], axis=1)
+    bounds, boxes = objects.bounds, objects.boxes
+    beyond = np.maximum(image[:, :2] - bounds[:, :2], bounds[:, 2:] - image[:, 2:])
+    far = (beyond > FAR * objects.sizes).any(axis=1)
+    if far.any():
+        raise UserError(report.line(far, "have a polygon far outside their image", "correct it or take it out"))
+    in_first_pixel: np.ndarray = (
+        (boxes >= 0).all(axis=1) & (boxes <= 1.001).all(axis=1) & (objects.sizes > 8).all(axis=1)
+    )
+    report.refuse(
+        in_first_pixel,
+        "lie within the first pixel of their image",
+        "coordinates are in pixels: if these are shares of the image (0..1), multiply them by its width and height",
+    )
+    clipped = clip(boxes, image)
+    outside: np.ndarray = ~_fits(boxes, clipped)
+    report.refuse(
+        outside & ~in_first_pixel,
+        "have a box that leaves its image",
+        f"bbox is [x, y, width, height] in pixels{_hint(objects, outside)}; correct width and height of the image, or "
+        "cut the boxes to it",
+    )
+    inside = clip(bounds, image)
+    differs = ~(_fits(boxes, bounds) | _fits(boxes, inside) | _fits(clipped, inside))
+    report.refuse(
+        differs & ~outside & ~in_first_pixel,
+        "have a box that is not that of their mask",
+        f"bbox is [x, y, width, height] around the segmentation, in pixels{_hint(objects, differs)}; correct one of "
+        "them",
+    )
+    thin = (inside[:, 2:] - inside[:, :2] < 2).any(axis=1)
+    empty = np.zeros(len(boxes), dtype=bool)
+    for place in np.flatnonzero(thin):
+        empty[place] = _pixels(objects, int(place)) == 0
+    report.refuse(empty, "have a mask without a pixel", "no detection can match it: correct it or take it out")
+    report.warn(
+        (beyond > SLACK_PIXELS).any(axis=1) & ~outside,
+        "have polygons that reach outside their image",
+        "they count as far as they lie in it",
+    )
+    _check_areas(report, objects, np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+    return report.warnings
+
+
+def _check_areas(report: Report, objects: Objects, box_areas: np.ndarray) -> None:
+    """Areas decide which objects are small, medium or large."""
+    areas, masks = objects.areas, objects.mask_areas
+    sides = np.sum(objects.bounds[:, 2:] - objects.bounds[:, :2], axis=1)
+    given = ~np.isnan(areas) & ~objects.crowd
+    differs = given & (np.abs(areas - masks) > 0.5 * masks + 2 * sides)
+    for place in np.flatnonzero(differs):  # parts of a polygon that overlap count once when drawn
+        pixels = _pixels(objects, int(place))
+        differs[place] = abs(areas[place] - pixels) > 0.5 * pixels + 2 * sides[place]
+    of_box = differs & (np.abs(areas - box_areas) <= 0.01 * box_areas + 1)
+    report.refuse(
+        differs & ~of_box,
+        "have an area that is not that of their mask",
+        "area is the mask's, in pixels, and APs, APm, APl go by it: correct it, or leave area out to have it computed",
+    )
+    report.warn(
+        of_box,
+        "have the area of their box instead of the mask's",
+        "APs, APm and APl go by it as in COCO's tools; leave area out to have it computed",
+    )
+    report.warn(np.isnan(areas), "have no area", "it is computed from their masks")
+
+
+def _pixels(objects: Objects, place: int) -> int:
+    """Pixels of a mask as the evaluator draws it."""
+    mask, (width, height) = objects.masks[place], objects.sizes[place].astype(int).tolist()
+    if isinstance(mask, list):
+        mask = rle.merge(rle.frPyObjects([polygon.tolist() for polygon in mask], height, width))
+    return int(rle.area(mask))
+
+
+def clip(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) cut to their images (n, 4)."""
+    return np.clip(boxes, image[:, [0, 1, 0, 1]], image[:, [2, 3, 2, 3]])
+
+
+def _fits(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Bool (n,): all edges agree within the slack; an empty box fits none."""
+    sides = others[:, 2:] - others[:, :2]
+    slack = np.tile(np.maximum(SLACK_PIXELS, SLACK_SHARE * sides), 2)
+    fits: np.ndarray = (np.abs(boxes - others) <= slack).all(axis=1) & (sides > 0).all(axis=1)
+    return fits
+
+
+def _hint(objects: Objects, wrong: np.ndarray) -> str:
+    """What the boxes of most of the wrong annotations are instead."""
+    if not wrong.any():
+        return ""
+    boxes, bounds, (width, height) = objects.boxes[wrong], objects.bounds[wrong], objects.sizes[wrong].T
+    x, y, right, bottom = boxes.T
+    w, h = right - x, bottom - y
+    kinds = {
+        "[x1, y1, x2, y2]": (x, y, w, h),
+        "[centre x, centre y, width, height]": (x - w / 2, y - h / 2, x + w / 2, y + h / 2),
+        "shares of the image, 0..1": (x * width, y * height, right * width, bottom * height),
+        "[y, x, height, width]": (y, x, bottom, right),
+    }
+    for name, corners in kinds.items():
+        if _fits(np.stack(corners, axis=1), bounds).mean() > 0.5:
+            return f"; these look like {name}"
+    return ""
