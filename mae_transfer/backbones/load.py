@@ -9,6 +9,7 @@ from mae_transfer.backbones.checkpoints.loader import load
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.hub import published_weights
+from mae_transfer.backbones.initialise import as_beit
 from mae_transfer.backbones.timm_vit import build, new_final_norm, resolve
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
@@ -24,6 +25,8 @@ def load_backbone(
     num_global_blocks: int = 4,
     rel_pos: bool | str = False,
     pos_embed: str = "native",
+    abs_pos: bool = False,
+    random_init: str = "timm",
     layer_scale: float | None = None,
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
@@ -34,11 +37,14 @@ def load_backbone(
     """The encoder of a registered name or `timm:<model[.tag]>`, on the CPU in float32; `.load_report` tells its story.
 
     Weights come from `checkpoint` if given, else from timm's hub (cache or download); `weights="random"`, which
-    `random_*` names imply, is timm's initialisation from torch's global generator. `checkpoint` is a file, a local
+    `random_*` names imply, is timm's initialisation from torch's global generator, or BEiT's (`random_init="beit"`).
+    `checkpoint` is a file, a local
     Hugging Face or timm model folder, or the folder of a run (its newest checkpoint); `checkpoint_key` is the entry of
     the file to read where it has several (default: `model`, `state_dict`, `teacher`, in this order). `img_size`
     (pixels, one number or height and width) is the size that global relative position tables are made for; any other
-    size still runs. `rel_pos` adds zero-initialised tables. `final_norm` gives the encoder the weights' own LayerNorm
+    size still runs; `pos_embed="resized"` resamples the position embedding to it once, and `abs_pos` gives BEiT's
+    weights a new one of it. `rel_pos` adds zero-initialised tables; true shares them, and the one table of BEiT's
+    pre-training, among windowed and among global blocks. `final_norm` gives the encoder the weights' own LayerNorm
     after the blocks as `norm` (a new one for random weights, None for a model of timm that has none). Raises UserError
     for an unknown name, weights that cannot be had or do not fit, and options that do not fit the backbone.
     """
@@ -68,10 +74,14 @@ def load_backbone(
         num_global_blocks=num_global_blocks,
         rel_pos=rel_pos,
         pos_embed=pos_embed,
+        abs_pos=abs_pos,
         layer_scale=layer_scale,
         grad_checkpointing=grad_checkpointing,
         taps=taps,
     )
+    if random and random_init == "beit":
+        as_beit(encoder.vit)
+        report.source += " of BEiT"
     if final_norm and spec.final_norm:
         _take_final_norm(encoder, report)
     return encoder

@@ -6,7 +6,8 @@ Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent
   attention, after norm1, and padded with zeros that are not masked;
 - with windows the prefix tokens (class, registers) and their positions are dropped; without, they are kept;
 - no head; no final norm in the maps (`norm` holds it for tasks that use the tokens, if `final_norm` asks for it);
-- the absolute position embedding stays a parameter at its own grid and is resampled at every forward: bicubic,
+- the absolute position embedding stays a parameter at its own grid and is resampled at every forward, as in ViTDet, or
+  (`pos_embed="resized"`) is resampled once to the grid of `img_size` and trained there, as in Li et al.: bicubic,
   align_corners=False, no antialiasing (timm's own resampling has antialias=True and so differs off the native grid);
 - relative positions, of several kinds: `positions/`, one file each.
 """
@@ -24,7 +25,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.grid import Grid, grid_of, pair, text
-from mae_transfer.backbones.positions.kinds import kind_of
+from mae_transfer.backbones.initialise import cut_normal
+from mae_transfer.backbones.positions.kinds import kind_in_weights, kind_of
+from mae_transfer.backbones.positions.per_block import PerBlockTables
 from mae_transfer.backbones.positions.position import OfForward
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import is_standard
@@ -58,6 +61,7 @@ class ViTEncoder(nn.Module):
         num_global_blocks: int = 4,
         rel_pos: bool | str = False,
         pos_embed: str = "native",
+        abs_pos: bool = False,
         layer_scale: float | None = None,
         grad_checkpointing: bool = False,
         taps: tuple[int, ...] | None = None,
@@ -78,7 +82,7 @@ class ViTEncoder(nn.Module):
         self.prefix = 0 if window_size else vit.num_prefix_tokens
         bare = all(isinstance(getattr(block, "ls1", None), nn.Identity) for block in vit.blocks)
         new_layer_scale = layer_scale if bare else None  # what the weights bring is never replaced
-        kind = kind_of(spec, rel_pos)
+        kind = kind_of(spec, rel_pos, vit)
         edits = {
             "backbone.window_size=0": window_size,
             "backbone.rel_pos=false": kind.in_attention,
@@ -97,8 +101,13 @@ class ViTEncoder(nn.Module):
         self._resting: list[nn.Module] = []  # frozen, and kept in eval mode
         if window_size:
             self._drop_prefix()
-        self._fit_position_embedding(once=pos_embed == "resized")
+        if abs_pos and vit.pos_embed is None and kind_in_weights(spec) is PerBlockTables:
+            self._add_position_embedding()
+        else:
+            self._fit_position_embedding(once=pos_embed == "resized")
         self.position.fit(self, self.load_report)
+        if rel_pos is True and isinstance(self.position, PerBlockTables):
+            self.load_report.warnings.append("relative position tables differ by block, so that no blocks share one")
         if new_layer_scale is not None:
             self._add_layer_scale(new_layer_scale)
         self.vit.blocks[self.taps[-1] + 1 :].requires_grad_(False)
@@ -281,6 +290,14 @@ class ViTEncoder(nn.Module):
         if once:
             self.vit.pos_embed = None if position is None else nn.Parameter(position.detach().clone())
             self.pos_grid = self.global_grid
+
+    def _add_position_embedding(self) -> None:
+        """Give weights that have none (BEiT's) new absolute positions at `global_grid`, drawn as BEiT draws them."""
+        rows = (0 if self.vit.no_embed_class else self.prefix) + self.global_grid[0] * self.global_grid[1]
+        self.vit.pos_embed = nn.Parameter(torch.empty(1, rows, self.embed_dim))
+        cut_normal(self.vit.pos_embed)
+        self.pos_grid = self.global_grid
+        self.load_report.new["pos_embed"] = f"{text(self.global_grid)}, normal"
 
     def _add_layer_scale(self, value: float) -> None:
         for layer in self.vit.blocks:

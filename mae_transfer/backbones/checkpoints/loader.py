@@ -36,6 +36,7 @@ from mae_transfer.backbones.checkpoints.layout import Converted, Reader, State
 from mae_transfer.backbones.checkpoints.report import LoadReport, fingerprint
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.checkpoints.unsupported import describe
+from mae_transfer.backbones.grid import pair
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import build, with_layer_scale
@@ -87,8 +88,7 @@ def load(
         converted.facts = facts | converted.facts
         own.spread_table(converted)
     settled = settle(spec, converted, source)
-    img_size = converted.facts.get("img_size") or _img_size(settled, tensors)
-    vit = build(settled, img_size=img_size, drop_path=drop_path, device="meta")
+    vit = build(settled, img_size=_img_size(settled, tensors), drop_path=drop_path, device="meta")
     if not settled.class_token:
         _take_table_sizes(vit, tensors)
     audit(settled, state, converted, vit.state_dict(), source)
@@ -193,7 +193,8 @@ def _reader(state: State) -> Reader | None:
 
 
 def _img_size(spec: Spec, tensors: State) -> int | tuple[int, int]:
-    """Pixels of the square grid that the position embedding or the tables are for; the spec's where that is unclear."""
+    """Pixels of the grid that the position embedding or the tables are for: the spec's if they fit it or tell no other,
+    else a square."""
     cells = [
         tensor.shape[1] - spec.position_prefix
         for key, tensor in tensors.items()
@@ -201,6 +202,9 @@ def _img_size(spec: Spec, tensors: State) -> int | tuple[int, int]:
     ]
     cells += [_table_cells(len(tensor)) for key, tensor in tensors.items() if key.endswith(TABLE)]
     common = max(set(cells), key=cells.count, default=0)
+    height, width = (side // spec.patch_size for side in pair(spec.img_size))
+    if height * width == common:
+        return spec.img_size
     side = round(max(common, 0) ** 0.5)
     return side * spec.patch_size if side and side * side == common else spec.img_size
 

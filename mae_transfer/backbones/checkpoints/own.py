@@ -61,6 +61,10 @@ def convert(state: State) -> Converted:
     warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
     if any(key.endswith(TABLE) for key in tensors):
         facts["rel_pos_tables"] = True  # also of a backbone that had none before it was transferred
+    elif "rel_pos_window" in shared:
+        facts["rel_pos_tables"] = False  # also of BEiT, whose blocks' one table became the two that they share
+    if "pos_embed" in tensors:
+        facts["abs_pos"] = True  # also of BEiT, which gets one on COCO
     if any(key.endswith(DECOMPOSED_TABLES) for key in tensors):
         facts["decomposed_tables"] = True
     last = f"{prefix}norm" if has(state, f"{prefix}norm") else "fc_norm"

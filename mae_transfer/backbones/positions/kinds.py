@@ -3,8 +3,10 @@
 A new kind is a file beside this one and a line in KINDS.
 """
 
+from timm.models.vision_transformer import VisionTransformer
+
 from mae_transfer.backbones.positions.decomposed import DecomposedTables
-from mae_transfer.backbones.positions.per_block import PerBlockTables
+from mae_transfer.backbones.positions.per_block import PerBlockTables, have_one_table
 from mae_transfer.backbones.positions.position import Position
 from mae_transfer.backbones.positions.shared import SharedTables
 from mae_transfer.backbones.registry import Spec
@@ -17,7 +19,13 @@ def kind_in_weights(spec: Spec) -> type[Position]:
     return next((kind for kind in KINDS if kind.in_weights(spec)), Position)
 
 
-def kind_of(spec: Spec, asked: bool | str) -> type[Position]:
-    """The kind of an encoder for which `backbone.rel_pos` is `asked`: what the weights bring is kept."""
-    brought = kind_in_weights(spec)
-    return brought if brought is not Position else next(kind for kind in KINDS if kind.option == asked)
+def kind_of(spec: Spec, asked: bool | str, vit: VisionTransformer) -> type[Position]:
+    """The kind of an encoder for which `backbone.rel_pos` is `asked`: what the weights bring is kept.
+
+    Tables of the weights are shared where that is asked for and all blocks have the same one, as after BEiT's
+    pre-training.
+    """
+    brought, wanted = kind_in_weights(spec), next(kind for kind in KINDS if kind.option == asked)
+    if brought is Position or (brought is PerBlockTables and wanted is SharedTables and have_one_table(vit)):
+        return wanted
+    return brought

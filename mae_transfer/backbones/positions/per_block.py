@@ -50,7 +50,7 @@ class PerBlockTables(Position):
                 continue
             table, rows = getattr(block.attn, TABLE).detach(), tables.table_rows(grid, self.prefix)
             if len(table) != rows:
-                resized = _resized(i, table, native, grid)
+                resized = resize_table(i, table, native, grid)
                 # without prefix tokens their entries, which come last, go
                 block.attn.register_parameter(TABLE, nn.Parameter(resized[:rows].clone()))
                 if grid != native:
@@ -63,7 +63,13 @@ class PerBlockTables(Position):
         return attention(attn, x, table, grid, self.prefix)
 
 
-def _resized(block: int, table: Tensor, native: Grid, grid: Grid) -> Tensor:
+def have_one_table(vit: Any) -> bool:
+    """Whether the tables of all blocks are equal."""
+    first, *others = (getattr(block.attn, TABLE) for block in vit.blocks)
+    return all(torch.equal(first, table) for table in others)
+
+
+def resize_table(block: int, table: Tensor, native: Grid, grid: Grid) -> Tensor:
     """A table of the native grid, with entries for prefix tokens, at another grid."""
     if len(table) != tables.table_rows(native, prefix=1):
         raise UserError(

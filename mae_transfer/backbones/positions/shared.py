@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mae_transfer.backbones.checkpoints.report import LoadReport
-from mae_transfer.backbones.grid import Grid
+from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.positions import tables
 from mae_transfer.backbones.positions.bias_attention import attention
+from mae_transfer.backbones.positions.per_block import resize_table
 from mae_transfer.backbones.positions.position import OfForward, Position, misfit
+from mae_transfer.backbones.positions.tables import TABLE
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
@@ -17,12 +19,14 @@ if TYPE_CHECKING:
 
 class SharedTables(Position):
     """The tables are parameters of the encoder, `rel_pos_window` and `rel_pos_global`, each None where no block that is
-    run needs it. They start at zero, or as the run left them that the weights are from."""
+    run needs it. They start at zero, as the run left them that the weights are from, or as the one table that all
+    blocks of BEiT have, which is resized to both grids as tables of each block are (`per_block.py`)."""
 
     option = True
     in_attention = True
 
     def fit(self, encoder: "ViTEncoder", report: LoadReport) -> None:
+        brought = self._take_from_blocks(encoder, report)
         is_global = [i in encoder.global_blocks for i in range(encoder.taps[-1] + 1)]
         window = (self.window_size, self.window_size)
         for name, grid, needed in (
@@ -38,8 +42,25 @@ class SharedTables(Position):
                     raise misfit(report, name, trained, "none" if table is None else str(tuple(table.shape)))
                 table.data.copy_(trained)
                 report.loaded.append(name)
+            elif table is not None and brought is not None and brought.any():
+                table.data.copy_(resize_table(0, brought, encoder.native_grid, grid)[:rows])
+                report.loaded.append(name)
+                if grid != encoder.native_grid:
+                    report.resized[name] = f"{text(encoder.native_grid)} -> {text(grid)}, geometric"
             elif table is not None:
                 report.new[name] = f"{tuple(table.shape)}, zeros"
+
+    @staticmethod
+    def _take_from_blocks(encoder: "ViTEncoder", report: LoadReport) -> Tensor | None:
+        """The one table that the blocks of the weights have, which is taken off them; None if they have none."""
+        table = None
+        for i, block in enumerate(encoder.vit.blocks):
+            if hasattr(block.attn, TABLE):
+                table = getattr(block.attn, TABLE).detach()
+                delattr(block.attn, TABLE)
+                if (name := f"blocks.{i}.attn.{TABLE}") in report.loaded:
+                    report.loaded.remove(name)
+        return table
 
     def of_forward(self, encoder: "ViTEncoder", x: Tensor, grid: Grid) -> OfForward:
         """On a CPU the table (rows, heads) of the grid; elsewhere the bias (heads, N, N) that is gathered from it, one

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_transfer.backbones.initialise import as_beit, cut_normal
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.data.augment import normalise
 from mae_transfer.errors import UserError
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
     from mae_transfer.pretrain.data import PretrainImages
     from mae_transfer.run_folder.folder import RunFolder
-
-STD = 0.02
-"""Of all initial weights, cut at one standard deviation."""
 
 
 class BeitViews(Views):
@@ -81,22 +79,11 @@ class Beit(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """As `_init_weights` and `fix_init_weight` of BEiT's code; LayerScale and zero tables are left as they are."""
-        vit = self.encoder.vit
-        for token in (self.mask_token, vit.cls_token, vit.pos_embed):
-            if token is not None:
-                _draw(token)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                _draw(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-        for number, block in enumerate(vit.blocks, 1):
-            for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
-                weight.div_(math.sqrt(2.0 * number))
+        """As BEiT's code; LayerScale, zero tables and the final norm are left as they are."""
+        cut_normal(self.mask_token)
+        as_beit(self.encoder.vit)
+        cut_normal(self.lm_head.weight)
+        nn.init.zeros_(self.lm_head.bias)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         mask = batch["mask"]
@@ -121,10 +108,6 @@ class Beit(nn.Module):
     def _per_image(values: Tensor, image: Tensor, mask: Tensor) -> Tensor:
         """Values (n,) of masked patches -> the mean of each image (B,), 0 for one without a masked patch."""
         return values.new_zeros(len(mask)).index_add(0, image, values) / mask.sum(1).clamp(min=1)
-
-
-def _draw(parameter: Tensor) -> None:
-    nn.init.trunc_normal_(parameter, std=STD, a=-STD, b=STD)
 
 
 def num_masked(config: BeitConfig) -> int:

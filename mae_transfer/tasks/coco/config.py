@@ -42,6 +42,13 @@ class ModelConfig(Section):
 
     pyramid: Literal["fpn", "simple"] = "fpn"
     """`fpn`: four taps and an FPN (Li et al.); `simple`: all maps from the last one (ViTDet)."""
+    pos_embed: Literal["native", "resized"] = "native"
+    """Position embedding of the encoder: resampled to the input's grid at every forward (ViTDet), or once, and trained
+    there (Li et al.)."""
+    abs_pos: bool = False
+    """Give weights with relative positions alone (BEiT) absolute ones too, new, at the input's grid (Li et al.)."""
+    random_init: Literal["timm", "beit"] = "timm"
+    """Initialisation of an encoder without weights: timm's, or that of BEiT's code (Li et al.)."""
     norm: Literal["BN", "LN"] = "BN"
     """Norm in pyramid and heads. BN is synchronised over devices when there are several; LN is over the channels."""
     cascade: bool = False

@@ -99,7 +99,13 @@ class CocoTask:
         """Nothing comes before training."""
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
-        return {"img_size": square_side(self.config.data.image_size, patch_size)}
+        model = self.config.model
+        return {
+            "img_size": square_side(self.config.data.image_size, patch_size),
+            "pos_embed": model.pos_embed,
+            "abs_pos": model.abs_pos,
+            "random_init": model.random_init,
+        }
 
     def build_model(self, encoder: "ViTEncoder") -> nn.Module:
         if self.config.engine == "detectron2":
