@@ -81,7 +81,8 @@ def load_backbone(
     )
     if random and random_init == "beit":
         as_beit(encoder.vit)
-        report.source += " of BEiT"
+        report.resized.pop("pos_embed", None)  # drawn at the grid that it has now
+        report.new["every weight"] = "as BEiT's code initialises it"
     if final_norm and spec.final_norm:
         _take_final_norm(encoder, report)
     return encoder

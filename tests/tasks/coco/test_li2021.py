@@ -199,6 +199,9 @@ def test_random_weights_are_initialised_as_beits() -> None:
             assert not norm.bias.any()
     assert not encoder.rel_pos_window.any()
     assert not encoder.rel_pos_global.any()
+    lines = " ".join(encoder.load_report.lines())
+    assert "new: every weight: as BEiT's code initialises it" in lines
+    assert "bicubic" not in lines
 
 
 def test_vitdet_keeps_the_pre_trainings_grid_and_timms_weights(tmp_path: Path) -> None:
