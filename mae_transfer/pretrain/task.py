@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mae_transfer.data.images import choose_subset
+from mae_transfer.data.overlap import note_overlap
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.data import Batch, ImageSet, PretrainImages, Source, find_images
@@ -50,6 +51,8 @@ class PretrainTask:
                 ".cls; set eval.knn=null"
             )
         self._summary = self._summarise(images)
+        if self.val_dataset is not None:
+            self.warnings += note_overlap(self._summary, self.train_dataset, self.val_dataset)
 
     def _images(self, source: Source) -> PretrainImages:
         chosen = choose_subset(source.names, self.config.subset)

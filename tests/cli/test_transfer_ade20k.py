@@ -229,7 +229,7 @@ def test_a_value_in_hour_six_is_named_and_bad_files_can_be_skipped(
     tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bad value that the look at the start has missed, met by a loader process; then the same file truncated."""
-    monkeypatch.setattr("mae_transfer.tasks.ade20k.data.CHECKED_MASKS", 1)
+    monkeypatch.setattr("mae_transfer.tasks.ade20k.values.SAMPLED", 1)
     root = tmp_path / "ade"
     shutil.copytree(data, root)
     path = edit_mask(root, "training", 3, set_value(200))

@@ -12,21 +12,18 @@ from torch.utils.data import get_worker_info
 
 from mae_transfer.data.dataset import ImageDataset, collate
 from mae_transfer.data.decode import read_image
-from mae_transfer.data.images import UndecodableImageError, choose_subset
+from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.task import SampleKey
-from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig, DataConfig
 from mae_transfer.tasks.ade20k.labels import Labels
 from mae_transfer.tasks.ade20k.opencv import cv2
 from mae_transfer.tasks.ade20k.pairs import Pairs
-from mae_transfer.tasks.ade20k.transforms import IGNORE, augment, resize_for_evaluation
+from mae_transfer.tasks.ade20k.transforms import augment, resize_for_evaluation
 
 Batch = dict[str, Any]
-CHECKED_MASKS = 64
-"""Of each split, read at the start: what is wrong with all masks (number of classes, zero label) is in these."""
 
 
-class _Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
+class Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
     """What both datasets share: which pairs, and how they are read."""
 
     def __init__(self, pairs: Pairs, config: DataConfig, subset: int | None) -> None:
@@ -49,27 +46,8 @@ class _Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
         image = read_image(self.pairs.image(number), *size)
         return np.asarray(image), self.labels.read(self.pairs.mask(number), size)
 
-    def check_masks(self) -> None:
-        """Read some masks, evenly spread; UserError if a value is no class, or if no pixel of any has one."""
-        places = np.unique(np.linspace(0, len(self) - 1, CHECKED_MASKS).astype(int))
-        labelled = False
-        for place in places:
-            number = int(self.indices[place])
-            try:
-                label = self.labels.read(self.pairs.mask(number), self.size(place))
-            except UndecodableImageError:
-                if self.on_bad_image == "error":
-                    raise
-                continue
-            labelled = labelled or bool((label != IGNORE).any())
-        if not labelled:
-            raise UserError(
-                f"{self.pairs.mask_folder}: of {len(places)} masks read no pixel has a class, all are ignored; set "
-                "data.reduce_zero_label and data.ignore_value to fit the masks"
-            )
 
-
-class Ade20kTrain(_Segmentation):
+class Ade20kTrain(Segmentation):
     """Augmented training samples, keyed by (epoch, index).
 
     A sample is {"image": uint8 (3, h, w) RGB, "label": int16 (h, w), "size": original (height, width), "file_name",
@@ -102,7 +80,7 @@ class Ade20kTrain(_Segmentation):
         }
 
 
-class Ade20kEval(_Segmentation):
+class Ade20kEval(Segmentation):
     """All pairs, keyed by int.
 
     A sample is one of Ade20kTrain with the label at its original size and, instead of an image, "views": one uint8

@@ -58,17 +58,22 @@ class Labels:
         self.table = table
 
     def read(self, path: Path, size: tuple[int, int]) -> np.ndarray:
-        """A mask file as int16 (height, width); ImageError names the first value that is no class."""
+        """A mask file as int16 (height, width) classes or IGNORE; errors are those of `read_values`."""
+        label: np.ndarray = self.table[self.read_values(path, size)]
+        return label
+
+    def read_values(self, path: Path, size: tuple[int, int]) -> np.ndarray:
+        """A mask file as uint16 (height, width); ImageError names the first value that is no class."""
         values = np.asarray(open_image(read_bytes(str(path)), str(path), "mask"))
         if values.shape != size:
             raise ImageError(f"{path}: the mask is no longer {size[1]}x{size[0]}; restart after changing the data")
         if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 65535):
             self._reject(path, values, (values < 0) | (values > 65535))
-        label = self.table[values.astype(np.uint16, copy=False)]
-        outside = label == _OUTSIDE
+        values = values.astype(np.uint16, copy=False)
+        outside = self.table[values] == _OUTSIDE
         if outside.any():
             self._reject(path, values, outside)
-        return label
+        return values
 
     def _reject(self, path: Path, values: np.ndarray, outside: np.ndarray) -> None:
         row, column = (int(i) for i in np.argwhere(outside)[0])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.ade20k import cached_ade20k
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
@@ -14,6 +15,7 @@ from mae_transfer.tasks.ade20k.labels import class_names
 from mae_transfer.tasks.ade20k.model import build_upernet, check_crop, check_norm_batch
 from mae_transfer.tasks.ade20k.pairs import Pairs, find_pairs
 from mae_transfer.tasks.ade20k.pictures import draw_pictures
+from mae_transfer.tasks.ade20k.values import check_values
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -48,9 +50,9 @@ class Ade20kTask:
         self.warnings = train.warnings + val.warnings
         self.train_dataset = Ade20kTrain(train, data, seed=config.seed, subset=config.subset)
         self.eval_dataset = Ade20kEval(val, config.model_copy(update={"data": data}), subset=config.subset)
-        for dataset in (self.train_dataset, self.eval_dataset):
-            dataset.check_masks()
+        self.warnings += check_values((self.train_dataset, self.eval_dataset))
         self._summary = self._summarise(train, val)
+        self.warnings += note_overlap(self._summary, self.train_dataset, self.eval_dataset)
 
     @property
     def data_summary(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 from mae_transfer.backbones.grid import grid_of
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.data.images import choose_subset
+from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.classification import cached_classification
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import (
@@ -95,6 +96,7 @@ class ClassificationTask:
         self.use(self.image_splits)
         self.robustness_sets = find_sets(config, self.class_names)
         self._summary = self._summarise(images)
+        self.warnings += note_overlap(self._summary, self.image_splits.train, self.image_splits.val)
 
     def use(self, splits: Splits) -> None:
         """Train and evaluate on these splits."""

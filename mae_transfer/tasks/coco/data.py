@@ -73,7 +73,7 @@ class _CocoImages(ImageDataset[Image.Image]):
         return self.annotations[int(self.indices[place])]
 
     def file_name(self, place: int) -> str:
-        return self.record(place).file_name
+        return self.annotations.file_names[int(self.indices[place])]
 
     def read(self, place: int) -> Image.Image:
         record = self.record(place)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.coco import cached_coco
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
@@ -54,6 +55,7 @@ class CocoTask:
         if not val.num_objects[self.eval_dataset.indices].any():
             raise UserError(f"{paths.val_json}: no val image has an object that is no crowd; nothing to evaluate")
         self._summary = self._summarise(paths.train_json, paths.val_json, (len(train), len(val)))
+        self.warnings += note_overlap(self._summary, self.train_dataset, self.eval_dataset)
 
     def _summarise(self, train_json: Path, val_json: Path, sizes: tuple[int, int]) -> dict[str, Any]:
         """Name, fingerprint (SHA-256 of both annotation files and the subset) and image counts, for the run record."""

@@ -1,0 +1,130 @@
+"""Do the masks fit the classes they are said to have: which values occur, and which settings would fit better.
+
+Two classes written as 0 and 255, or 0 .. K-1 under `reduce_zero_label`, lose a class without a word: such pixels are
+ignored, and what is left scores too well.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mae_transfer.data.images import UndecodableImageError
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.ade20k.config import DataConfig
+from mae_transfer.tasks.ade20k.data import Segmentation
+
+SAMPLED = 64
+"""Masks of each split that are read at the start, evenly spread."""
+READ_AT_MOST = 2000
+"""Masks of each split that are read before settings are refused for a class that never occurs."""
+
+
+def check_values(datasets: Sequence[Segmentation]) -> list[str]:
+    """Lines that say which values occur in the sampled masks of the splits.
+
+    Raises UserError for a value that is no class, for a split without a labelled pixel, and where a class never occurs
+    and another setting would explain it.
+    """
+    config, labels = datasets[0].config, datasets[0].labels
+    counts, read = np.zeros(65536, dtype=np.int64), 0
+    for dataset in datasets:
+        own, masks = _count(dataset, _sampled(dataset))
+        if not (own * (labels.table >= 0)).any():
+            raise UserError(
+                f"{dataset.pairs.mask_folder}: of {masks} masks read no pixel has a class, all are ignored; set "
+                "data.reduce_zero_label and data.ignore_value to fit the masks"
+            )
+        counts, read = counts + own, read + masks
+    fault = find_fault(counts, config)
+    if fault is not None:
+        for dataset in datasets:  # is it rare, or in none of the set's masks, whatever the subset?
+            own, masks = _count(dataset, np.setdiff1d(_spread(len(dataset.pairs), READ_AT_MOST), _sampled(dataset)))
+            counts, read = counts + own, read + masks
+        fault = find_fault(counts, config)
+        if fault is not None:
+            raise UserError(f"{datasets[0].pairs.mask_folder}: {describe(counts, read, config)}; {fault}")
+    return [describe(counts, read, config)]
+
+
+def find_fault(counts: np.ndarray, config: DataConfig) -> str | None:
+    """What explains that a class of the set never occurs, and what to do; None if nothing does.
+
+    Args:
+        counts: int64 (65536,), pixels of each value.
+    """
+    first = int(config.reduce_zero_label)
+    seen = {int(value) for value in np.flatnonzero(counts)}
+    classes = set(range(first, first + config.num_classes))
+    missing = classes - seen
+    if config.reduce_zero_label and 0 in seen and missing == {config.num_classes}:
+        return (
+            f"the values are 0..{config.num_classes - 1}, of which 0 is ignored and moves the names by one: set "
+            f"data.reduce_zero_label=false, or data.num_classes={config.num_classes - 1} if 0 is no class"
+        )
+    if not config.reduce_zero_label and missing == {0}:
+        return (
+            f"the values are 1..{config.num_classes - 1}: set data.reduce_zero_label=true and "
+            f"data.num_classes={config.num_classes - 1}"
+        )
+    if len(classes & seen) == 1:
+        ignored = sorted(seen - classes)
+        if ignored == [0]:
+            return (
+                f"0 is ignored: set data.reduce_zero_label=false and data.num_classes={max(seen) + 1} if it is a class"
+            )
+        if ignored:
+            return (
+                f"{ignored[-1]} is ignored: if it is a class, write the masks with the class numbers {first}.."
+                f"{first + config.num_classes - 1}"
+            )
+        return "with one class every prediction is right; write the masks with class numbers"
+    return None
+
+
+def describe(counts: np.ndarray, masks: int, config: DataConfig) -> str:
+    """Which values occur, which classes never do, what share is ignored."""
+    first, last = int(config.reduce_zero_label), int(config.reduce_zero_label) + config.num_classes - 1
+    seen = np.flatnonzero(counts)
+    missing = np.setdiff1d(np.arange(first, last + 1), seen)
+    inside = (seen >= first) & (seen <= last)
+    ignored = seen[~inside]
+    line = f"masks: of {masks} read the values are {ranges(seen)}"
+    if len(ignored):
+        line += f"; {100 * counts[ignored].sum() / counts.sum():.1f} % of the pixels are ignored ({ranges(ignored)})"
+    if len(missing):
+        line += f"; {len(missing)} of {config.num_classes} classes never occur, values {ranges(missing)}"
+        if missing[-1] == last:
+            line += f": data.num_classes={config.num_classes} is more than is seen"
+    return line
+
+
+def ranges(values: np.ndarray) -> str:
+    """[0, 1, 2, 255] -> "0..2, 255", no more than 6 parts."""
+    parts = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+    texts = [f"{p[0]}" if len(p) == 1 else f"{p[0]}..{p[-1]}" for p in parts if len(p)]
+    return ", ".join(texts[:6]) + (", ..." if len(texts) > 6 else "")
+
+
+def _spread(length: int, count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, length - 1, count).astype(int))
+
+
+def _sampled(dataset: Segmentation) -> np.ndarray:
+    """Numbers of the pairs, of those that the run uses."""
+    numbers: np.ndarray = dataset.indices[_spread(len(dataset), SAMPLED)]
+    return numbers
+
+
+def _count(dataset: Segmentation, numbers: np.ndarray) -> tuple[np.ndarray, int]:
+    """Pixels of each value, int64 (65536,), in the masks of these pairs, and how many could be read."""
+    counts, read, pairs = np.zeros(65536, dtype=np.int64), 0, dataset.pairs
+    for number in numbers.tolist():
+        try:
+            values = dataset.labels.read_values(pairs.mask(number), pairs.sizes[number])
+        except UndecodableImageError:
+            if dataset.on_bad_image == "error":
+                raise
+            continue
+        counts += np.bincount(values.ravel(), minlength=65536)
+        read += 1
+    return counts, read

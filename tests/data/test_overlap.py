@@ -1,0 +1,105 @@
+"""Val images that are training images: found by path and by content, in the data sets of every task."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mae_transfer.config.load import load_config
+from mae_transfer.data import overlap
+from mae_transfer.data.dataset import ImageDataset
+from mae_transfer.data.synthetic.ade20k import make_ade20k
+from mae_transfer.data.synthetic.classification import make_classification
+from mae_transfer.data.synthetic.coco import make_coco
+from mae_transfer.pretrain.task import PretrainTask
+from mae_transfer.runs.pretrain import resolve_pretrain
+from mae_transfer.tasks.ade20k.task import Ade20kTask
+from mae_transfer.tasks.classification.task import ClassificationTask
+from mae_transfer.tasks.coco.task import CocoTask
+
+
+class Files(ImageDataset[None]):
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        super().__init__(folder, np.arange(len(names)), "error")
+        self.names = names
+
+    def file_name(self, place: int) -> str:
+        return self.names[place]
+
+    def read(self, place: int) -> None:
+        return None
+
+
+def test_paths_links_and_copies_are_found(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("train", "val"):
+        (tmp_path / folder).mkdir()
+        for number in range(6):
+            (tmp_path / folder / f"{number}.jpg").write_bytes(rng.bytes(20000))
+    names = [f"{number}.jpg" for number in range(6)]
+    train, val = (Files(tmp_path / folder, list(names)) for folder in ("train", "val"))
+    assert overlap.find_overlap(train, val) == []  # all of one size, none of one content
+    shutil.copy(tmp_path / "train/3.jpg", tmp_path / "val/1.jpg")
+    content = bytearray((tmp_path / "train/4.jpg").read_bytes())
+    content[10000] ^= 1
+    (tmp_path / "val/2.jpg").write_bytes(content)
+    (tmp_path / "link").symlink_to(tmp_path / "train")
+    assert overlap.find_overlap(train, val) == [1]
+    val.names += ["../link/5.jpg"]
+    val.indices = np.arange(7)
+    assert overlap.find_overlap(train, val) == [1, 6]
+    summary: dict[str, Any] = {}
+    (line,) = overlap.note_overlap(summary, train, val)
+    assert "2 of 7 val images are training images too (1.jpg, ../link/5.jpg)" in line
+    assert summary == {"overlap": 2}
+
+
+Tasks = tuple[Any, Any, int]
+"""A task of splits apart, one of splits that overlap, and in how many images."""
+
+
+def coco(folder: Path) -> Tasks:
+    root = make_coco(folder, train_images=4, val_images=3)
+    same = [f"data.val_json={root}/annotations/instances_train2017.json", f"data.val_images={root}/train2017"]
+    return *(build(CocoTask, "coco", root, "data.image_size=64", *more) for more in ((), same)), 3  # one has no object
+
+
+def ade20k(folder: Path) -> Tasks:
+    root = make_ade20k(folder, train_images=4, val_images=3, size=(40, 64))
+    same = [f"data.val_images={root}/images/training", f"data.val_masks={root}/annotations/training"]
+    small = ("data.image_size=32", "eval.stride=32")
+    return *(build(Ade20kTask, "ade20k", root, *small, *more) for more in ((), same)), 4
+
+
+def build(kind: Any, name: str, root: Path, *overrides: str) -> Any:
+    return kind(load_config(name, "random_vit_nano", options={"data.root": str(root)}, overrides=overrides))
+
+
+def folder_of_classes(folder: Path) -> Tasks:
+    root = make_classification(folder, "folder", train_images=3, val_images=2)
+    apart = build(ClassificationTask, "folder", root, "data.image_size=32")
+    copy_one(root)
+    return apart, ClassificationTask(apart.config), 1
+
+
+def pretraining(folder: Path) -> Tasks:
+    root = make_classification(folder, "folder", train_images=3, val_images=2)
+    apart = PretrainTask(resolve_pretrain("mae", "vit_nano_p8", data=root, overrides=["data.image_size=32"]))
+    copy_one(root)
+    return apart, PretrainTask(apart.config), 1
+
+
+def copy_one(root: Path) -> None:
+    train, val = (min((root / split).glob("*/*")) for split in ("train", "val"))
+    shutil.copy(train, val)
+
+
+@pytest.mark.parametrize("make", [coco, ade20k, folder_of_classes, pretraining])
+def test_every_task_says_it(tmp_path, make):
+    apart, overlapping, count = make(tmp_path / "set")
+    assert "overlap" not in apart.data_summary
+    assert overlapping.data_summary["overlap"] == count
+    (line,) = [line for line in overlapping.warnings if "val images are training images too" in line]
+    assert f": {count} of " in line

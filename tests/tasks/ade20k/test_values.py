@@ -1,0 +1,98 @@
+"""Masks that do not fit the classes they are said to have: refused with the setting that fits, or said."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_transfer.config.load import load_config
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.ade20k.task import Ade20kTask
+
+
+def make_set(folder: Path, values: list[int], count: int = 3) -> None:
+    """Pairs of 40 x 64 pixels whose masks hold blocks of all these values, each as often."""
+    rng = np.random.default_rng(0)
+    for split in ("training", "validation"):
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            blocks = np.resize(np.array(values), 40).reshape(5, 8)
+            mask = rng.permuted(blocks).astype(np.uint8 if max(values) < 256 else np.uint16).repeat(8, 0).repeat(8, 1)
+            pixels = rng.integers(0, 256, (40, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / split / f"{number}.jpg")
+            Image.fromarray(mask).save(folder / "annotations" / split / f"{number}.png")
+
+
+def task(folder: Path, classes: int, reduce: bool, *overrides: str, subset: int | None = None) -> Ade20kTask:
+    settings = [f"data.num_classes={classes}", f"data.reduce_zero_label={str(reduce).lower()}", "data.image_size=32"]
+    options = {"data.root": str(folder), "subset": subset}
+    overrides = (*settings, "eval.stride=32", *overrides)
+    return Ade20kTask(load_config("ade20k", "random_vit_nano", options=options, overrides=overrides))
+
+
+def said(checked: Ade20kTask) -> str:
+    (line,) = [line for line in checked.warnings if line.startswith("masks:")]
+    return line
+
+
+REFUSED = {
+    "0 and 255 for two classes": ([0, 255], 2, False, "255 is ignored: if it is a class, write the masks with .*0..1"),
+    "0 and 255 for many": ([0, 255], 19, False, "255 is ignored: if it is a class"),
+    "1 and 255": ([1, 255], 3, True, "255 is ignored: if it is a class, write the masks with the class numbers 1..3"),
+    "0..2 with the zero label": ([0, 1, 2], 3, True, "moves the names by one: set data.reduce_zero_label=false"),
+    "0..10 with the zero label": ([*range(11)], 11, True, "data.reduce_zero_label=false, or data.num_classes=10 if 0"),
+    "0 and 1 with the zero label": ([0, 1], 2, True, "data.reduce_zero_label=false"),
+    "0 and 1 of 150": ([0, 1], 150, True, "0 is ignored: .*data.reduce_zero_label=false and data.num_classes=2"),
+    "1..3 without the zero label": ([1, 2, 3], 4, False, "data.reduce_zero_label=true and data.num_classes=3"),
+    "one class": ([4], 7, False, "with one class every prediction is right"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_class_that_another_setting_would_find_is_an_error(tmp_path, name):
+    values, classes, reduce, message = REFUSED[name]
+    make_set(tmp_path, values)
+    with pytest.raises(UserError, match=message) as caught:
+        task(tmp_path, classes, reduce)
+    assert "\n" not in str(caught.value)
+    assert "masks: of 6 read the values are" in str(caught.value)
+
+
+SAID = {
+    "all there": ([0, 1, 2, 255], 3, False, ["values are 0..2, 255", "25.0 % of the pixels are ignored (255)"]),
+    "zero label": ([0, 1, 2, 3], 3, True, ["values are 0..3", "25.0 % of the pixels are ignored (0)"]),
+    "nothing ignored": ([1, 2], 2, True, ["the values are 1..2"]),
+    "a gap": ([0, 1, 3], 4, False, ["1 of 4 classes never occur, values 2"]),
+    "too many classes": (
+        [1, 2, 300],
+        400,
+        True,
+        ["397 of 400 classes never occur", "values 3..299, 301..400", "data.num_classes=400 is more than is seen"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_occurs_is_said(tmp_path, name):
+    values, classes, reduce, parts = SAID[name]
+    make_set(tmp_path, values)
+    ignored = 65535 if classes > 255 else 255
+    line = said(task(tmp_path, classes, reduce, f"data.ignore_value={ignored}"))
+    for part in parts:
+        assert part in line
+    assert ("is more than is seen" in line) == (name == "too many classes")
+    assert ("ignored" in line) == any("ignored" in part for part in parts)
+
+
+def test_a_rare_class_is_looked_for_before_anything_is_refused(tmp_path):
+    """Of two classes one is in a single mask, which the sample and the subset leave out."""
+    make_set(tmp_path, [0], count=70)
+    rare = tmp_path / "annotations/training/20.png"
+    mask = np.zeros((40, 64), np.uint8)
+    mask[3, 3] = 1
+    with pytest.raises(UserError, match="with one class"):
+        task(tmp_path, 2, False, subset=2)
+    Image.fromarray(mask).save(rare)
+    assert said(task(tmp_path, 2, False, subset=2)) == "masks: of 140 read the values are 0..1"
