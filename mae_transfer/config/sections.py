@@ -127,7 +127,7 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     """The loop. The global batch belongs to the recipe; how it is split over devices and time does not."""
 
-    global_batch: int = Field(ge=1)
+    global_batch: int = Field(ge=1, le=10**6)
     """Images per optimizer step over all devices."""
     micro_batch: int = Field(1, ge=1)
     """Images per device in one forward pass; accumulation is derived from it."""

@@ -129,6 +129,11 @@ def find_images(data: DataConfig) -> ImageSet:
         train, val, num_classes = _label(train, val)
     else:
         num_classes = None if train.labels is None else int(train.labels.max()) + 1
+        if num_classes is not None and num_classes > len(train):
+            raise UserError(
+                f"{data.root}: the highest label is {num_classes - 1}, of {len(train)} images; number the classes from "
+                "0 on without gaps"
+            )
     if num_classes is not None and val is not None:
         if val.labels is None:
             num_classes = None

@@ -17,9 +17,10 @@ import logging
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +38,8 @@ VERSION = 1
 _BLOCK = 512
 _THREADS = 8
 NO_LABEL = -1
+LABELS = 2**31
+"""Class numbers are below."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,9 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mae_transfer"
     file = cache / f"shards_{digest}.npz"
     with _locked(file.with_suffix(".lock")) as writable:  # of the processes of a node, one makes it
-        if file.is_file():
-            with np.load(file, allow_pickle=False) as index:
-                return _from_index(paths, index["names"].tobytes(), index["rows"])
+        stored = _stored_index(file)
+        if stored is not None:
+            return _from_index(paths, *stored)
         _LOG.info("indexing %d shards", len(paths))
         with ThreadPoolExecutor(_THREADS) as pool:
             members = list(pool.map(list_images, paths))
@@ -165,10 +168,29 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     return _from_index(paths, names, rows)
 
 
+def _stored_index(file: Path) -> tuple[bytes, np.ndarray] | None:
+    """Names and rows of an index in the cache; None without one, or if it is damaged, which sets it aside."""
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as index:
+            names, rows = index["names"].tobytes(), index["rows"]
+        if rows.dtype == np.int64 and rows.shape == (names.count(b"\0") + 1, 4):
+            return names, rows
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        pass
+    aside = file.with_suffix(".damaged")
+    _LOG.warning("%s: the index of the shards is damaged; it is set aside as %s and made anew", file, aside.name)
+    with suppress(OSError):  # of a cache that cannot be written: the index is made anew every time
+        file.replace(aside)
+    return None
+
+
 def list_images(path: Path) -> list[tuple[str, int, int, int]]:
     """(name, offset, size, label) of the images in a shard, label NO_LABEL where there is none."""
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
+    dotted: dict[str, str] = {}
     end = 0
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -186,6 +208,8 @@ def list_images(path: Path) -> list[tuple[str, int, int, int]]:
                             "them apart"
                         )
                     images[key] = (member.name, member.offset_data, member.size)
+                elif stem and kind.lower().endswith(IMAGE_SUFFIXES):
+                    dotted[key] = member.name
                 elif kind in ("cls", "json"):
                     label = _label(path, member.name, kind, _content(tar, member))
                     if label is not None and (kind == "cls" or key not in labels):
@@ -195,6 +219,12 @@ def list_images(path: Path) -> list[tuple[str, int, int, int]]:
         raise UserError(f"shard {path}: {_why(path, error)}") from None
     if not whole:
         raise UserError(f"shard {path}: truncated or corrupt after {end} bytes; fetch it again")
+    lost = [name for key, name in dotted.items() if key not in images]
+    if lost:
+        raise UserError(
+            f"shard {path}: {lost[0]} has a dot within its name ({len(lost)} such samples without another image); a "
+            "sample's name ends at the first dot, as in WebDataset: write the shards anew with other names"
+        )
     if not images:
         raise UserError(f"shard {path}: holds no image ({', '.join(IMAGE_SUFFIXES[:4])}, ...); leave it out")
     return [(*image, labels.get(key, NO_LABEL)) for key, image in images.items()]
@@ -210,9 +240,9 @@ def _label(path: Path, name: str, kind: str, content: bytes) -> int | None:
     """The label in a `.cls` or `.json` member; None for a `.json` without one."""
     try:
         value = int(content) if kind == "cls" else json.loads(content).get("label")
-        if value is None or (type(value) is int and value >= 0):
+        if value is None or (type(value) is int and 0 <= value < LABELS):
             return value
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         pass
     raise UserError(f"shard {path}: {name} holds {content[:20]!r}, not the number of a class (0, 1, 2, ...)")
 

@@ -11,7 +11,9 @@ import pytest
 from mae_transfer.data.images import ImageError
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain import shards
+from mae_transfer.pretrain.data import find_images
 from mae_transfer.pretrain.shards import expand, find_shards, is_shards, list_images, open_shards
+from mae_transfer.runs.pretrain import resolve_pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +69,40 @@ def test_long_names_and_other_members(tmp_path):
 def test_labels_in_json_and_where_they_are_bad(tmp_path):
     members = {"a.json": json.dumps({"label": 4}).encode(), "a.jpg": b"1", "b.jpg": b"2", "b.json": b'{"label": 0}'}
     assert open_shards([write(tmp_path / "a.tar", members)]).labels.tolist() == [4, 0]
-    for bad in (b"cat", b"-1", b"1.5"):
-        path = write(tmp_path / "b.tar", {"a.jpg": b"1", "a.cls": bad})
-        with pytest.raises(UserError, match=r"shard .*b\.tar: a\.cls holds .*not the number of a class"):
+    for kind, bad in (("cls", b"cat"), ("cls", b"-1"), ("cls", b"1.5"), ("cls", b"9" * 30), ("json", b"[" * 100000)):
+        path = write(tmp_path / "b.tar", {"a.jpg": b"1", f"a.{kind}": bad})
+        with pytest.raises(UserError, match=rf"shard .*b\.tar: a\.{kind} holds .*not the number of a class"):
             open_shards([path])
+    path = write(tmp_path / "high.tar", {"a.jpg": b"1", "a.cls": b"0", "b.jpg": b"2", "b.cls": b"2000000000"})
+    with pytest.raises(UserError, match="the highest label is 2000000000, of 2 images"):
+        find_images(resolve_pretrain("mae", "vit_nano_p8", data=path).data)
+
+
+def test_names_with_dots_are_not_left_out(tmp_path):
+    for name in ("photo.v1.jpg", "set.2/12.5.PNG"):
+        path = write(tmp_path / "a.tar", {"b.jpg": b"1", name: b"2"})
+        with pytest.raises(UserError, match=rf"{name} has a dot within its name \(1 such samples"):
+            open_shards([path])
+    # a folder may have dots, and macOS keeps attributes beside each file
+    path = write(tmp_path / "a.tar", {"v1.0/b.jpg": b"1", "v1.0/._b.jpg": b"2", "._b.jpg": b"3"})
+    assert list(open_shards([path]).names) == ["a.tar/v1.0/b.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", None])
+def test_a_damaged_index_is_set_aside(tmp_path, cache, caplog, content):
+    path = write(tmp_path / "a.tar", samples(4)[0])
+    first = open_shards([path])
+    (index,) = cache.rglob("shards_*.npz")
+    if content is None:
+        np.savez(index, names=np.zeros(3, np.uint8), rows=np.zeros((9, 4), np.int64))
+    else:
+        index.write_bytes(content)
+    assert list(open_shards([path]).names) == list(first.names)
+    assert f"{index}: the index of the shards is damaged" in caplog.text
+    assert index.with_suffix(".damaged").is_file()
+    caplog.clear()
+    assert list(open_shards([path]).names) == list(first.names)
+    assert not caplog.text
 
 
 def test_the_index_is_made_once_and_again_when_a_shard_changes(tmp_path, cache, monkeypatch):
