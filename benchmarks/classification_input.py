@@ -24,10 +24,10 @@ from PIL import Image
 from torch.utils.data import default_collate
 from torchvision import transforms
 
-from mae_transfer.config.load import load_config
 from mae_transfer.data.augment import normalise
 from mae_transfer.data.decode import read_rgb
 from mae_transfer.data.names import Names
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import ClassificationTrain
 from mae_transfer.tasks.classification.layouts.listing import Listing

@@ -33,7 +33,7 @@ PARTIAL = ("1", "all")
 
 def train(args: argparse.Namespace, folder: Path, *overrides: str) -> tuple[dict[str, Any], float]:
     """A run of the linear probe: its record, and the seconds of all of it."""
-    from mae_transfer.runs.run import run_transfer
+    from mae_transfer.runs.api import run_transfer
 
     shared = [f"data.image_size={args.image_size}", "data.workers=0", "train.precision=fp32", "eval.batch_size=100"]
     shared += [f"train.global_batch={args.batch}", f"train.micro_batch={args.batch}"]
@@ -103,8 +103,8 @@ def measure(variant: str, args: argparse.Namespace) -> None:
     import torch
 
     from mae_transfer.backbones.load import load_backbone
-    from mae_transfer.config.load import load_config
     from mae_transfer.engine.optim import build_optimizer
+    from mae_transfer.runs.resolve import load_config
     from mae_transfer.tasks.classification.protocols.finetune import Finetune
     from mae_transfer.tasks.classification.protocols.partial import Partial
 

@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mae_transfer.data.synthetic.coco import make_coco
     from mae_transfer.tasks.coco.annotations import CocoAnnotations
-    from mae_transfer.tasks.coco.evaluate import IOU_TYPES, STATISTICS, coco_results, ground_truth, score
+    from mae_transfer.tasks.coco.card import STATISTICS
+    from mae_transfer.tasks.coco.evaluate import IOU_TYPES, coco_results, ground_truth, score
 
     with tempfile.TemporaryDirectory() as temporary:
         root = args.data or make_coco(Path(temporary) / "coco", train_images=1, val_images=400)

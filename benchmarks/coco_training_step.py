@@ -40,7 +40,7 @@ def build_ours(backbone: str, image_size: int, rel_pos: bool):
     import torch
 
     from mae_transfer import load_backbone
-    from mae_transfer.config.load import load_config
+    from mae_transfer.runs.resolve import load_config
     from mae_transfer.tasks.coco.model import build_mask_rcnn
 
     torch.manual_seed(0)

@@ -59,9 +59,11 @@ def operations(method: str, args: argparse.Namespace) -> float:
 
     from mae_transfer.pretrain.task import PretrainTask
     from mae_transfer.pretrain.tokenizers.kmeans import KMeansTokenizer
-    from mae_transfer.runs.pretrain import resolve_pretrain
+    from mae_transfer.runs.resolve import resolve_config
 
-    task = PretrainTask(resolve_pretrain(**config_of(method, args, 0, 100)))
+    options = config_of(method, args, 0, 100)
+    config = resolve_config("pretrain", options.pop("backbone"), protocol=options.pop("method"), **options)
+    task = PretrainTask(config)
     model: Any = task.build_model(task.build_encoder()).train()
     if method == "beit":
         patch = model.encoder.patch_size
@@ -75,7 +77,7 @@ def operations(method: str, args: argparse.Namespace) -> float:
 
 def pretrain(method: str, args: argparse.Namespace, seed: int, steps: int) -> Path:
     """The run folder of a finished pre-training."""
-    from mae_transfer.runs.pretrain import run_pretrain
+    from mae_transfer.runs.api import run_pretrain
 
     output = args.output / f"{method}-seed{seed}"
     if not (output / "record.json").exists():

@@ -30,9 +30,9 @@ SIZES = {"vit_ti": (192, 12, 3), "vit_s": (384, 12, 6), "vit_b": (768, 12, 12), 
 
 def ours(backbone: str, overrides: Sequence[str]) -> Any:
     from mae_transfer.pretrain.methods.mae import MaeMethod
-    from mae_transfer.runs.pretrain import resolve_pretrain
+    from mae_transfer.runs.resolve import resolve_config
 
-    config: Any = resolve_pretrain("mae", backbone, data="none", overrides=overrides)
+    config: Any = resolve_config("pretrain", backbone, protocol="mae", data="none", overrides=overrides)
     method = MaeMethod(config)
     return method.build_model(method.build_encoder(), None).train(), config
 
@@ -213,7 +213,7 @@ def masks(args: argparse.Namespace) -> None:
 def data(args: argparse.Namespace) -> None:
     """A real run on generated photographs: what a step waits for its images, and what the loader could give."""
     from mae_transfer.data.synthetic.classification import make_classification
-    from mae_transfer.runs.pretrain import run_pretrain
+    from mae_transfer.runs.api import run_pretrain
 
     with tempfile.TemporaryDirectory() as temporary:
         root = make_classification(
@@ -246,9 +246,9 @@ def data(args: argparse.Namespace) -> None:
 def loader_rate(root: Path) -> float:
     """Images a second that one process decodes, crops, flips and masks."""
     from mae_transfer.pretrain.task import PretrainTask
-    from mae_transfer.runs.pretrain import resolve_pretrain
+    from mae_transfer.runs.resolve import resolve_config
 
-    dataset = PretrainTask(resolve_pretrain("mae", "vit_b", data=root)).train_dataset
+    dataset = PretrainTask(resolve_config("pretrain", "vit_b", protocol="mae", data=root)).train_dataset
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < 3:
         dataset[(count // len(dataset), count % len(dataset))]

@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mae_transfer.run_folder.record import protocol_id
 from mae_transfer.run_folder.schema import SCHEMA
+from mae_transfer.run_folder.settings import settings_id
+from mae_transfer.runs.tasks import task_card
 
 DATA = {"coco": "COCO val2017", "ade20k": "ADE20K val", "imagenet": "ImageNet-1K val"}
 DATA |= {"inat2018": "iNaturalist 2018 val", "places365": "Places365 val"}
@@ -56,10 +57,8 @@ def make_record(
     return {
         "schema": SCHEMA,
         "run_id": f"20260101T{number:06d}-{draw.getrandbits(32):08x}",
-        "task": task,
         "recipe": protocol["recipe"],
         "preset": "full",
-        "engine": "torchvision",
         "seed": seed,
         "backbone": {
             **{"name": f"{init}_vit_{size}", "init": init, "size": size, "weights": "pretrained"},
@@ -73,8 +72,10 @@ def make_record(
         ],
         "steps": 1848 * epochs,
         "data": {"name": DATA[task], "fingerprint": task, "train_images": 1, "val_images": 1, "blind": 0.1, "draw": 0},
-        "protocol_id": protocol_id(protocol),
-        "protocol": protocol,
+        **task_card(task).describe(),
+        "row": task_card(task).row(kind or None),
+        "settings_id": settings_id(protocol),
+        "settings": protocol,
         "parameters": 10**8,
         "encoder_flops": 10**11,
         "per_image": None,

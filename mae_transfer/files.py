@@ -1,5 +1,6 @@
-"""Write a file whole or not at all, and find damage in a zip archive."""
+"""Read files with one-line errors, write them whole or not at all, and find damage in a zip archive."""
 
+import hashlib
 import os
 import tempfile
 import zipfile
@@ -53,3 +54,25 @@ def damaged_member(path: Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
         known = any(member.CRC for member in archive.infolist())
         return archive.testzip() if known else None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hex digits.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with reading(path), path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def reading(path: Path, advice: str = "restore it or change its permissions") -> Iterator[None]:
+    """Turn an OSError while `path` is read into a UserError that names the file, the reason and the advice."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}; {advice}") from error

@@ -69,11 +69,14 @@ def run(args: argparse.Namespace) -> int:
         for name in ("output", "resume", "eval_only"):  # no part of the configuration
             del options[name]
         from mae_transfer.config.load import dump_config
-        from mae_transfer.runs.pretrain import resolve_pretrain
+        from mae_transfer.runs.resolve import resolve_config
 
-        print(dump_config(resolve_pretrain(**options)), end="")
+        print(
+            dump_config(resolve_config("pretrain", options.pop("backbone"), protocol=options.pop("method"), **options)),
+            end="",
+        )
         return EXIT_DONE
-    from mae_transfer.runs.pretrain import run_pretrain
+    from mae_transfer.runs.api import run_pretrain
 
     run_pretrain(**options, progress=True)
     return EXIT_DONE

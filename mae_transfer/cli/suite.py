@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.gpus is not None and args.gpus < 0:
         raise UserError("--gpus is 0 or more")
     data, checkpoints, slurm = (pairs(getattr(args, name), f"--{name}") for name in ("data", "checkpoint", "slurm"))
-    from mae_transfer.runs.run import RUNS
+    from mae_transfer.runs.names import RUNS
     from mae_transfer.suites.estimate import Estimator
     from mae_transfer.suites.matrix import show_matrix
     from mae_transfer.suites.plan import check_runs, plan_suite

@@ -167,9 +167,9 @@ def run(args: argparse.Namespace) -> int:
         for name in ("output", "resume", "eval_only"):  # no part of the configuration
             del options[name]
         from mae_transfer.config.load import dump_config
-        from mae_transfer.runs.series import plan_series
+        from mae_transfer.runs.plan import plan_runs
 
-        print("---\n".join(dump_config(run.config) for run in plan_series(**options)), end="")
+        print("---\n".join(dump_config(run.config) for run in plan_runs(**options)), end="")
         return EXIT_DONE
     if args.search:
         from mae_transfer.runs.search import run_search

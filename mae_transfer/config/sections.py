@@ -1,6 +1,6 @@
 """The typed configuration that every task shares; a task adds its own `data`, `model` and `eval` sections.
 
-Unknown keys and values out of range are errors (see `config_loading.py`, which turns them into one line). Values
+Unknown keys and values out of range are errors (`load.py` turns them into one line). Values
 live in `configs/`, each with its source; the defaults here are only those that are no part of a recipe.
 """
 
@@ -8,41 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+from mae_transfer.config.roles import Place, Role
 
-OPERATIONAL = frozenset(
-    {
-        "device",
-        "backbone.grad_checkpointing",
-        "train.compile",
-        "train.eval_every_epochs",
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.log_every",
-        "train.tensorboard",
-        "data.root",  # what the data are is known by their fingerprint
-        "data.train_json",
-        "data.train_images",
-        "data.val_json",
-        "data.val_images",
-        "data.train_masks",
-        "data.val_masks",
-        "data.class_names",
-        "data.train_list",
-        "data.val_list",
-        "data.val_root",
-        "data.imagenet_a",
-        "data.imagenet_r",
-        "data.imagenet_sketch",
-        "data.imagenet_c",
-        "data.workers",
-        "eval.batch_size",
-        "eval.per_class",
-        "eval.pictures",
-        "probe.cache",  # the same features, kept or computed again
-    }
-)
-"""Keys that cannot change a metric beyond rounding: a resume may change them, and no protocol holds them."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -54,13 +22,13 @@ class Section(BaseModel):
 class BackboneConfig(Section):
     """The encoder. `name`, `checkpoint` and `weights` are what a table compares; the rest is recipe."""
 
-    name: str
+    name: Annotated[str, Role.COMPARED]
     """A registered name such as `mae_vit_b`, or `timm:<model>`."""
-    checkpoint: str | None = None
+    checkpoint: Annotated[str | None, Role.COMPARED] = None
     """Path of a weights file; None takes the name's published weights from the hub cache or download."""
-    checkpoint_key: str | None = None
+    checkpoint_key: Annotated[str | None, Role.COMPARED] = None
     """Which of several models in the file to take, such as `student`; None takes the layout's documented one."""
-    weights: Literal["pretrained", "random"] = "pretrained"
+    weights: Annotated[Literal["pretrained", "random"], Role.COMPARED] = "pretrained"
     """`random` builds the encoder without weights, on request only."""
     window_size: int = Field(0, ge=0)
     """Side of the attention windows in tokens; 0 is global attention in every block."""
@@ -72,7 +40,7 @@ class BackboneConfig(Section):
     its own tables keeps them anyway)."""
     drop_path: float = Field(0.0, ge=0.0, lt=1.0)
     """Stochastic depth of the last block; linear from 0 over the blocks."""
-    grad_checkpointing: bool = False
+    grad_checkpointing: Annotated[bool, Role.OPERATIONAL] = False
     """Recompute each block in the backward pass: less memory, more time."""
 
 
@@ -129,29 +97,44 @@ class TrainConfig(Section):
 
     global_batch: int = Field(ge=1, le=10**6)
     """Images per optimizer step over all devices."""
-    micro_batch: int = Field(1, ge=1)
-    """Images per device in one forward pass; accumulation is derived from it."""
+    micro_batch: Annotated[int, Role.COMPARED] = Field(1, ge=1)
+    """Images per device in one forward pass; accumulation is derived from it. The settings hold `norm_batch`, the
+    images over which batch norm takes its statistics, in its place."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
+    compile: Annotated[bool, Role.OPERATIONAL] = False
     """torch.compile the encoder."""
-    eval_every_epochs: float | None = Field(None, gt=0)
+    eval_every_epochs: Annotated[float | None, Role.OPERATIONAL] = Field(None, gt=0)
     """Evaluate during training as well as at its end."""
-    checkpoint_every: int = Field(1000, ge=1)
+    checkpoint_every: Annotated[int, Role.OPERATIONAL] = Field(1000, ge=1)
     """Steps between checkpoints; one is always written at the end."""
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every: int = Field(20, ge=1)
+    keep_checkpoints: Annotated[int, Role.OPERATIONAL] = Field(2, ge=1)
+    log_every: Annotated[int, Role.OPERATIONAL] = Field(20, ge=1)
     """Steps between lines in log.txt (metrics.jsonl has every step)."""
-    tensorboard: bool = False
+    tensorboard: Annotated[bool, Role.OPERATIONAL] = False
     """Also write TensorBoard event files (needs the `tensorboard` package)."""
+
+
+class DataSection(Section):
+    """What the `data` sections of all tasks hold; a task adds its own."""
+
+    root: Place = None
+    """Folder of the data set, in the layout that the task's page describes; `synthetic` makes a tiny set."""
+    on_bad_image: Annotated[Literal["error", "skip"], Role.EVALUATION] = "error"
+    """What to do with an image that cannot be decoded; `skip` counts and reports them. A resume may change it, since a
+    bad val image may be met only after the whole training."""
+    workers: Annotated[int, Role.OPERATIONAL] = Field(2, ge=0)
+    """Loader processes per device."""
 
 
 class EvalSection(Section):
     """What the `eval` sections of all tasks hold; a task adds its own."""
 
-    precision: Literal["fp32", "bf16", "fp16"] | None = "fp32"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Role.EVALUATION] = "fp32"
     """Of the evaluation, whatever the training's: detectron2 and mmsegmentation train in mixed precision and evaluate
     in fp32. None is the training's own."""
-    pictures: int = Field(8, ge=0)
+    batch_size: Annotated[int, Role.OPERATIONAL] = Field(1, ge=1)
+    """Images per device in one forward pass of the evaluation."""
+    pictures: Annotated[int, Role.OPERATIONAL] = Field(8, ge=0)
     """Val images of which the run leaves pictures in its folder, always the same ones; 0 is none."""
 
 
@@ -162,13 +145,13 @@ class RunConfig(Section):
     recipe: str
     """Name of the recipe file's recipe; part of the record."""
     preset: Literal["full", "mini", "smoke"] = "full"
-    engine: Literal["torchvision", "detectron2"] = "torchvision"
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
+    seed: Annotated[int, Role.COMPARED] = Field(0, ge=0)
+    device: Annotated[str, Role.OPERATIONAL] = "auto"
     """auto, cpu or cuda."""
     subset: int | None = Field(None, ge=1)
     """Use only this many images of each split, always the same ones."""
     backbone: BackboneConfig
+    data: DataSection
     optim: OptimConfig
     schedule: ScheduleConfig
     train: TrainConfig

@@ -37,10 +37,11 @@ from mae_transfer.engine.rng import seed_for_micro_batch
 from mae_transfer.engine.sampler import StreamSampler, load_batches
 from mae_transfer.engine.schedule import Schedule, make_schedule
 from mae_transfer.engine.signals import StopRequest
-from mae_transfer.engine.task import Task
+from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import DivergedError, StoppedBySignal, UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
-from mae_transfer.run_folder.folder import RunFolder, epoch_history, read_metrics
+from mae_transfer.run_folder.folder import RunFolder
+from mae_transfer.run_folder.metrics import epoch_history, read_metrics
 
 _LOG = logging.getLogger(__name__)
 MUST_AGREE = {"norm_batch": "batch norm over images:", "data_fingerprint": "data of fingerprint"}
@@ -85,7 +86,7 @@ def micro_batch_sizes(config: RunConfig, world_size: int) -> set[int]:
 
 def train(
     fabric: Fabric,
-    task: Task,
+    task: BaseTask,
     model: nn.Module,
     config: RunConfig,
     folder: RunFolder | None,
@@ -135,7 +136,7 @@ def train(
     def evaluate(step: int) -> None:
         target = (ema.module if ema else model).eval()
         with eval_precision(fabric, config):
-            metrics = task.evaluate(target, fabric, fabric.is_global_zero)
+            metrics = task.evaluate(target, fabric, fabric.is_global_zero).metrics
         if folder:
             folder.append_metrics({"step": step, "epoch": step * global_batch / images, "eval": metrics})
             shown = [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # not per class

@@ -1,18 +1,22 @@
-"""What a task owes the engine, and the engine a task.
+"""The contract between a task and the engine.
 
-A task holds its data and builds its model; `engine.loop.train` runs it and knows nothing else of it.
+A task holds its data and builds its model. `engine.loop.train` trains the model and `runs/run.py` makes a run of it;
+neither knows anything else of a task. `BaseTask` has the defaults: a task writes down only where it differs.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import nn
 
 if TYPE_CHECKING:
-    import numpy as np
     from lightning_fabric import Fabric
 
+    from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.run_folder.folder import RunFolder
+    from mae_transfer.run_folder.per_image import Arrays
     from mae_transfer.run_folder.pictures import Picture
 
 SampleKey: TypeAlias = tuple[int, int]
@@ -36,73 +40,88 @@ class TrainDataset(Protocol):
         ...
 
 
-class Task(Protocol):
-    """A transfer task: data, model and metric."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, the same on every rank."""
+
+    metrics: dict[str, float]
+    """Flat. A name with a slash, such as `IoU/wall`, is a detail that no table shows."""
+    per_image: "Arrays | None" = None
+    """Results of single val images for paired intervals (`run_folder/per_image.py`); None if the metric is no mean."""
+    head: str | None = None
+    """The head that counts, of a model with several; it was chosen without the val images."""
+
+
+class BaseTask(ABC):
+    """A task: data, model and metric.
+
+    `config` is its configuration; `config.data.workers` is the number of loader processes of each rank.
+    `train_dataset` is what the loop trains on. `warnings` are lines about the data that a user should see. A task with
+    `trains = False` has no training loop: `prepare` does all there is to do.
+    """
+
+    config: Any
+    train_dataset: TrainDataset
+    warnings: Sequence[str] = ()
+    trains: bool = True
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @classmethod
+    def make(cls, config: Any, protocol: "type[Any] | None" = None, like: "BaseTask | None" = None) -> "BaseTask":
+        """The task of a configuration, with its data read and checked; UserError for anything wrong with them.
+
+        Args:
+            protocol: the class of the configuration's protocol or method; None for a task without.
+            like: the task of another run of the same series. What it has read may be taken over.
+        """
+        return cls(config)
 
     @property
-    def train_dataset(self) -> TrainDataset: ...
-
-    @property
-    def config(self) -> Any:
-        """The task's configuration; `config.data.workers` is the number of loader processes per rank."""
-        ...
-
-    @property
+    @abstractmethod
     def data_summary(self) -> dict[str, Any]:
         """`name`, `fingerprint`, `train_images`, `val_images`, `skipped_files`, and more for the record."""
-        ...
 
-    @property
-    def warnings(self) -> Sequence[str]:
-        """Lines about the data that a user should see."""
-        ...
-
-    @property
-    def per_image(self) -> "Mapping[str, np.ndarray] | None":
-        """Results of the single val images of the last evaluation (`results/per_image.py`), for a file beside the
-        record; None of a task that keeps none."""
-        ...
-
-    @property
-    def trains(self) -> bool:
-        """Whether the loop trains the model; without it `prepare` does all there is to do (nearest neighbours)."""
-        ...
-
-    def check_batches(self, sizes: Collection[int], /) -> None:
-        """UserError if a micro-batch of one of these numbers of images cannot be trained on."""
-        ...
-
-    def encoder_options(self, patch_size: int, /) -> dict[str, Any]:
-        """What `load_backbone` needs of the task: `img_size`, and `taps` if they are not the default ones."""
-        ...
-
-    def build_model(self, encoder: Any, /) -> nn.Module:
+    @abstractmethod
+    def build_model(self, encoder: "ViTEncoder", /) -> nn.Module:
         """The model to train, with the encoder as its attribute `encoder`.
 
         In training mode `model(batch)` is a dict of scalar losses, each a mean over the images of the batch; their sum
         is minimised. The keys are the same for every batch, and every trainable parameter takes part in every one.
         """
-        ...
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool, /) -> Evaluation:
+        """Evaluate on the val images.
+
+        The model is in eval mode and bare (no DDP wrapper, so ranks may run different numbers of batches); for mixed
+        precision run it under `fabric.autocast()`, which is then that of `eval.precision`.
+        """
+
+    def encoder_options(self, patch_size: int, /) -> dict[str, Any]:
+        """What `load_backbone` needs of the task: `img_size`, and `taps` if they are not the default ones."""
+        return {}
+
+    def build_encoder(self) -> "ViTEncoder":
+        """The encoder that the configuration names, as the task wants it, with its weights."""
+        from mae_transfer.backbones.configured import encoder_of
+
+        return encoder_of(self.config.backbone, self.encoder_options)
+
+    def check_batches(self, sizes: Collection[int], /) -> None:
+        """UserError if a micro-batch of one of these numbers of images cannot be trained on."""
 
     def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool, /) -> None:
         """What comes before training and before any evaluation, such as the features of a frozen encoder.
 
         Called on every rank, with the run folder open (on rank 0, None elsewhere) and the model on the CPU.
         """
-        ...
 
     def sample_names(self, batch: Any, /) -> Sequence[str]:
         """Image ids or file names of a batch, in order; used in the message that stops a diverged run."""
-        ...
+        return ()
 
-    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool, /) -> dict[str, float]:
-        """Flat metrics, the same dict on every rank.
-
-        The model is in eval mode and bare (no DDP wrapper, so ranks may run different numbers of batches); for mixed
-        precision run it under `fabric.autocast()`, which is then that of `eval.precision`.
-        """
-        ...
-
-    def draw_pictures(self, model: nn.Module, fabric: "Fabric", /) -> "Sequence[Picture]":
-        """Of `eval.pictures` fixed val images, what the model makes of them; on rank 0 alone, after `evaluate`."""
-        ...
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation, /) -> "Sequence[Picture]":
+        """Pictures of `eval.pictures` fixed val images with what the model makes of them; called on rank 0 alone."""
+        return ()

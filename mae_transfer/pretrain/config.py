@@ -4,18 +4,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config.sections import EvalSection, RunConfig, Section
+from mae_transfer.config.roles import Place, Role
+from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
 from mae_transfer.tasks.classification.config import ClassifierConfig
 
 Side = Annotated[int, Field(ge=4)]
 
 
-class DataConfig(Section):
+class DataConfig(DataSection):
     """Images under `root`, in class folders, plain folders or tar shards; labels are used where a method needs them."""
 
-    root: str | None = None
+    root: Place = None
     """Folder of images at any depth, or with train/ and val/; a folder or pattern of .tar shards; or `synthetic`."""
-    val_root: str | None = None
+    val_root: Place = None
     """Images to evaluate on, where they are not in `val/` of `root`."""
     channels: int = Field(3, ge=1)
     """3: images are read as RGB; 1: as grey. For any other number: .npy files of uint8 (H, W, channels)."""
@@ -34,10 +35,6 @@ class DataConfig(Section):
     """Strength of random brightness, contrast and saturation; 0 is none."""
     randaugment: str | None = None
     """timm's policy string, such as rand-m9-mstd0.5-inc1."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    """What to do with an image that cannot be decoded; `skip` counts and reports them."""
-    workers: int = Field(2, ge=0)
-    """Loader processes per device."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -49,7 +46,7 @@ class DataConfig(Section):
 class EvalConfig(EvalSection):
     """What is measured on the val images, at the end and every `train.eval_every_epochs`."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: Annotated[int, Role.OPERATIONAL] = Field(64, ge=1)
     """Images per device in one forward pass."""
     knn: int | None = Field(None, ge=1)
     """Also the accuracy of this many nearest neighbours by the class token, where the images have labels."""

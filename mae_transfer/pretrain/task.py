@@ -1,7 +1,6 @@
 """Pre-training by any method: what the engine and the record need of it (the contract of `engine/task.py`)."""
 
 import hashlib
-import importlib
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +8,16 @@ from torch import nn
 
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
+from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
+from mae_transfer.pretrain.card import METHODS
 from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.data import Batch, ImageSet, PretrainImages, Source, find_images
 from mae_transfer.pretrain.encoder import grid_of, spec_of
 from mae_transfer.pretrain.evaluate import val_averages
 from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.online_knn import knn_accuracy
+from mae_transfer.tasks.card import load_object
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -25,19 +27,25 @@ if TYPE_CHECKING:
     from mae_transfer.run_folder.pictures import Picture
 
 
-class PretrainTask:
+class PretrainTask(BaseTask):
     """Data and model of one method.
 
     Raises:
         UserError: anything wrong with the data set or the sizes, before a run makes its first file.
     """
 
-    trains = True
-    per_image = None
+    config: PretrainConfig
+    train_dataset: PretrainImages
 
-    def __init__(self, config: PretrainConfig) -> None:
-        self.config = config
-        self.method = method_of(config)
+    @classmethod
+    def make(
+        cls, config: PretrainConfig, protocol: type[Any] | None = None, like: BaseTask | None = None
+    ) -> "PretrainTask":
+        return cls(config, protocol)
+
+    def __init__(self, config: PretrainConfig, method: type[Method[PretrainConfig, nn.Module]] | None = None) -> None:
+        super().__init__(config)
+        self.method = (method or _method_class(config.method))(config)
         spec_of(config), grid_of(config)  # refuse a backbone or an image size that cannot be
         self.views = self.method.make_views()
         images = find_images(config.data)
@@ -97,29 +105,25 @@ class PretrainTask:
         self.train_dataset.report_skipped(batch)
         return batch["names"]
 
-    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> Evaluation:
         """`val_<name>` of each value that the model gives in eval mode, averaged over the val images, whose masks are
         the same every time; and `knn_top1`. Empty without val images."""
         if self.val_dataset is None:
-            return {}
+            return Evaluation({})
         metrics = val_averages(model, self.val_dataset, self.config, fabric, progress)
         if self.config.eval.knn is not None:
             assert self.num_classes is not None
             metrics["knn_top1"] = knn_accuracy(
                 model, self.train_dataset, self.val_dataset, self.num_classes, self.config, fabric, progress
             )
-        return metrics
+        return Evaluation(metrics)
 
-    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "Sequence[Picture]":
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "Sequence[Picture]":
         """Of val images, or of training images where there are no val images."""
         dataset, split = (self.train_dataset, "training") if self.val_dataset is None else (self.val_dataset, "val")
         return self.method.draw_pictures(model, dataset, split, fabric)
 
 
-CLASSES = {"mae": "MaeMethod", "beit": "BeitMethod", "supervised": "SupervisedMethod", "dvae": "DvaeMethod"}
-
-
-def method_of(config: PretrainConfig) -> Method[PretrainConfig, nn.Module]:
-    module = importlib.import_module(f"mae_transfer.pretrain.methods.{config.method}")
-    kind: type[Method[PretrainConfig, nn.Module]] = getattr(module, CLASSES[config.method])
-    return kind(config)
+def _method_class(name: str) -> type[Method[PretrainConfig, nn.Module]]:
+    found: type[Method[PretrainConfig, nn.Module]] = load_object({card.name: card.code for card in METHODS}[name])
+    return found

@@ -61,7 +61,7 @@ _OF_METRIC = ("metric", "value")
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
-    backbone, data, protocol = record["backbone"], record["data"], record["protocol"]
+    backbone, data, protocol = record["backbone"], record["data"], record["settings"]
     processor, hours = _cost(record)
     return {
         "run_id": record["run_id"],
@@ -79,7 +79,7 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
         "blocks": _number(protocol.get("model.blocks")),
         "seed": record["seed"],
         "draw": data.get("draw", 0),
-        "protocol_id": record["protocol_id"],
+        "protocol_id": record["settings_id"],
         "protocol": protocol,
         "blind": _number(data.get("blind")),
         "classes": _number(data.get("classes")),

@@ -1,6 +1,7 @@
 """The folder of one run: its lock, its configuration, its log and metrics, its checkpoints.
 
-    config.yaml     the resolved configuration; a resume must agree with it in everything but `RESUMABLE`
+    config.yaml     the resolved configuration; a resume must agree with it in every field that a resume may not
+                    change (config/roles.py)
     metrics.jsonl   one line per step, and one per evaluation during training
     log.txt         what is logged under `mae_transfer`
     checkpoints/    see checkpoint.py
@@ -22,20 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning_fabric import Fabric
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
-from mae_transfer.config.sections import OPERATIONAL
-from mae_transfer.engine.distributed import on_rank_zero
+from mae_transfer.config.old_names import renamed
+from mae_transfer.config.roles import resumable
+from mae_transfer.config.sections import RunConfig
+from mae_transfer.config.yaml import read_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, remove_unfinished
-from mae_transfer.run_folder.metrics import read_metrics, reading
-
-RESUMABLE = OPERATIONAL | {
-    *("data.on_bad_image", "eval.mask_classes"),
-    *("eval.mode", "eval.stride", "eval.ratios", "eval.flip", "eval.precision"),
-}
-"""Keys that a resume may change. A bad val image may be met only after the whole training, robustness sets are
-evaluated then, and a model may be evaluated in several ways; the record says in which."""
+from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.run_folder.settings import flatten
 
 _LOG = logging.getLogger("mae_transfer")
 # A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a
@@ -46,13 +44,13 @@ _held: set[Path] = set()
 class RunFolder:
     """An output folder, made if it is not there, and locked from `__init__` to `close` (or as a context).
 
-    config: the resolved configuration as plain values (`model_dump(mode="json")`).
+    config: the resolved configuration.
     resume: go on with the run in the folder instead of starting one; needs a run there with the same recipe.
     UserError: the folder is in use, cannot be written, holds a run already (without `resume`), holds none (with it), or
     holds one with another recipe. A run that ended before its first step is none.
     """
 
-    def __init__(self, path: str | Path, config: dict[str, Any], *, resume: bool = False) -> None:
+    def __init__(self, path: str | Path, config: RunConfig, *, resume: bool = False) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.config = config
@@ -145,43 +143,8 @@ class RunFolder:
             check_free(self.path)
         with _writing(path):
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+            temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
             os.replace(temporary, path)
-
-
-@contextmanager
-def open_run_folder(
-    fabric: Fabric, path: str | Path, config: dict[str, Any], *, resume: bool = False
-) -> Iterator[RunFolder | None]:
-    """A RunFolder on rank 0 and None on the others; if it cannot be had, all ranks raise the same UserError."""
-    opened: list[RunFolder] = []
-    on_rank_zero(fabric, lambda: opened.append(RunFolder(path, config, resume=resume)))
-    try:
-        yield opened[0] if opened else None
-    finally:
-        for folder in opened:
-            folder.close()
-
-
-def epoch_history(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One dict per epoch, oldest first: `epoch` (from 1), its last `step` and `lr`, the mean of each loss over its
-    steps, and `eval` if an evaluation fell into it. A step that reaches into two epochs counts for the later one."""
-    epochs: dict[int, list[dict[str, Any]]] = {}
-    for line in metrics:
-        epochs.setdefault(math.ceil(line["epoch"]), []).append(line)
-    history = []
-    for epoch, lines in epochs.items():
-        steps = [line for line in lines if "loss" in line]
-        entry: dict[str, Any] = {"epoch": epoch, "step": lines[-1]["step"]}
-        if steps:
-            entry["lr"] = steps[-1]["lr"]
-            for name in (name for name in steps[-1] if name.startswith("loss")):
-                entry[name] = sum(line[name] for line in steps) / len(steps)
-        evaluations = [line["eval"] for line in lines if "eval" in line]
-        if evaluations:
-            entry["eval"] = evaluations[-1]
-        history.append(entry)
-    return history
 
 
 def _finite(value: Any) -> Any:
@@ -190,43 +153,41 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _compare(stored: dict[str, Any], current: dict[str, Any], path: Path) -> None:
-    old, new = _flatten(stored), _flatten(current)
-    changed = [
-        f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
-        for key in sorted((old.keys() | new.keys()) - RESUMABLE)
-        if old.get(key, "(absent)") != new.get(key, "(absent)")
-    ]
-    if changed:
-        raise UserError(
-            f"another recipe than that of the run, {path}: {'; '.join(changed)}; undo these or give another --output"
-        )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def check_free(path: Path) -> None:
     """UserError if the folder holds a run. One that ended before its first step is none."""
     if (path / "record.json").exists() or read_metrics(path) or list_checkpoints(path / "checkpoints"):
         raise UserError(f"output folder {path} holds a run already; pass --resume or another --output")
 
 
-def check_same_recipe(path: Path, config: dict[str, Any]) -> None:
-    """UserError unless the run in the folder has this configuration, but for what a resume may change."""
+def check_same_recipe(path: Path, config: RunConfig) -> None:
+    """UserError unless the run in the folder has this configuration, but for what a resume may change.
+
+    A field that the stored configuration lacks was added after the run was made: the run had the field's default.
+    """
     file = path / "config.yaml"
-    with reading(file):
-        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(stored, dict):
-        raise UserError(f"{file} is not the configuration of a run; give another --output")
-    _compare(stored, config, file)
+    stored = read_yaml(file, "the run's configuration")
+    schema = type(config)
+    old, new = flatten(renamed(stored)), flatten(config.model_dump(mode="json"))
+    changed = []
+    for key in sorted((old.keys() | new.keys()) - resumable(schema)):
+        before = old[key] if key in old else _default(schema, key)
+        if before != new.get(key, "(absent)"):
+            changed.append(f"{key}: {before} -> {new.get(key, '(absent)')}")
+    if changed:
+        raise UserError(
+            f"another recipe than that of the run, {file}: {'; '.join(changed)}; undo these or give another --output"
+        )
+
+
+def _default(schema: type[BaseModel], key: str) -> Any:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        inner = schema.model_fields[section].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, BaseModel)
+        schema = inner
+    default = schema.model_fields[leaf].default
+    return "(absent)" if default is PydanticUndefined else default
 
 
 @contextmanager

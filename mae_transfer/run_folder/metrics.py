@@ -1,39 +1,51 @@
-"""Reading a run folder's metrics.jsonl and config.yaml, without torch: a report of results reads them too."""
+"""A run folder's metrics.jsonl: reading it, and its summary by epoch. Needs no torch."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mae_transfer.errors import UserError
+from mae_transfer.files import reading
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a folder's metrics.jsonl; a last line that a kill cut off is left out."""
+    """The lines of a folder's metrics.jsonl. A last line that a kill cut off is left out."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
     with reading(path):
-        lines = path.read_text(encoding="ascii").splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
     metrics = []
     for number, line in enumerate(lines, 1):
-        if number == len(lines) and not line.endswith("\n"):
+        if number == len(lines) and not line.endswith(b"\n"):
             break
         try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number} is not JSON; restore or delete the file") from error
+        if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+            raise UserError(f"{path} line {number} has no step; restore or delete the file")
+        metrics.append(value)
     return metrics
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what a file that is no such file raises into a UserError."""
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"cannot read {path}: {reason}; restore it or give another --output") from error
+def epoch_history(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One dict per epoch, oldest first: `epoch` (from 1), its last `step` and `lr`, the mean of each loss over its
+    steps, and `eval` if an evaluation fell into it. A step that reaches into two epochs counts for the later one."""
+    epochs: dict[int, list[dict[str, Any]]] = {}
+    for line in metrics:
+        epochs.setdefault(math.ceil(line["epoch"]), []).append(line)
+    history = []
+    for epoch, lines in epochs.items():
+        steps = [line for line in lines if "loss" in line]
+        entry: dict[str, Any] = {"epoch": epoch, "step": lines[-1]["step"]}
+        if steps:
+            entry["lr"] = steps[-1]["lr"]
+            for name in (name for name in steps[-1] if name.startswith("loss")):
+                entry[name] = sum(line[name] for line in steps) / len(steps)
+        evaluations = [line["eval"] for line in lines if "eval" in line]
+        if evaluations:
+            entry["eval"] = evaluations[-1]
+        history.append(entry)
+    return history

@@ -1,12 +1,8 @@
 """The run record: one JSON file per run, the only thing tables are ever built from. Imports neither torch nor tasks.
 
-`schema.py` holds the types, docs/records.md the description.
-
-The protocol is everything that may change the metric and is not what a table compares (backbone, weights, seed); its id
-is a hash. Two runs share a cell of a table only when their protocols agree.
+`schema.py` holds the types, `settings.py` the settings and their id, docs/records.md the description.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -16,64 +12,15 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from mae_transfer.config.sections import OPERATIONAL
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write
-from mae_transfer.run_folder.schema import READABLE, REQUIRED, SCHEMA, SUMMARY, WHOLE
-
-__all__ = ["REQUIRED", "SCHEMA", "find_records", "flatten", "make_protocol", "protocol_id", "read_record", "write_json"]
+from mae_transfer.files import atomic_write, reading
+from mae_transfer.run_folder.old_schemas import upgrade
+from mae_transfer.run_folder.schema import OLD_REQUIRED, READABLE, REQUIRED, SCHEMA, SUMMARY, WHOLE, RunRecord
+from mae_transfer.run_folder.settings import flatten, settings_id
 
 FILE = "record.json"
 NO_RUNS = ("checkpoints", "features", "pictures")
 """Folders of a run that hold many files and no other run."""
-
-COMPARED = ("backbone.name", "backbone.checkpoint", "backbone.checkpoint_key", "backbone.weights", "seed", "data.draw")
-"""What a table compares or averages over: never part of the protocol."""
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def make_protocol(config: Mapping[str, Any], *, data_fingerprint: str, norm_batch: int) -> dict[str, Any]:
-    """The flat protocol of a run.
-
-    Args:
-        config: the resolved configuration as nested plain values.
-        norm_batch: images over which batch norm takes its statistics in training (micro-batch times devices).
-    """
-    left_out = {*COMPARED, *OPERATIONAL, "train.micro_batch"}  # micro_batch enters as norm_batch
-    protocol = {key: value for key, value in flatten(config).items() if key not in left_out}
-    if protocol.get("tokenizer.kind") is not None:
-        protocol["tokenizer.kind"] = tokenizer_identity(protocol["tokenizer.kind"])
-    return protocol | {"data_fingerprint": data_fingerprint, "norm_batch": norm_batch}
-
-
-def tokenizer_identity(kind: str) -> str:
-    """What a tokenizer that is named by its path is, wherever it lies: the protocol of the run that trained it, whose
-    seeds may share a cell as those of other pre-trainings do, or the hash of a file. Other names are themselves."""
-    path = Path(kind).expanduser()
-    if (path / "record.json").is_file():
-        return f"run {read_record(path / 'record.json')['protocol_id']}"
-    if path.is_file():
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return f"file {digest.hexdigest()[:12]}"
-    return kind
-
-
-def protocol_id(protocol: Mapping[str, Any]) -> str:
-    """Twelve hex digits of the SHA-256 of the protocol's canonical JSON."""
-    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,42 +40,50 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def read_record(path: Path, *, summary: bool = False) -> dict[str, Any]:
-    """Read one record; UserError, in one line, when it is not a whole record of a schema this version knows.
+def read_record(path: Path, *, summary: bool = False) -> RunRecord:
+    """Read one record, of any readable schema, as one of the newest.
 
     summary: only what tables need, without the history and metrics of single classes and heads: a tenth of the memory.
+
+    Raises:
+        UserError: the file is not a whole record of a schema that this version knows.
     """
-    try:
+    with reading(path, "restore it or delete it"):
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; restore it or delete it") from error
     record = _checked(path, content, summary)
     if summary:
         record["metrics"] = {name: value for name, value in record["metrics"].items() if "/" not in name}
     return record
 
 
-def _checked(path: Path, content: bytes, summary: bool) -> dict[str, Any]:
+def _checked(path: Path, content: bytes, summary: bool) -> RunRecord:
     kind = SUMMARY if summary else WHOLE
     try:
-        return cast(dict[str, Any], kind.validate_json(content))
-    except ValidationError as error:
-        reason = _reason(error)
+        return cast(RunRecord, kind.validate_json(content))
+    except ValidationError:
+        pass  # an old schema, or something is wrong with it
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no whole JSON file ({error}); restore it or delete it") from error
-    missing = [key for key in REQUIRED if not isinstance(tree, dict) or key not in tree]
+    old = isinstance(tree, dict) and type(tree.get("schema")) is int and tree["schema"] in (1, 2)
+    missing = [key for key in (OLD_REQUIRED if old else REQUIRED) if not isinstance(tree, dict) or key not in tree]
     if missing:
         raise UserError(f"{path} is not a run record: it lacks {', '.join(missing)}")
-    known = " and ".join(map(str, READABLE))
     if type(tree["schema"]) is int and tree["schema"] > SCHEMA:
+        known = ", ".join(map(str, READABLE))
         raise UserError(f"{path} has record schema {tree['schema']}; this version reads {known}: update mae_transfer")
+    if old:
+        for key in ("protocol", "metrics"):
+            if not isinstance(tree[key], dict):
+                raise UserError(f"{path} is not a valid run record: {key} is no object; restore it or delete it")
+        upgrade(tree)
     try:
         # A file name that is no Unicode is a lone surrogate in JSON, which Python reads and pydantic does not.
-        return cast(dict[str, Any], kind.validate_json(json.dumps(tree, ensure_ascii=False).encode("utf-8", "replace")))
-    except ValidationError:
-        raise UserError(f"{path} is not a valid run record: {reason}; restore it or delete it") from None
+        content = json.dumps(tree, ensure_ascii=False).encode("utf-8", "replace")
+        return cast(RunRecord, kind.validate_json(content))
+    except ValidationError as error:
+        raise UserError(f"{path} is not a valid run record: {_reason(error)}; restore it or delete it") from None
 
 
 def _reason(error: ValidationError) -> str:
@@ -147,23 +102,23 @@ def record_paths(folder: Path, errors: list[OSError]) -> Iterator[Path]:
         folders.sort()
 
 
-def find_records(folder: Path, *, summary: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+def find_records(folder: Path, *, summary: bool = False) -> tuple[list[RunRecord], list[str]]:
     """All records below a folder in the order of their run ids, each run once, and a line for each file left out.
 
     A record gets the key `folder`, where it was found, which is not in the file. Of a run that is recorded twice the
     record that was finished last counts, of equals the first by path; the line says whether they differ. A record whose
-    protocol id is not that of its protocol is left out.
+    settings id is not the id of its settings is left out.
 
     summary: as in `read_record`.
     """
-    records: dict[str, dict[str, Any]] = {}
-    protocols: dict[str, dict[str, Any]] = {}
+    records: dict[str, RunRecord] = {}
+    known: dict[str, dict[str, Any]] = {}
     left_out: list[str] = []
     errors: list[OSError] = []
     for path in record_paths(folder, errors):
         try:
             record = read_record(path, summary=summary)
-            _share_protocol(path, record, protocols)
+            _share_settings(path, record, known)
         except UserError as error:
             left_out.append(str(error))
             continue
@@ -180,21 +135,21 @@ def find_records(folder: Path, *, summary: bool = False) -> tuple[list[dict[str,
     return sorted(records.values(), key=lambda r: r["run_id"]), left_out
 
 
-def _share_protocol(path: Path, record: dict[str, Any], known: dict[str, dict[str, Any]]) -> None:
-    """Check that the id is the protocol's, and let the runs of one protocol share one dict of it."""
-    protocol, name = record["protocol"], record["protocol_id"]
-    if name in known and known[name] == protocol:
-        record["protocol"] = known[name]
+def _share_settings(path: Path, record: RunRecord, known: dict[str, dict[str, Any]]) -> None:
+    """Check that the id is the settings', and let the runs of the same settings share one dict of them."""
+    settings, name = record["settings"], record["settings_id"]
+    if name in known and known[name] == settings:
+        record["settings"] = known[name]
         return
-    if protocol_id(protocol) != name:
-        raise UserError(f"{path} was changed: protocol_id {name} is not that of its protocol; restore it or delete it")
-    known[name] = protocol
+    if settings_id(settings) != name:
+        raise UserError(f"{path} was changed: settings_id {name} is not that of its settings; restore it or delete it")
+    known[name] = settings
 
 
 _ABSENT = object()
 
 
-def _second_time(counted: dict[str, Any], dropped: dict[str, Any]) -> str:
+def _second_time(counted: RunRecord, dropped: RunRecord) -> str:
     one, other = flatten(counted), flatten(dropped)
     keys = sorted(key for key in {*one, *other} - {"folder"} if one.get(key, _ABSENT) != other.get(key, _ABSENT))
     path, run = Path(dropped["folder"], FILE), dropped["run_id"]

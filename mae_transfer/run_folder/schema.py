@@ -1,18 +1,19 @@
 """The public schema of the run record, as types that pydantic checks. docs/records.md describes it in words.
 
-Version 2 added `encoder_flops` and `per_image`, and nothing else: a record of version 1 is read as one without them.
-A key that is not named here is allowed and kept: a later release may add some under the same version; what changes the
-meaning of a key makes a new version. Imports neither torch nor tasks.
+Version 3 describes itself: `title`, `reports`, `benchmark`, `controls`, `transfers` and `row` say what the task is, and
+what was `protocol` is `settings`. `old_schemas.py` turns versions 1 and 2 into it. A key that is not named here is
+allowed and kept: a later release may add some under the same version. Another meaning of a key makes a new version.
+Imports neither torch nor tasks.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, with_config
 from typing_extensions import NotRequired, TypedDict  # of `typing` only from Python 3.12 on, for pydantic
 
-SCHEMA = 2
+SCHEMA = 3
 """The version that is written."""
-READABLE = (1, 2)
+READABLE = (1, 2, 3)
 
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -45,6 +46,30 @@ class DataSummary(TypedDict):
     blind: NotRequired[FiniteFloat | None]
 
 
+@with_config(_SUMMARY)
+class Report(TypedDict):
+    """A metric: `key` in `metrics`, and how it is shown (`tasks/card.py` explains each)."""
+
+    key: Name
+    title: Name
+    better: Literal["higher", "lower"]
+    unit: str
+    main: bool
+    group: str
+
+
+@with_config(_SUMMARY)
+class Row(TypedDict):
+    """The row of the task's tables that a run belongs to."""
+
+    name: str
+    """Protocol, or method of a pre-training; empty for a task without."""
+    frozen: bool
+    """Whether the encoder's weights stayed as they were."""
+    rank: Count
+    """Place among the rows of its task."""
+
+
 class PerImage(TypedDict):
     """The results of each val image: a file beside the record, and what it must hash to."""
 
@@ -64,8 +89,14 @@ class Summary(TypedDict):
     backbone: BackboneSummary
     preset: Literal["full", "mini", "smoke"]
     seed: Count
-    protocol: dict[str, Any]
-    protocol_id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    title: Name
+    reports: list[Report]
+    benchmark: str | None
+    controls: list[str]
+    transfers: bool
+    row: Row
+    settings: dict[str, Any]
+    settings_id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     metrics: dict[str, FiniteFloat | None]
     data: DataSummary
     parameters: NotRequired[Count]
@@ -76,6 +107,8 @@ class Summary(TypedDict):
     device: NotRequired[str]
     world_size: NotRequired[Annotated[int, Field(ge=1)]]
     finished: NotRequired[str]
+    folder: NotRequired[str]
+    """Where `find_records` found it; not in the file."""
 
 
 class WholeBackbone(BackboneSummary):
@@ -109,4 +142,11 @@ class RunRecord(Summary):
 
 WHOLE = TypeAdapter(RunRecord)
 SUMMARY = TypeAdapter(Summary)
-REQUIRED = ("schema", "run_id", "task", "backbone", "preset", "seed", "protocol", "protocol_id", "metrics", "data")
+DESCRIPTION = ("title", "reports", "benchmark", "controls", "transfers", "row")
+"""Keys by which a record describes its task."""
+REQUIRED = (
+    *("schema", "run_id", "task", "backbone", "preset", "seed", "settings", "settings_id", "metrics", "data"),
+    *DESCRIPTION,
+)
+OLD_REQUIRED = ("schema", "run_id", "task", "backbone", "preset", "seed", "protocol", "protocol_id", "metrics", "data")
+"""Of schemas 1 and 2."""

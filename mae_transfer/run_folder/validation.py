@@ -18,9 +18,10 @@ def validate(folder: Path) -> tuple[int, list[str]]:
     right = 0
     for record in records:
         try:
-            if record.get("per_image") is not None:
+            per_image = record.get("per_image")
+            if per_image is not None:
                 run = Path(record["folder"])
-                _check_metric(run, record["metrics"], read_per_image(run, record["per_image"]))
+                _check_metric(run, record["metrics"], read_per_image(run, per_image))
             right += 1
         except UserError as error:
             problems.append(str(error))

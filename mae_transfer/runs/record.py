@@ -7,19 +7,26 @@ import platform
 import subprocess
 import sys
 import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 
+from mae_transfer.backbones.checkpoints.own import facts_of
+from mae_transfer.backbones.flops import encoder_flops
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.loop import TrainResult
-from mae_transfer.engine.task import Task
+from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.run_folder.per_image import write_per_image
-from mae_transfer.run_folder.record import SCHEMA, make_protocol, protocol_id, read_record, write_json
+from mae_transfer.run_folder.record import read_record, write_json
+from mae_transfer.run_folder.schema import SCHEMA, RunRecord
+from mae_transfer.run_folder.settings import settings_id
+from mae_transfer.runs.settings import make_settings
+from mae_transfer.runs.tasks import task_card
 
 _LOG = logging.getLogger(__name__)
 VERSIONS_OF = (
@@ -71,21 +78,46 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def write_record(
-    task: Task,
-    data: dict[str, Any],
-    result: TrainResult,
-    metrics: dict[str, float],
-    flops: int,
-    surroundings: dict[str, Any],
-    path: Path,
-) -> dict[str, Any]:
-    """Write `record.json`, and `per_image.npz` before it, into the run folder `path`; rank 0 does it."""
+def make_origin(task: BaseTask, encoder: ViTEncoder, world_size: int) -> dict[str, Any]:
+    """Plain values that name a run and its encoder, kept in every checkpoint; a resumed run keeps its first.
+
+    An encoder that is trained here from new weights gets the settings id of its training as its name: its seeds may
+    share a cell of a table.
+    """
     config: RunConfig = task.config
-    origin = result.origin or {}
-    protocol = make_protocol(
-        config.model_dump(mode="json"), data_fingerprint=data["fingerprint"], norm_batch=origin["norm_batch"]
-    )
+    norm_batch = min(config.train.micro_batch * world_size, config.train.global_batch)
+    fingerprint = task.data_summary["fingerprint"]
+    if not task_card(config.task).transfers:
+        settings = make_settings(config, data_fingerprint=fingerprint, norm_batch=norm_batch)
+        encoder.load_report.trained_as = settings_id(settings)
+    return {
+        "run_id": new_run_id(),
+        "backbone": describe_backbone(config, encoder),
+        "encoder": facts_of(encoder),
+        "norm_batch": norm_batch,
+        "data_fingerprint": fingerprint,
+    }
+
+
+def write_record(
+    task: BaseTask,
+    encoder: ViTEncoder,
+    result: TrainResult,
+    evaluation: Evaluation,
+    skipped: Sequence[Sequence[str]],
+    surroundings: Mapping[str, Any],
+    path: Path,
+) -> RunRecord:
+    """Write `record.json`, and `per_image.npz` before it, into the run folder `path`; rank 0 does it.
+
+    skipped: for each rank the files that it could not decode.
+    """
+    config: RunConfig = task.config
+    card, origin = task_card(config.task), result.origin or {}
+    data = task.data_summary | {"skipped_files": sorted({name for names in skipped for name in names})}
+    if evaluation.head is not None:
+        data["selected_head"] = evaluation.head
+    settings = make_settings(config, data_fingerprint=data["fingerprint"], norm_batch=origin["norm_batch"])
     cost = {
         "wall_seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory,
@@ -97,32 +129,33 @@ def write_record(
         # This process trained nothing: what training cost, and on what, stands in the record that it replaces.
         before = read_record(file)
         cost = {key: before.get(key, value) for key, value in cost.items()}
-    per_image = task.per_image  # written before the record, which holds its hash
+    per_image = evaluation.per_image  # written before the record, which holds its hash
     record = {
         "schema": SCHEMA,
         "run_id": origin["run_id"],
-        "task": config.task,
+        **card.describe(),
+        "row": card.row(getattr(config, card.option, None)),
         "recipe": config.recipe,
         "preset": config.preset,
-        "engine": config.engine,
         "seed": config.seed,
         "backbone": origin["backbone"],
-        "metrics": metrics,
+        "metrics": evaluation.metrics,
         "history": result.history,
         "steps": result.steps,
         "data": data,
-        "protocol_id": protocol_id(protocol),
-        "protocol": protocol,
+        "settings_id": settings_id(settings),
+        "settings": settings,
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
-        "encoder_flops": flops,
+        "encoder_flops": encoder_flops(encoder),
         "per_image": None if per_image is None else write_per_image(path, per_image),
         **cost,
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     write_json(file, record)
-    _LOG.info("%s", "  ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "/" not in name))
+    shown = {name: value for name, value in evaluation.metrics.items() if "/" not in name}
+    _LOG.info("%s", "  ".join(f"{name} {value:.2f}" for name, value in shown.items()))
     _LOG.info("record: %s", file)
-    return record
+    return cast(RunRecord, record)
 
 
 def commit() -> str | None:

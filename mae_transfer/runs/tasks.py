@@ -1,35 +1,115 @@
-"""One folder a task, with the same file names in each: config, data, transforms, model, evaluate, task."""
+"""The list of tasks: those of this package, and those that other packages or notebooks add.
+
+Another package names its cards by the entry-point group `mae_transfer.tasks`; the entry is a `TaskCard`, or several.
+`register_task` does the same for this process alone.
+"""
 
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import entry_points
 
+from mae_transfer.config.overrides import nearest
 from mae_transfer.config.sections import RunConfig
+from mae_transfer.engine.task import BaseTask
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.card import Protocol, TaskCard, load_object
 
-if TYPE_CHECKING:
-    from mae_transfer.engine.task import Task
+GROUP = "mae_transfer.tasks"
+MODULES = (
+    "mae_transfer.tasks.coco.card",
+    "mae_transfer.tasks.ade20k.card",
+    "mae_transfer.tasks.classification.card",
+    "mae_transfer.pretrain.card",
+)
+"""Modules with the CARDS of this package."""
 
-CLASSIFICATION = "mae_transfer.tasks.classification.task:ClassificationTask"
-
-TASK_CLASSES = {
-    "ade20k": "mae_transfer.tasks.ade20k.task:Ade20kTask",
-    "coco": "mae_transfer.tasks.coco.task:CocoTask",
-    "folder": CLASSIFICATION,
-    "imagenet": CLASSIFICATION,
-    "inat2017": CLASSIFICATION,
-    "inat2018": CLASSIFICATION,
-    "inat2019": CLASSIFICATION,
-    "inat2021": CLASSIFICATION,
-    "places205": CLASSIFICATION,
-    "places365": CLASSIFICATION,
-}
+_registered: dict[str, tuple[TaskCard, str]] = {}
 
 
-def make_task(config: RunConfig, like: "Task | None" = None) -> "Task":
+def register_task(card: TaskCard, *, replace: bool = False) -> None:
+    """Add a task to those of this process.
+
+    Raises:
+        UserError: the name is taken, unless `replace` is set.
+    """
+    if not replace and card.name in _all():
+        raise UserError(f"the task '{card.name}' is there already, from {_all()[card.name][1]}; give it another name")
+    _registered[card.name] = (card, "register_task")
+
+
+def task_cards(*, transfers: bool | None = None) -> list[TaskCard]:
+    """The cards of all tasks; only those that transfer an encoder, or only those that do not."""
+    return [card for card, _ in _all().values() if transfers in (None, card.transfers)]
+
+
+def task_card(name: str) -> TaskCard:
+    """The card of a task; UserError for an unknown one, with the nearest name."""
+    cards = _all()
+    if name not in cards:
+        known = [card.name for card in task_cards(transfers=True)]
+        raise UserError(f"unknown task '{name}'{nearest(name.lower(), known)}; tasks: {', '.join(known)}")
+    return cards[name][0]
+
+
+def protocol_of(card: TaskCard, name: str | None) -> Protocol | None:
+    """A protocol of a task, the default one for None; None if the task has no protocols.
+
+    Raises:
+        UserError: the task has no protocol of that name.
+    """
+    try:
+        return card.protocol(name)
+    except KeyError:
+        pass
+    if not card.protocols:
+        some = ", ".join(other.name for other in task_cards(transfers=True) if other.protocols)
+        raise UserError(f"--protocol {name}: the task {card.name} has no protocols; these have some: {some}")
+    known = [protocol.name for protocol in card.protocols]
+    raise UserError(
+        f"unknown {card.option} '{name}'{nearest(name or '', known)}; {card.option}s of {card.name}: {', '.join(known)}"
+    )
+
+
+def make_task(config: RunConfig, like: BaseTask | None = None) -> BaseTask:
     """The task of a configuration, with its data read and checked; UserError for anything wrong with them.
 
     like: the task of another run of the same series, whose list of images need not be read again.
     """
-    path = TASK_CLASSES[config.task]
-    module, name = path.split(":")
-    options = {"like": like} if path == CLASSIFICATION and like is not None else {}
-    return getattr(importlib.import_module(module), name)(config, **options)
+    card = task_card(config.task)
+    kind: type[BaseTask] = load_object(card.task)
+    protocol = protocol_of(card, getattr(config, card.option, None))
+    return kind.make(config, None if protocol is None else load_object(protocol.code), like)
+
+
+def config_class(card: TaskCard, protocol: Protocol | None) -> type[RunConfig]:
+    """The configuration class of a task, or of its protocol if that has its own."""
+    found: type[RunConfig] = load_object(protocol.config if protocol is not None and protocol.config else card.config)
+    return found
+
+
+def _all() -> dict[str, tuple[TaskCard, str]]:
+    """Name -> card and where it comes from."""
+    return _installed() | _registered
+
+
+@cache
+def _installed() -> dict[str, tuple[TaskCard, str]]:
+    found: dict[str, tuple[TaskCard, str]] = {}
+    for module in MODULES:
+        _add(found, importlib.import_module(module).CARDS, "mae_transfer")
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        origin = f"{entry.value} (package {entry.dist.name if entry.dist else 'unknown'})"
+        try:
+            cards = entry.load()
+        except Exception as error:
+            raise UserError(f"task {entry.name} of {origin} cannot be loaded: {error}; mend or remove it") from error
+        _add(found, (cards,) if isinstance(cards, TaskCard) else cards, origin)
+    return found
+
+
+def _add(found: dict[str, tuple[TaskCard, str]], cards: Iterable[TaskCard], origin: str) -> None:
+    for card in cards:
+        if card.name in found:
+            raise UserError(f"two tasks have the name '{card.name}': of {found[card.name][1]} and of {origin}")
+        found[card.name] = (card, origin)

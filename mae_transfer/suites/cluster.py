@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_transfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
-from mae_transfer.suites.state import Place, is_locked, last_line
+from mae_transfer.suites.state import RunPlace, is_locked, last_line
 
 if TYPE_CHECKING:
     from mae_transfer.suites.local import Job
@@ -31,7 +31,7 @@ class RunJob:
     job back into the queue, to go on with --resume.
     """
 
-    place: Place
+    place: RunPlace
     command: tuple[str, ...]
     resume: bool
     """Decided once for all tasks: they would not see the folder at the same moment."""
@@ -72,7 +72,7 @@ class RunJob:
 
 
 class ClusterJob:
-    def __init__(self, job: Any, place: Place, start: int) -> None:
+    def __init__(self, job: Any, place: RunPlace, start: int) -> None:
         self._job, self._place, self._start = job, place, start
         self._reason, self._stopped = "", False
 

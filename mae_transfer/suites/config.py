@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from mae_transfer.config.load import nearest
+from mae_transfer.config.overrides import nearest
 from mae_transfer.config.sections import Section
+from mae_transfer.config.yaml import read_yaml
 from mae_transfer.errors import UserError
 
 Seeds = tuple[int, ...]
@@ -113,14 +113,7 @@ class SuiteConfig(Section):
 
 def read_suite(path: Path) -> SuiteConfig:
     """The suite of a YAML file; UserError for the first thing wrong with it."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the suite {path}: {error.strerror}; configs/suites/ has examples") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"suite {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"suite {path} is no mapping of keys to values; configs/suites/ has examples")
+    values = read_yaml(path, "suite")
     try:
         return SuiteConfig.model_validate(values)
     except ValidationError as error:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_transfer.config.load import backbone_spec
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
-from mae_transfer.run_folder.folder import read_metrics
-from mae_transfer.run_folder.record import find_records, flatten
+from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.schema import RunRecord
+from mae_transfer.run_folder.settings import flatten
+from mae_transfer.runs.resolve import backbone_spec
 from mae_transfer.suites.plan import SuiteRun
 
 ALIKE = ("method", "protocol", "model.blocks", "data.shots", "data.image_size", "train.global_batch", "train.precision")
@@ -31,7 +33,7 @@ class Estimator:
 
     def __init__(self, folders: Iterable[Path], runs: Sequence[SuiteRun] = ()) -> None:
         self._runs = runs
-        self._records: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        self._records: dict[tuple[Any, ...], list[RunRecord]] = {}
         for folder in folders:
             for record in find_records(folder)[0]:
                 self._records.setdefault(_of_record(record), []).append(record)
@@ -44,10 +46,10 @@ class Estimator:
         like = [r for r in self._records.get(kind_of(run.config), []) if r.get("wall_seconds")]
         if not like:
             return self._from_steps_of_others(run, steps)
-        scale = [steps / r["steps"] if steps and r["steps"] else 1.0 for r in like]
+        scale = [steps / r.get("steps", 0) if steps and r.get("steps") else 1.0 for r in like]
         return Estimate(
-            statistics.median(r["wall_seconds"] * factor for r, factor in zip(like, scale, strict=True)),
-            max((r["peak_memory_bytes"] for r in like if r.get("peak_memory_bytes")), default=None),
+            statistics.median((r.get("wall_seconds") or 0) * factor for r, factor in zip(like, scale, strict=True)),
+            max(filter(None, (r.get("peak_memory_bytes") for r in like)), default=None),
         )
 
     def _from_steps_of_others(self, run: SuiteRun, steps: int | None) -> Estimate | None:
@@ -84,13 +86,13 @@ def kind_of(config: RunConfig) -> tuple[Any, ...]:
     return (config.task, size, spec.patch_size, *_alike(flatten(config.model_dump(mode="json"))))
 
 
-def _of_record(record: dict[str, Any]) -> tuple[Any, ...]:
+def _of_record(record: RunRecord) -> tuple[Any, ...]:
     backbone = record["backbone"]
     try:
         patch = backbone_spec(backbone["name"]).patch_size
     except UserError:  # of a name that this version has not
         patch = 0
-    return (record["task"], backbone["size"], patch, *_alike(record["protocol"]))
+    return (record["task"], backbone["size"], patch, *_alike(record["settings"]))
 
 
 def _alike(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,31 +1,27 @@
 """From a suite file to its runs, in the order in which they are made; all of them resolved and checked here."""
 
-import itertools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mae_transfer.backbones import registry
-from mae_transfer.config.load import backbone_spec, nearest, search_grid
+from mae_transfer.config.overrides import nearest
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.loop import check_plan, micro_batch_sizes
-from mae_transfer.engine.task import Task
+from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError
-from mae_transfer.pretrain.task import PretrainTask
 from mae_transfer.run_folder.folder import check_same_recipe
-from mae_transfer.run_folder.record import flatten
-from mae_transfer.runs.pretrain import resolve_pretrain
-from mae_transfer.runs.run import DATA_PATHS, RUNS, default_output, run_label
+from mae_transfer.run_folder.settings import flatten
+from mae_transfer.runs.names import RUNS, default_output, run_label
+from mae_transfer.runs.plan import Pairs, Run, plan_runs
+from mae_transfer.runs.resolve import backbone_spec, names_data
 from mae_transfer.runs.search import finished_record
-from mae_transfer.runs.series import plan_series
-from mae_transfer.runs.tasks import CLASSIFICATION, TASK_CLASSES, make_task
+from mae_transfer.runs.tasks import config_class, make_task, protocol_of, task_card
 from mae_transfer.suites.config import PretrainEntry, SuiteConfig, TaskEntry, read_suite
-from mae_transfer.suites.state import Place
+from mae_transfer.suites.state import RunPlace
 
-MODULES = {"pretrain": "mae_transfer.cli.pretrain"}
-"""Command lines of the tasks that are not `mae_transfer.cli.transfer`'s."""
 PRETRAINING = "pre-training"
 
 
@@ -38,24 +34,25 @@ class SuiteRun:
     column: str
     seed: int
     config: RunConfig
-    place: Place
+    place: RunPlace
     arguments: tuple[str, ...]
     """Of the task's command line, all but --resume."""
     needs: tuple[Path, ...] = ()
     """Folders of the runs that have to be done before."""
-    point: str = ""
-    """The values of a search that this run has."""
+    point: Pairs = ()
+    """Its values of a search."""
 
     @property
     def title(self) -> str:
-        return " ".join(filter(None, (self.row, self.column, f"seed {self.seed}", self.point)))
+        point = " ".join(f"{key}={value}" for key, value in self.point)
+        return " ".join(filter(None, (self.row, self.column, f"seed {self.seed}", point)))
 
     def command(self, *, resume: bool, processes: int = 1) -> list[str]:
         """What starts it: `processes` on this machine, under torchrun if more than one."""
         launcher = ["-m"]
         if processes > 1:
             launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-        module = MODULES.get(self.config.task, "mae_transfer.cli.transfer")
+        module = f"mae_transfer.cli.{'transfer' if task_card(self.config.task).transfers else 'pretrain'}"
         return [sys.executable, *launcher, module, *self.arguments, *(["--resume"] if resume else [])]
 
 
@@ -120,12 +117,15 @@ class _Planner:
                 raise UserError(f"pre-training {entry.label}: its tokenizer {entry.tokenizer} has to need none itself")
         return sorted(entries, key=lambda entry: entry.tokenizer in labels)
 
-    def _folder(self, name: str, preset: str, overrides: Sequence[str], title: str) -> list[str]:
+    def _folder(
+        self, name: str, task: str, protocol: str | None, preset: str, overrides: Sequence[str], title: str
+    ) -> list[str]:
         """The --data of a run."""
         folder = self.data.get(name)
         if folder is not None:
             return ["--data", folder]
-        if preset == "smoke" or any(text.startswith(DATA_PATHS) for text in overrides):
+        card = task_card(task)
+        if preset == "smoke" or names_data(config_class(card, protocol_of(card, protocol)), overrides):
             return []
         raise UserError(f"{title}: no folder for the data set '{name}'; give --data {name}=FOLDER")
 
@@ -140,19 +140,20 @@ class _Planner:
                 folder = self._of_seed(tokenizer, seed, title)
                 tokenizer, needs = str(folder), (folder,)
             arguments = ["--method", entry.method, "--backbone", entry.backbone, "--preset", preset]
-            data = self._folder(entry.data or PRETRAINING, preset, overrides, title)
+            data = self._folder(entry.data or PRETRAINING, "pretrain", entry.method, preset, overrides, title)
             arguments += [*data, *_option("--tokenizer", tokenizer), "--seed", str(seed)]
-            with _told(title):
-                config = resolve_pretrain(
-                    entry.method,
+            with named_in_errors(title):
+                (planned,) = plan_runs(
+                    "pretrain",
                     entry.backbone,
+                    protocol=entry.method,
                     data=data[1] if data else None,
                     tokenizer=tokenizer,
                     preset=preset,
                     seed=seed,
                     overrides=overrides,
                 )
-            path = self._add(config, arguments, overrides, entry.label, PRETRAINING, seed, needs)
+            path = self._add(planned, arguments, overrides, entry.label, PRETRAINING, seed, needs)
             self.pretrained.setdefault(entry.label, {})[seed] = path
 
     def _transfer(self, row: _Row, task: TaskEntry) -> None:
@@ -165,7 +166,8 @@ class _Planner:
             if row.pretrained is not None:
                 folder = self._of_seed(row.label, seed, title)
                 checkpoint, needs = str(folder), (folder,)
-            data = self._folder(task.data or task.task, preset, overrides, title)
+            first = task.protocols[0] if task.protocols else None
+            data = self._folder(task.data or task.task, task.task, first, preset, overrides, title)
             arguments = ["--task", task.task, "--backbone", row.name, "--preset", preset, *data]
             arguments += [*_option("--checkpoint", checkpoint), *_option("--weights", row.weights)]
             arguments += [*_option("--subset", task.subset), "--seed", str(seed)]
@@ -177,13 +179,25 @@ class _Planner:
                 "subset": task.subset,
                 "seed": seed,
             }
-            with _told(title):
-                for point, config, own in _variants(task, row.name, overrides, options):
+            with named_in_errors(title):
+                runs = plan_runs(
+                    task.task,
+                    row.name,
+                    protocol=",".join(task.protocols) or None,
+                    blocks=task.blocks,
+                    shots=task.shots,
+                    draws=task.draws,
+                    search=task.search,
+                    overrides=overrides,
+                    **options,
+                )
+                for run in runs:
                     if row.pretrained is None:
-                        _check_weights(config, row.label)
-                    column = " ".join(filter(None, (task.label or task.data or task.task, run_label(config))))
+                        _check_weights(run.config, row.label)
+                    column = " ".join(filter(None, (task.label or task.data or task.task, run_label(run.config))))
                     column += " search" if task.search else ""
-                    self._add(config, [*arguments, *own], overrides, row.label, column, seed, needs, point)
+                    own = [*_own_arguments(run.config), *(f"{key}={value}" for key, value in run.point)]
+                    self._add(run, [*arguments, *own], overrides, row.label, column, seed, needs)
 
     def _of_seed(self, label: str, seed: int, title: str) -> Path:
         made = self.pretrained[label]
@@ -193,25 +207,24 @@ class _Planner:
 
     def _add(
         self,
-        config: RunConfig,
+        planned: Run,
         arguments: Sequence[str],
         overrides: Sequence[str],
         row: str,
         column: str,
         seed: int,
         needs: tuple[Path, ...],
-        point: str = "",
     ) -> Path:
-        path = self.output / default_output(config).name
+        path = self.output / default_output(planned.config).name
         run = SuiteRun(
             row,
             column,
             seed,
-            config,
-            Place(path),
+            planned.config,
+            RunPlace(path),
             (*arguments, "--output", str(path), *overrides),
             needs,
-            point,
+            planned.point,
         )
         if path.name in self.runs:
             raise UserError(
@@ -253,7 +266,7 @@ def plan_suite(
     runs = _Planner(suite, folder, data, checkpoints, overrides).plan()
     for run in runs:
         if run.place.record.exists():
-            check_same_recipe(run.place.path, run.config.model_dump(mode="json"))
+            check_same_recipe(run.place.path, run.config)
             finished_record(run.config, run.place.path)
     return folder, runs
 
@@ -261,21 +274,17 @@ def plan_suite(
 def check_runs(runs: Sequence[SuiteRun], world_size: int) -> dict[Path, int | None]:
     """Read the data of the runs, each set once, and check batches and schedules on so many devices; the steps of each
     run by its folder, None if it takes none. UserError for the first that cannot be."""
-    sizes: dict[tuple[Any, ...], Task] = {}
+    sizes: dict[tuple[Any, ...], BaseTask] = {}
     steps: dict[Path, int | None] = {}
-    like: dict[str, Task] = {}
+    like: dict[str, BaseTask] = {}
     for run in runs:
         config: Any = run.config
         patch = backbone_spec(config.backbone.name).patch_size
         key = (config.task, run_label(config), patch, config.subset, str(config.data), str(getattr(config, "eval", "")))
-        with _told(run.title):
+        with named_in_errors(run.title):
             if key not in sizes:
-                if config.task == "pretrain":
-                    sizes[key] = PretrainTask(config)
-                else:
-                    sizes[key] = make_task(config, like.get(config.task))
-                    if TASK_CLASSES[config.task] == CLASSIFICATION:
-                        like[config.task] = sizes[key]
+                sizes[key] = make_task(config, like.get(config.task))
+                like[config.task] = sizes[key]
             task = sizes[key]
             if not task.trains:
                 steps[run.place.path] = None
@@ -285,7 +294,7 @@ def check_runs(runs: Sequence[SuiteRun], world_size: int) -> dict[Path, int | No
     return steps
 
 
-class _told:
+class named_in_errors:
     """A context that puts which run it is before the message of a UserError."""
 
     def __init__(self, title: str) -> None:
@@ -297,33 +306,6 @@ class _told:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, UserError) and not str(error).startswith(self.title):
             raise UserError(f"{self.title}: {error}") from error
-
-
-def _variants(
-    task: TaskEntry, backbone: str, overrides: Sequence[str], options: dict[str, Any]
-) -> Iterator[tuple[str, RunConfig, list[str]]]:
-    """(values of the search, configuration, arguments) of the runs that a task asks for with one backbone and seed."""
-    protocol = ",".join(task.protocols) or None
-    if not task.search:
-        for planned in plan_series(
-            task.task,
-            backbone,
-            protocol=protocol,
-            blocks=task.blocks,
-            shots=task.shots,
-            draws=task.draws,
-            overrides=overrides,
-            **options,
-        ):
-            yield "", planned.config, _own_arguments(planned.config)
-        return
-    if task.blocks or task.shots or task.draws or len(task.protocols) > 1:
-        raise UserError("search: a search has one protocol; leave out blocks, shots and draws")
-    grid = search_grid(task.task, protocol=protocol, preset=options["preset"], overrides=overrides)
-    for values in itertools.product(*grid.values()):
-        own = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
-        (planned,) = plan_series(task.task, backbone, protocol=protocol, overrides=[*own, *overrides], **options)
-        yield " ".join(own), planned.config, [*_own_arguments(planned.config), *own]
 
 
 def _own_arguments(config: RunConfig) -> list[str]:

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from mae_transfer.results.tables.build import METRICS
-from mae_transfer.results.tables.classification import ACCURACY
 from mae_transfer.run_folder.record import read_record
-from mae_transfer.runs.search import search_table
+from mae_transfer.runs.search import main_metric, search_table, value_of
 from mae_transfer.suites.plan import SuiteRun
 
 
@@ -21,12 +19,10 @@ def search_tables(runs: Sequence[SuiteRun]) -> list[str]:
         open_ends = [s for s, run in zip(states, points, strict=True) if s != "done" and not _diverged(s, run)]
         if open_ends or "done" not in states:
             continue
-        metric, name = next(iter(METRICS.get(points[0].config.task, ACCURACY).items()))
-        results = [
-            read_record(run.place.record)["metrics"][metric] if run.place.record.exists() else None for run in points
-        ]
-        values = [dict(pair.split("=", 1) for pair in run.point.split(" ")) for run in points]
-        tables.append(f"{title}\n\n{search_table(values, results, name)}")
+        metric = main_metric(points[0].config.task)
+        records = [read_record(run.place.record) if run.place.record.exists() else None for run in points]
+        values = [value_of(record, metric) for record in records]
+        tables.append(f"{title}\n\n{search_table([run.point for run in points], values, metric)}")
     return tables
 
 

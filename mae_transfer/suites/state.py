@@ -22,7 +22,7 @@ FOLDER = "suite"
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPlace:
     """Where a run lies, and what the suite keeps of it."""
 
     path: Path
@@ -83,7 +83,7 @@ class Place:
         write_json(self.failure, {"reason": reason})
 
 
-def take_claim(place: Place) -> int | None:
+def take_claim(place: RunPlace) -> int | None:
     """A descriptor that holds the claim on a run until it is closed here and in all processes that inherited it; None
     if another holds it."""
     try:

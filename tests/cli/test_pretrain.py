@@ -21,7 +21,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.pretrain.methods.mae_checkpoint import load_mae
 from mae_transfer.pretrain.pictures import CAPTION_WIDTH
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
-from mae_transfer.run_folder.folder import read_metrics
+from mae_transfer.run_folder.metrics import read_metrics
 
 SMALL = ["data.image_size=32", "model.decoder_depth=1", "model.decoder_width=32", "device=cpu"]
 
@@ -50,7 +50,7 @@ def run(images, tmp_path_factory) -> Path:
 def test_record_and_metrics(run: Path) -> None:
     record = json.loads((run / "record.json").read_text())
     assert (record["task"], record["recipe"], record["steps"]) == ("pretrain", "pretrain_mae", 3)
-    assert record["protocol"]["method"] == "mae"
+    assert record["settings"]["method"] == "mae"
     assert record["metrics"].keys() == {"val_loss", "val_patch_mean", "knn_top1"}
     assert 0.5 < record["metrics"]["val_loss"] < 3
     assert record["metrics"]["val_patch_mean"] == pytest.approx(191 / 192, abs=0.02)  # normalised, almost all variance

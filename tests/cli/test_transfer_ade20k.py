@@ -44,7 +44,7 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     assert sum(name.startswith("IoU/") for name in record["metrics"]) == 150
     assert 0 <= record["metrics"]["mIoU"] <= 100
     assert "onedl-mmsegmentation" in record["versions"]
-    assert record["protocol"]["eval.mode"] == "slide"
+    assert record["settings"]["eval.mode"] == "slide"
     assert record["data"]["name"] == "150 classes (6 train, 3 val images)"
     assert record["per_image"]["images"] == 3
     assert validate(output) == (1, []), "the counts of single images give the record's mIoU"
@@ -52,15 +52,15 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     (output / "record.json").write_text(json.dumps(record | {"metrics": {}}))
     assert main(arguments(output, data, "eval.per_class=true", "--eval-only")) == 0
     again = read_record(output / "record.json")
-    for key in ("metrics", "run_id", "protocol_id", "backbone", "history", "images_per_second"):
+    for key in ("metrics", "run_id", "settings_id", "backbone", "history", "images_per_second"):
         assert again[key] == record[key], key
     # the same weights evaluated in another way are another protocol
     multi = ["eval.ratios=[0.5,1.0]", "eval.flip=true", "eval.mode=whole"]
     assert main(arguments(output, data, "--eval-only", *multi)) == 0
     other = read_record(output / "record.json")
     assert other["run_id"] == record["run_id"]
-    assert other["protocol"]["eval.mode"] == "whole"
-    assert other["protocol_id"] != record["protocol_id"]
+    assert other["settings"]["eval.mode"] == "whole"
+    assert other["settings_id"] != record["settings_id"]
 
     tool = str(TOOL.with_name("make_tables.py"))
     table = run([sys.executable, tool, "--runs", str(tmp_path), "--output", str(tmp_path / "t.md")])

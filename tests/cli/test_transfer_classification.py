@@ -19,7 +19,7 @@ from mae_transfer.data.synthetic.classification import draw, make_classification
 from mae_transfer.results.tables.build import make_tables
 from mae_transfer.run_folder.record import find_records, read_record
 from mae_transfer.run_folder.validation import validate
-from mae_transfer.runs.series import parse_blocks, plan_series
+from mae_transfer.runs.plan import parse_blocks, plan_series
 
 TOOL = TOOLS / "run_transfer.py"
 TINY = ["data.image_size=32", "--subset", "40"]
@@ -63,7 +63,7 @@ def test_every_data_set_runs_on_generated_images(task: str, tmp_path: Path) -> N
     assert (record["task"], record["steps"], record["data"]["classes"]) == (task, 3, 5)
     assert record["data"]["name"] == "generated images"
     assert {"top1", "top5", "mean_per_class"} <= record["metrics"].keys()
-    assert record["protocol"]["protocol"] == "finetune"
+    assert record["settings"]["protocol"] == "finetune"
     assert record["data"]["blind"] == 20.0
 
 
@@ -120,7 +120,7 @@ def test_draws_of_few_shots_are_averaged(data: Path, tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "runs").iterdir()}
     assert names == {f"logreg-2shot-draw{i}" for i in range(3)}
     records, _ = find_records(tmp_path)
-    assert len({record["protocol_id"] for record in records}) == 1
+    assert len({record["settings_id"] for record in records}) == 1
     assert {record["data"]["fingerprint"] for record in records} == {records[0]["data"]["fingerprint"]}
     values = [record["metrics"]["top1"] for record in records]
     cell = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} (n=3)"
@@ -139,7 +139,7 @@ def test_robustness_sets_are_evaluated_with_a_finished_run(tmp_path: Path) -> No
     record = read_record(tmp_path / "run" / "record.json")
     assert record["metrics"]["imagenet_a_top1"] in (0.0, 50.0, 100.0)
     assert record["metrics"]["top1"] == plain["metrics"]["top1"]
-    assert record["protocol_id"] == plain["protocol_id"]
+    assert record["settings_id"] == plain["settings_id"]
     assert "IN-A top-1 nano 32" in make_tables([record])
     assert main([*run, "--eval-only", f"data.imagenet_a={tmp_path / 'imagenet-a'}", "eval.mask_classes=false"]) == 0
 

@@ -15,8 +15,9 @@ from support.command_line import SIX_STEPS, TOOL, assert_same_run, environment, 
 
 from mae_transfer.cli.transfer import main
 from mae_transfer.data.synthetic.coco import make_coco
-from mae_transfer.run_folder.record import REQUIRED, read_record
-from mae_transfer.tasks.coco.evaluate import STATISTICS
+from mae_transfer.run_folder.record import read_record
+from mae_transfer.run_folder.schema import REQUIRED
+from mae_transfer.tasks.coco.card import STATISTICS
 
 
 @pytest.fixture(scope="module")

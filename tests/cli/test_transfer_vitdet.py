@@ -41,7 +41,7 @@ def test_a_run_from_command_to_record(recipe: str, names: list[str], tmp_path: P
     output = tmp_path / "run"
     assert main(arguments(output, data, recipe)) == 0
     record = read_record(output / "record.json")
-    assert record["protocol"]["recipe"] == recipe
+    assert record["settings"]["recipe"] == recipe
     assert record["steps"] == 4
     assert {"box_AP", "mask_AP"} <= record["metrics"].keys()
     assert [sorted(step) for step in losses(output)] == [names] * 4

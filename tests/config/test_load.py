@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mae_transfer.config.load import TASKS, config_folder, dump_config, leaf_keys, load_config, read_recipe
+from mae_transfer.config.load import dump_config
+from mae_transfer.config.overrides import leaf_keys
+from mae_transfer.config.recipe import config_folder, read_recipe
 from mae_transfer.errors import UserError
+from mae_transfer.runs.resolve import load_config
+from mae_transfer.runs.tasks import task_cards
 from mae_transfer.tasks.coco.config import CocoConfig
 
 RECIPES = sorted(path for path in config_folder().glob("*/*.yaml") if path.parent.name != "suites")
@@ -16,7 +20,7 @@ BACKBONES = ["mae_vit_b", "mae_vit_l", "mae_vit_h", "mocov3_vit_b", "random_vit_
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "pretrain"], ids=lambda p: p.stem)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_recipe_and_preset_resolves(path: Path, backbone: str) -> None:
-    task = next(task for task, entry in TASKS.items() if entry.folder == path.parent.name)
+    task = next(card.name for card in task_cards(transfers=True) if card.folder == path.parent.name)
     recipe = read_recipe(path.parent.name, path.stem)
     overrides = [f"recipe={path.stem}"] + ["model.blocks=1"] * (recipe["base"].get("protocol") == "partial")
     for preset in recipe["presets"]:

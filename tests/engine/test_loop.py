@@ -16,7 +16,8 @@ from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.sampler import StreamSampler
 from mae_transfer.errors import DivergedError, UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
-from mae_transfer.run_folder.folder import open_run_folder, read_metrics
+from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.runs.run import open_run_folder
 
 PLAIN: dict[str, Any] = {
     "train__global_batch": 8,
@@ -228,7 +229,7 @@ def test_fp16_overflow_skips_the_step_until_the_scale_is_hopeless(tmp_path: Path
         model = toy.build_model(Encoder(True))
         if overflow:
             model.head.weight.register_hook(lambda gradient: gradient + torch.inf)
-        with open_run_folder(fabric, tmp_path / name, config.model_dump(mode="json"), resume=resume) as folder:
+        with open_run_folder(fabric, tmp_path / name, config, resume=resume) as folder:
             train(fabric, toy, model, config, folder, workers=0, resume=resume)
         return load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1])
 

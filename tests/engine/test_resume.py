@@ -17,7 +17,7 @@ from support.engine_toy import finish as finish_processes
 from support.paths import ROOT
 
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
-from mae_transfer.run_folder.folder import read_metrics
+from mae_transfer.run_folder.metrics import read_metrics
 
 TIMES = ("seconds", "images_per_second", "data_wait", "memory")
 CHANGES: dict[int, dict[str, Any]] = {

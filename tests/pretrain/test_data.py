@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.pretraining import resolve_pretrain
 from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.data.synthetic.classification import make_classification
@@ -11,7 +12,6 @@ from mae_transfer.errors import UserError
 from mae_transfer.pretrain.data import PretrainImages, find_images
 from mae_transfer.pretrain.methods.mae import MaeViews
 from mae_transfer.pretrain.views import Views, jitter
-from mae_transfer.runs.pretrain import resolve_pretrain
 
 
 def config_of(root, *overrides: str):

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from support.paths import ROOT
+from support.pretraining import resolve_pretrain
 
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.tokenizers.load import FILE, load_tokenizer
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
-from mae_transfer.run_folder.folder import read_metrics
-from mae_transfer.runs.pretrain import run_pretrain
+from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.runs.api import run_pretrain
 
 SMALL = ["backbone.drop_path=0", "data.image_size=32", "mask.min_patches=2", "tokenizer.vocab_size=6"]
 CHECKED = ("loss", "grad_norm", "eval")
@@ -72,7 +73,7 @@ def test_a_trained_dvae_is_a_tokenizer_for_beit_and_for_mae(images, tmp_path) ->
     trained = weights(tmp_path / "dvae")
     assert all(torch.equal(trained[f"tokenizer.{name}"], tensor) for name, tensor in tokenizer.state_dict().items())
     beit = pretrain(tmp_path / "beit", data=images, tokenizer=tmp_path / "dvae")
-    assert beit["protocol"]["tokenizer.kind"] == f"run {record['protocol_id']}", "not where the tokenizer lies"
+    assert beit["settings"]["tokenizer.kind"] == f"run {record['protocol_id']}", "not where the tokenizer lies"
     pretrain(tmp_path / "mae", "mae", "model.target=token", data=images, tokenizer=tmp_path / "dvae")
     heads = {"beit": "lm_head.weight", "mae": "decoder_pred.weight"}
     for name, head in heads.items():
@@ -87,7 +88,6 @@ def test_mae_with_tokens_has_the_cross_entropy_of_masked_patches(images, tmp_pat
     """The row "dVAE token" of MAE Table 1d: the same encoder and decoder, another target."""
     from mae_transfer.pretrain.methods import mae
     from mae_transfer.pretrain.tokenizers.kmeans import KMeansTokenizer
-    from mae_transfer.runs.pretrain import resolve_pretrain
 
     overrides = ["data.image_size=32", "model.target=token", "model.decoder_depth=1", "model.decoder_width=32"]
     overrides += ["model.decoder_heads=4", "tokenizer.vocab_size=6"]

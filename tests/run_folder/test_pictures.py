@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer.config.load import load_config
 from mae_transfer.data.drawing import class_colour
 from mae_transfer.engine.distributed import make_fabric
+from mae_transfer.engine.task import Evaluation
 from mae_transfer.run_folder.pictures import Picture, read_pictures, write_pictures
-from mae_transfer.run_folder.record import protocol_id, read_record
-from mae_transfer.runs.pretrain import run_pretrain
-from mae_transfer.runs.run import build_encoder, run_transfer
+from mae_transfer.run_folder.record import read_record
+from mae_transfer.run_folder.settings import settings_id
+from mae_transfer.runs.api import run_pretrain, run_transfer
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.runs.tasks import make_task
 from mae_transfer.tasks.ade20k.pictures import overlay as class_overlay
 from mae_transfer.tasks.ade20k.transforms import IGNORE
@@ -57,7 +58,7 @@ def test_metrics_are_the_same_with_and_without(kind: str, tmp_path: Path) -> Non
     stored = [read_record(tmp_path / name / "record.json")["metrics"] for name in "ab"]
     assert stored[0] == stored[1], "to the last bit; what is NaN is None there"
     assert with_some["history"] == without["history"]
-    assert with_some["protocol_id"] == without["protocol_id"] == protocol_id(with_some["protocol"])
+    assert with_some["settings_id"] == without["settings_id"] == settings_id(with_some["settings"])
     assert not (tmp_path / "b" / "pictures").exists()
     found, problem = read_pictures(tmp_path / "a")
     assert (len(found), problem) == (COUNTS[kind], None)
@@ -74,10 +75,10 @@ def test_drawing_leaves_generators_and_model_alone(task: str) -> None:
     overrides = [*TINY[task], "data.root=synthetic", "device=cpu", "subset=8", "eval.pictures=1"]
     config = load_config(task, "random_vit_nano", preset="smoke", overrides=overrides)
     made, fabric = make_task(config), make_fabric("cpu", "fp32")
-    model = made.build_model(build_encoder(config, made)).train()
+    model = made.build_model(made.build_encoder()).train()
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    first, second = made.draw_pictures(model, fabric), made.draw_pictures(model, fabric)
+    first, second = (made.draw_pictures(model, fabric, Evaluation({})) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]

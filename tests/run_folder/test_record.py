@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from support.paths import TOOLS
+from support.records import described
 
 from mae_transfer.errors import UserError
 from mae_transfer.results.tables.build import make_tables
-from mae_transfer.run_folder.record import FILE, SCHEMA, find_records, protocol_id, read_record, write_json
-from mae_transfer.run_folder.schema import REQUIRED
+from mae_transfer.run_folder.record import FILE, find_records, read_record, write_json
+from mae_transfer.run_folder.schema import DESCRIPTION, REQUIRED, SCHEMA
 from mae_transfer.run_folder.validation import validate
 
 PROTOCOL = {"recipe": "li", "optim.lr": 8e-05, "optim.betas": [0.9, 0.999]}
@@ -23,12 +24,10 @@ def small(**change: Any) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run_id": "20260101T000000-0",
-        "task": "coco",
         "backbone": {"name": "mae_vit_b", "init": "mae", "size": "b", "fingerprint": None},
         "preset": "full",
         "seed": 0,
-        "protocol": PROTOCOL,
-        "protocol_id": protocol_id(PROTOCOL),
+        **described("coco", PROTOCOL),
         "metrics": {"box_AP": 50.5, "AP/cat": None},
         "data": {"name": "COCO val2017", "fingerprint": "f"},
         "history": [{"epoch": 1, "loss": 0.5}],
@@ -62,8 +61,13 @@ def test_a_record_cut_at_any_byte_is_left_out(tmp_path: Path) -> None:
 WRONG: tuple[Any, ...] = (None, True, -1, 1.5, "", "x", [], [1], {}, {"a": 1}, float("nan"), float("inf"), 10**30)
 ALLOWED = {
     "task": ("x",),
+    "title": ("x",),
+    "reports": ([],),
+    "benchmark": (None, "", "x"),
+    "controls": ([],),
+    "transfers": (True,),
     "run_id": ("x",),
-    "protocol": (),
+    "settings": (),
     "metrics": ({}, {"a": 1}),
     "seed": (),
     "device": ("", "x"),
@@ -114,13 +118,35 @@ def test_a_field_that_lacks_is_named(field: str, tmp_path: Path) -> None:
         read_record(path)
 
 
+def of_schema(version: int) -> dict[str, Any]:
+    """The same record as versions 1 and 2 wrote it."""
+    record = {key: value for key, value in small(schema=version).items() if key not in DESCRIPTION}
+    record["protocol"], record["protocol_id"] = record.pop("settings"), record.pop("settings_id")
+    return record
+
+
 def test_versions(tmp_path: Path) -> None:
-    assert read_record(put(tmp_path, small(schema=1)))["schema"] == 1
-    with pytest.raises(UserError, match="has record schema 3; this version reads 1 and 2: update mae_transfer"):
-        read_record(put(tmp_path, small(schema=3, run_id=7)))
+    for version in (1, 2):
+        record = read_record(put(tmp_path, of_schema(version)))
+        assert record["schema"] == version
+        new = small()
+        for key in ("settings", "settings_id", "metrics", "title", "benchmark", "controls", "transfers", "row"):
+            assert record[key] == new[key], key
+        assert [report for report in record["reports"] if report["main"]] == new["reports"][:2]
+    for key in ("protocol", "metrics", "task"):
+        for value in (None, 3, [], ""):
+            with pytest.raises(UserError, match="is not a valid run record"):
+                read_record(put(tmp_path, of_schema(2) | {key: value}))
+    with pytest.raises(UserError, match="has record schema 4; this version reads 1, 2, 3: update mae_transfer"):
+        read_record(put(tmp_path, small(schema=4, run_id=7)))
     for value in (0, -1, "2", None, True, 2.5):
         with pytest.raises(UserError, match="schema"):
             read_record(put(tmp_path, small(schema=value)))
+
+
+def test_an_old_record_of_an_unknown_task_is_described_as_such(tmp_path: Path) -> None:
+    record = read_record(put(tmp_path, of_schema(2) | {"task": "depth"}))
+    assert (record["title"], record["reports"], record["benchmark"]) == ("depth", [], None)
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b'{"a":1}'])
@@ -132,10 +158,10 @@ def test_foreign_files(content: bytes, tmp_path: Path) -> None:
 
 def test_a_changed_protocol_is_found_out(tmp_path: Path) -> None:
     put(tmp_path / "a", small())
-    put(tmp_path / "b", small(run_id="other", protocol=PROTOCOL | {"optim.lr": 1e-4}))
+    put(tmp_path / "b", small(run_id="other", settings=PROTOCOL | {"optim.lr": 1e-4}))
     records, left_out = find_records(tmp_path)
     assert [record["run_id"] for record in records] == [small()["run_id"]]
-    assert "was changed: protocol_id" in left_out[0]
+    assert "was changed: settings_id" in left_out[0]
 
 
 def test_a_run_recorded_twice_counts_once_and_a_difference_is_said(tmp_path: Path) -> None:

@@ -3,32 +3,37 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.command_line import ADE20K, TINY_ADE20K, launched, run
 
 from mae_transfer.cli.transfer import main
-from mae_transfer.config.load import config_folder, default_recipe, load_config, read_recipe, search_grid
+from mae_transfer.config.recipe import config_folder, read_recipe
 from mae_transfer.data.synthetic.ade20k import make_ade20k
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.record import read_record
+from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.search import search_table
+from mae_transfer.runs.tasks import task_card
+from mae_transfer.tasks.card import metric
 
 BASE = [*ADE20K, "--search"]
 
 
+def grid(task: str, **options: Any) -> list[dict[str, Any]]:
+    return [dict(run.point) for run in plan_runs(task, "mae_vit_b", search=True, **options)]
+
+
 @pytest.mark.parametrize("task", ["ade20k", "coco"])
 def test_the_values_of_every_documented_search_are_valid(task: str) -> None:
-    recipe = read_recipe(task, default_recipe(task, None))
+    recipe = read_recipe(task, task_card(task).recipe)
     assert recipe["search"].keys() == recipe["presets"].keys()
     for preset in recipe["search"]:
-        for key, values in search_grid(task, preset=preset).items():
-            for value in values:
-                load_config(task, "mae_vit_b", preset=preset, overrides=[f"{key}={value}"])
-    runs = math.prod(len(values) for values in search_grid(task).values())
-    assert runs == {"ade20k": 3, "coco": 9}[task]
-    fixed = search_grid(task, overrides=["optim.lr=1e-5", "schedule.steps=9"])
-    assert not {"optim.lr", "schedule.epochs"} & set(fixed)
+        assert len(grid(task, preset=preset)) == math.prod(len(values) for values in recipe["search"][preset].values())
+    assert len(grid(task)) == {"ade20k": 3, "coco": 9}[task]
+    fixed = grid(task, overrides=["optim.lr=1e-5", "schedule.steps=9"])
+    assert all(not {"optim.lr", "schedule.epochs"} & set(point) for point in fixed)
 
 
 def test_a_recipe_without_a_search_is_one_line(tmp_path: Path) -> None:
@@ -36,19 +41,22 @@ def test_a_recipe_without_a_search_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text[: text.index("\nsearch:")])
     with pytest.raises(UserError, match=r"mine\.yaml documents no search for the preset smoke"):
-        search_grid("ade20k", preset="smoke", overrides=[f"recipe={path}"])
+        grid("ade20k", preset="smoke", overrides=[f"recipe={path}"])
     path.write_text(text.replace("optim.lr: [1.0e-4, 2.0e-4]", "optim.lrr: [1]"))
     with pytest.raises(UserError, match="did you mean optim.lr"):
-        search_grid("ade20k", preset="smoke", overrides=[f"recipe={path}"])
+        grid("ade20k", preset="smoke", overrides=[f"recipe={path}"])
 
 
 def test_the_table_names_the_best() -> None:
-    points = [{"optim.lr": 1e-4, "x": 1}, {"optim.lr": 2e-4, "x": 1}, {"optim.lr": 4e-4, "x": 2}]
-    table = search_table(points, [41.234, None, 41.236], "mIoU").splitlines()
+    points = [(("optim.lr", 1e-4), ("x", 1)), (("optim.lr", 2e-4), ("x", 1)), (("optim.lr", 4e-4), ("x", 2))]
+    higher = metric("mIoU", "mIoU")
+    table = search_table(points, [41.234, None, 41.236], higher).splitlines()
     assert table[0] == "| optim.lr | x | mIoU |"
     assert table[2:5] == ["| 0.0001 | 1 | 41.23 |", "| 0.0002 | 1 | diverged |", "| 0.0004 | 2 | 41.24 |"]
     assert table[6].startswith("best: optim.lr=0.0004 x=2 (mIoU 41.24")
-    assert "best" not in search_table(points, [None, math.nan, None], "mIoU")
+    assert "best" not in search_table(points, [None, math.nan, None], higher)
+    lower = metric("rmse", "RMSE", better="lower")
+    assert "best: optim.lr=0.0001 x=1 (RMSE 41.23)" in search_table(points, [41.234, None, 41.236], lower)
 
 
 def test_done_runs_are_skipped_and_stopped_ones_go_on(
@@ -63,15 +71,15 @@ def test_done_runs_are_skipped_and_stopped_ones_go_on(
     assert "chosen on the validation set" in first.out
     folders = [tmp_path / "search" / f"optim.lr={lr}" for lr in ("0.0001", "0.0002")]
     records = [read_record(folder / "record.json") for folder in folders]
-    assert [record["protocol"]["optim.lr"] for record in records] == [1e-4, 2e-4]
+    assert [record["settings"]["optim.lr"] for record in records] == [1e-4, 2e-4]
 
     done = (folders[0] / "record.json").read_bytes()
     (folders[1] / "record.json").unlink()
     assert main(command) == 0
     again = capsys.readouterr()
     assert again.out == first.out
-    assert "run 1 of 2 (done)" in again.err
-    assert "run 2 of 2 (stopped)" in again.err
+    assert "run 1 of 2 (optim.lr=0.0001): finished before: " in again.err
+    assert "run 2 of 2 (optim.lr=0.0002): " in again.err
     assert (folders[0] / "record.json").read_bytes() == done
     assert read_record(folders[1] / "record.json")["run_id"] == records[1]["run_id"], "resumed, not made anew"
 
@@ -81,7 +89,7 @@ def test_done_runs_are_skipped_and_stopped_ones_go_on(
     assert "optim.lr=0.0001 is of eval.mode=slide, not what is asked now" in capsys.readouterr().err
     assert main([*command, "--eval-only"]) == 2
     record = json.loads(done)
-    record["protocol"]["data_fingerprint"] = "of other data"
+    record["settings"]["data_fingerprint"] = "of other data"
     (folders[0] / "record.json").write_text(json.dumps(record))
     assert main(command) == 2
     assert "differs from the search's other runs also in data_fingerprint" in capsys.readouterr().err

@@ -13,20 +13,21 @@ from typing import Any
 import pytest
 import yaml
 from support.paths import TOOLS
+from support.records import described
 
 from mae_transfer.cli.pretrain import build_parser as build_pretrain_parser
 from mae_transfer.cli.suite import main
 from mae_transfer.cli.transfer import build_parser
-from mae_transfer.config.load import config_folder
+from mae_transfer.config.recipe import config_folder
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
-from mae_transfer.run_folder.record import SCHEMA, protocol_id
-from mae_transfer.runs.pretrain import resolve_pretrain
-from mae_transfer.runs.series import plan_series
+from mae_transfer.run_folder.schema import SCHEMA
+from mae_transfer.runs.plan import plan_runs
+from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.suites.estimate import Estimator
 from mae_transfer.suites.matrix import duration, show_matrix
 from mae_transfer.suites.plan import SuiteRun, check_runs, plan_suite
-from mae_transfer.suites.state import Place, is_locked, last_line, take_claim
+from mae_transfer.suites.state import RunPlace, is_locked, last_line, take_claim
 
 SUITE: dict[str, Any] = {
     "name": "tiny",
@@ -51,11 +52,12 @@ def resolved_again(run: SuiteRun) -> tuple[Any, Path]:
         output = options.pop("output")
         for name in ("resume", "eval_only", "print_config"):
             options.pop(name)
-        return resolve_pretrain(**options), Path(output)
+        config = resolve_config("pretrain", options.pop("backbone"), protocol=options.pop("method"), **options)
+        return config, Path(output)
     options = vars(build_parser().parse_intermixed_args(list(run.arguments)))
     for name in ("resume", "eval_only", "print_config", "search"):
         options.pop(name)
-    (planned,) = plan_series(**options)
+    (planned,) = plan_runs(**options)
     return planned.config, planned.path
 
 
@@ -131,7 +133,7 @@ BAD: list[tuple[dict[str, Any], list[str], str]] = [
     ({"backbones": [{"name": "random_vit_nano", "label": "mae"}]}, [], "'mae' is the label of two entries"),
     ({"backbones": [{"name": "random_vit_nano"}, {"name": "random_vit_nano", "label": "b"}]}, [], "is the same run as"),
     ({"overrides": ["data.flp=1"]}, [], "mae images seed 0: unknown config key 'data.flp', did you mean data.flip"),
-    ({"overrides": ["optim.lr=1"]}, [], r"optim.lr=1 would reach runs of several recipes \(knn, linear\)"),
+    ({"overrides": ["optim.lr=1"]}, [], r"optim.lr would reach runs of several recipes \(knn, linear\)"),
     ({"pretrain_overrides": ["mask.ratio=2"]}, [], "mae pre-training seed 0: config key 'mask.ratio'"),
     ({"seeds": [0, 0]}, [], r"seeds \[0, 0\]: give different whole numbers"),
     ({"seeds": []}, [], "seeds: "),
@@ -183,7 +185,7 @@ def test_files_that_are_no_suite(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_lock_is_seen_and_not_touched(tmp_path: Path) -> None:
-    place = Place(tmp_path / "run")
+    place = RunPlace(tmp_path / "run")
     place.path.mkdir()
     assert place.seen_state() == "missing"
     (place.path / "config.yaml").write_text("{}")
@@ -235,10 +237,10 @@ def test_estimates(tmp_path: Path) -> None:
         "train.global_batch": linear.config.train.global_batch,
     }
     record = {
-        **{"schema": SCHEMA, "run_id": "a", "task": "folder", "preset": "smoke", "seed": 7, "metrics": {}},
+        **{"schema": SCHEMA, "run_id": "a", "preset": "smoke", "seed": 7, "metrics": {}},
         "data": {"name": "set", "fingerprint": "f"},
         "backbone": {"name": "random_vit_nano", "init": "random", "size": "nano"},
-        **{"protocol": protocol, "protocol_id": protocol_id(protocol)},
+        **described("folder", protocol),
         **{"steps": 2 * total, "wall_seconds": 50.0, "peak_memory_bytes": 1000},
     }
     for number, seconds in enumerate((50.0, 10.0, 60.0)):

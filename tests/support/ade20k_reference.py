@@ -9,8 +9,8 @@ from contextlib import redirect_stdout
 import torch
 
 from mae_transfer.backbones.load import load_backbone
-from mae_transfer.config.load import load_config
 from mae_transfer.engine.distributed import make_fabric, shut_down
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.evaluate import evaluate
 from mae_transfer.tasks.ade20k.model import build_upernet, import_heads

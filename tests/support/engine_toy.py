@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mae_transfer.config.sections import (
     BackboneConfig,
+    DataSection,
     EvalSection,
     OptimConfig,
     RunConfig,
@@ -31,8 +32,9 @@ from mae_transfer.config.sections import (
 from mae_transfer.engine.distributed import make_fabric, shut_down
 from mae_transfer.engine.loop import TrainResult, train
 from mae_transfer.engine.rng import seed_for_model
+from mae_transfer.engine.task import Evaluation
 from mae_transfer.errors import DivergedError, StoppedBySignal, UserError
-from mae_transfer.run_folder.folder import open_run_folder
+from mae_transfer.runs.run import open_run_folder
 
 STEPS, BATCH, IMAGES = 12, 4, 10
 """Of the usual toy run: steps reach into two epochs, and evaluations fall after steps 3, 5, 8 and 10."""
@@ -127,17 +129,18 @@ class ToyTask:
     def sample_names(self, batch: dict[str, Any]) -> list[str]:
         return list(batch["names"])
 
-    def evaluate(self, model: nn.Module, fabric: Any, progress: bool) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, fabric: Any, progress: bool) -> Evaluation:
         assert not model.training
         data = self.train_dataset
         batch = data.collate([data[(0, index)] for index in range(len(data))])
         with torch.no_grad():
-            return {"error": float(model(batch).mean()), "undefined": float("nan")}
+            return Evaluation({"error": float(model(batch).mean()), "undefined": float("nan")})
 
 
 def make_config(**changes: Any) -> RunConfig:
     """The usual toy run; changes are `section__key=value` or `key=value`."""
     sections: dict[str, dict[str, Any]] = {
+        "data": {},
         "optim": {"lr": 0.01, "weight_decay": 0.1, "layer_decay": 0.7, "clip_grad": 0.5, "ema": 0.9},
         "schedule": {"kind": "cosine", "steps": STEPS, "warmup_steps": 3},
         "train": {"global_batch": BATCH, "micro_batch": 3, "eval_every_epochs": 1.0, "checkpoint_every": 4},
@@ -152,6 +155,7 @@ def make_config(**changes: Any) -> RunConfig:
         backbone=BackboneConfig(name="toy"),
         optim=OptimConfig(**sections["optim"]),
         schedule=ScheduleConfig(**sections["schedule"]),
+        data=DataSection(**sections["data"]),
         train=TrainConfig(**sections["train"]),
         eval=EvalSection(),
         **top,
@@ -172,7 +176,7 @@ def run_toy(
     toy = ToyTask(config.seed, **(task or {}))
     seed_for_model(config.seed)
     model = toy.build_model(Encoder(toy.noise))
-    with open_run_folder(fabric, folder, config.model_dump(mode="json"), resume=resume) as opened:
+    with open_run_folder(fabric, folder, config, resume=resume) as opened:
         return train(fabric, toy, model, config, opened, workers=workers, resume=resume)
 
 

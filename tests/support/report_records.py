@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from support.records import described
 
 from mae_transfer.run_folder.pictures import Picture, write_pictures
-from mae_transfer.run_folder.record import SCHEMA, protocol_id, write_json
+from mae_transfer.run_folder.record import write_json
+from mae_transfer.run_folder.schema import SCHEMA
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>window.hacked=1</script>\"'&$x_1$"
 SCHEDULE = {
@@ -57,7 +59,6 @@ def record(
     return {
         "schema": SCHEMA,
         "run_id": f"20260102T03{number:04}-{number:08x}",
-        "task": task,
         "recipe": "mask_rcnn_li2021",
         "preset": preset,
         "seed": seed,
@@ -88,8 +89,7 @@ def record(
             "draw": 0,
             "skipped_files": [],
         },
-        "protocol": flat,
-        "protocol_id": protocol_id(flat),
+        **described(task, flat),
         "parameters": 86_000_000,
         "wall_seconds": 3600 * hours,
         "peak_memory_bytes": 3 * 2**30,
@@ -124,7 +124,7 @@ def all_records() -> list[dict[str, Any]]:
     for ratio, value in ((0.25, 81.0), (0.5, 83.0), (0.75, 84.0)):
         pretraining = {"method": "mae", "recipe": "pretrain_mae", "mask.ratio": ratio}
         add("pretrain", {"val_loss": 0.4 + ratio / 10}, init="random", protocol=pretraining, preset="mini")
-        options = {"init": "MAE (this project)", "trained_as": found[-1]["protocol_id"], "weights": f"p{ratio}"}
+        options = {"init": "MAE (this project)", "trained_as": found[-1]["settings_id"], "weights": f"p{ratio}"}
         finetune = {"protocol": "finetune", "recipe": "finetune_mae", "model.blocks": None}
         add("folder", {"top1": value}, protocol=finetune, preset="mini", **options)
     add("ade20k", {"mIoU": None}, init=HOSTILE, data=HOSTILE, preset="smoke", protocol={HOSTILE: HOSTILE})

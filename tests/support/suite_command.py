@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from mae_transfer.results.tables.build import make_tables
-from mae_transfer.run_folder.folder import read_metrics
+from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.run_folder.record import find_records
 
 STEPS = 150

@@ -9,11 +9,12 @@ from mae_transfer.backbones.checkpoints.layout import State, depth_of, width_of
 from mae_transfer.backbones.checkpoints.loader import unwrap
 from mae_transfer.backbones.registry import size_of
 from mae_transfer.config.load import validate
+from mae_transfer.config.old_names import renamed
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import MaeConfig
 from mae_transfer.pretrain.methods.mae import MaeMethod, MaskedAutoencoder
 from mae_transfer.run_folder.checkpoints import evaluated_weights
-from mae_transfer.runs.pretrain import resolve_pretrain
+from mae_transfer.runs.resolve import resolve_config
 
 DECODER = ("mask_token", "decoder_")
 
@@ -30,7 +31,7 @@ def load_mae(path: str | Path, *, target: str | None = None) -> tuple[MaskedAuto
         if raw["config"].get("method") != "mae":
             what = raw["config"].get("method") or f"the task {raw['config'].get('task')}"
             raise UserError(f"checkpoint {file}: is of {what}, which reconstructs no image; pass one of --method mae")
-        config, state = validate(MaeConfig, raw["config"]), evaluated_weights(raw)
+        config, state = validate(MaeConfig, renamed(raw["config"])), evaluated_weights(raw)
     else:
         found, _ = unwrap(raw, str(file))
         if not official.detects(found):
@@ -79,6 +80,6 @@ def _config_of(state: State, source: str, target: str | None) -> MaeConfig:
         f"model.decoder_depth={depth_of(state, 'decoder_blocks')}",
         f"model.decoder_width={len(width)}",
     ]
-    config = resolve_pretrain("mae", f"vit_{size}_p{patch.shape[-1]}", overrides=overrides)
+    config = resolve_config("pretrain", protocol="mae", backbone=f"vit_{size}_p{patch.shape[-1]}", overrides=overrides)
     assert isinstance(config, MaeConfig)
     return config

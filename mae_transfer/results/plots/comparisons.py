@@ -22,7 +22,7 @@ from mae_transfer.results.tables.build import (
     read_published,
 )
 from mae_transfer.results.tables.classification import ACCURACY, TITLES
-from mae_transfer.run_folder.record import protocol_id
+from mae_transfer.run_folder.settings import settings_id as protocol_id
 
 COMPARABLE = ["task", "kind", "recipe", "preset", "data", "data_fingerprint"]
 """Columns of the long table that runs in one plot agree in."""
@@ -159,10 +159,10 @@ def mask_ratio_plots(table: pd.DataFrame, records: Iterable[Mapping[str, Any]]) 
     """
     ratios, others = {}, {}
     for record in records:
-        protocol = record["protocol"]
+        protocol = record["settings"]
         if record["task"] == "pretrain" and "mask.ratio" in protocol:
-            ratios[record["protocol_id"]] = float(protocol["mask.ratio"])
-            others[record["protocol_id"]] = protocol_id({k: v for k, v in protocol.items() if k != "mask.ratio"})
+            ratios[record["settings_id"]] = float(protocol["mask.ratio"])
+            others[record["settings_id"]] = protocol_id({k: v for k, v in protocol.items() if k != "mask.ratio"})
     known = table[table["weights"].isin(ratios)]
     known = known.assign(ratio=known["weights"].map(ratios), pretraining=known["weights"].map(others))
     plots = []

@@ -65,7 +65,7 @@ def schedule_plot(record: Mapping[str, Any]) -> Plot | None:
 
     Where layers have rates of their own this is the largest, that of the head.
     """
-    protocol, total = record["protocol"], record.get("steps") or 0
+    protocol, total = record["settings"], record.get("steps") or 0
     keys = {name: f"schedule.{name}" for name in ScheduleConfig.model_fields}
     images = record["data"].get("train_images")
     if total < 2 or not images or not {*keys.values(), "optim.lr", "train.global_batch"} <= protocol.keys():

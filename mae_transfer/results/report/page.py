@@ -4,7 +4,6 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,6 +13,7 @@ from mae_transfer.results.plots.figure import page_svg
 from mae_transfer.results.report.budget import within
 from mae_transfer.results.report.runs import Run, data_uri, read_run
 from mae_transfer.results.tables.build import build_tables
+from mae_transfer.run_folder.schema import RunRecord
 
 HERE = Path(__file__).parent
 CURVES = 6 * 2**20
@@ -24,7 +24,7 @@ RUN_HEADS = (
 
 
 def make_page(
-    records: Sequence[dict[str, Any]], left_out: Sequence[str], *, picture_bytes: int, control: str | None = None
+    records: Sequence[RunRecord], left_out: Sequence[str], *, picture_bytes: int, control: str | None = None
 ) -> str:
     """The HTML of all records (`find_records`); `left_out` names what was found and could not be counted.
 

@@ -65,8 +65,8 @@ class Run:
         found: list[tuple[str, Any]] = [
             ("run", record["run_id"]),
             ("finished", record.get("finished")),
-            ("recipe", record["protocol"].get("recipe")),
-            ("protocol id", record["protocol_id"]),
+            ("recipe", record["settings"].get("recipe")),
+            ("protocol id", record["settings_id"]),
             ("seed", record["seed"]),
             ("weights", backbone.get("checkpoint") or backbone.get("weights")),
             ("weights fingerprint", backbone.get("fingerprint")),
@@ -90,7 +90,7 @@ class Run:
 
     @property
     def protocol(self) -> list[tuple[str, str]]:
-        return [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(self.record["protocol"].items())]
+        return [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(self.record["settings"].items())]
 
     @property
     def history(self) -> tuple[list[str], list[list[str]]]:
@@ -157,7 +157,7 @@ def duration(seconds: float) -> str:
 
 
 def _kind(record: Mapping[str, Any]) -> str:
-    protocol = record["protocol"]
+    protocol = record["settings"]
     blocks = protocol.get("model.blocks")
     return str(protocol.get("protocol") or protocol.get("method") or "") + (
         f" {blocks:g} blocks" if isinstance(blocks, (int, float)) else ""

@@ -13,7 +13,7 @@ from mae_transfer.results.comparable_runs import LikeRuns, changes, like_runs
 from mae_transfer.results.tables import build as tables
 from mae_transfer.results.tables.differences import Column, Comparison, Row
 from mae_transfer.results.tables.table import MISSING, Cell, Table, number
-from mae_transfer.run_folder.record import protocol_id
+from mae_transfer.run_folder.settings import settings_id as protocol_id
 
 TITLES = {
     "imagenet": "ImageNet-1K val",

@@ -4,24 +4,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config.sections import EvalSection, RunConfig, Section
+from mae_transfer.config.roles import Place, Role
+from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
 
 
-class DataConfig(Section):
+class DataConfig(DataSection):
     """ADE20K's layout under `root`, or any folders of images and masks by their own paths."""
 
-    root: str | None = None
+    root: Place = None
     """Folder with images/{training,validation} and annotations/{training,validation}; `synthetic` makes a tiny set."""
-    train_images: str | None = None
-    train_masks: str | None = None
-    val_images: str | None = None
-    val_masks: str | None = None
+    train_images: Place = None
+    train_masks: Place = None
+    val_images: Place = None
+    val_masks: Place = None
     image_suffix: str = ".jpg"
     """How image files end; what stands before it (with subfolders) names the pair."""
     mask_suffix: str = ".png"
     """How mask files end. A mask has one channel of 1, 8 or 16 bit, or a palette whose indices are the labels."""
     num_classes: int = Field(150, ge=2, le=4096)
-    class_names: str | None = None
+    class_names: Annotated[str | None, Role.OPERATIONAL] = None
     """Text file with one name per class and line; None is ADE20K's 150 names, or numbers for another `num_classes`."""
     reduce_zero_label: bool = True
     """Mask value 0 is ignored and 1 .. num_classes are the classes, as in ADE20K; else 0 .. num_classes - 1 are."""
@@ -41,10 +42,6 @@ class DataConfig(Section):
     """Probability of a horizontal flip."""
     photometric: bool = True
     """Training: random brightness, contrast, saturation and hue."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    """What to do with an image that cannot be decoded; `skip` counts and reports them."""
-    workers: int = Field(2, ge=0)
-    """Loader processes per device."""
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -76,8 +73,6 @@ class ModelConfig(Section):
     once to `data.image_size` and trained there."""
     layer_scale: float | None = None
     """Initial value of a trainable LayerScale where the backbone has none; None adds none."""
-    norm: Literal["BN"] = "BN"
-    """Norm in pyramid and heads; synchronised over devices when there are several."""
     head_channels: int | None = Field(None, ge=1)
     """Channels of UPerHead; None is the encoder's embed dim."""
     aux_channels: int = Field(256, ge=1)
@@ -87,17 +82,17 @@ class ModelConfig(Section):
 
 
 class EvalConfig(EvalSection):
-    mode: Literal["slide", "whole"] = "slide"
+    mode: Annotated[Literal["slide", "whole"], Role.EVALUATION] = "slide"
     """`slide`: windows of `data.image_size`, logits averaged where they overlap; `whole`: the image in one piece."""
-    stride: int = Field(ge=1)
+    stride: Annotated[int, Role.EVALUATION] = Field(ge=1)
     """Pixels between windows."""
-    ratios: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Role.EVALUATION] = Field((1.0,), min_length=1)
     """Sizes of the image relative to `short_side`; several are averaged (multi-scale)."""
-    flip: bool = False
+    flip: Annotated[bool, Role.EVALUATION] = False
     """Average with the mirrored image."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: Annotated[int, Role.OPERATIONAL] = Field(8, ge=1)
     """Windows per device in one forward pass, of one or more images; whole images go one by one."""
-    per_class: bool = False
+    per_class: Annotated[bool, Role.OPERATIONAL] = False
     """Also record IoU and accuracy of each class."""
 
 

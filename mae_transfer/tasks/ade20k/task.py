@@ -1,4 +1,4 @@
-"""The ADE20K task: what the engine and the run record need of it (the contract of `tasks/base.py`)."""
+"""The ADE20K task: what the engine and the run record need of it (the contract of `engine/task.py`)."""
 
 import hashlib
 from collections.abc import Collection
@@ -8,6 +8,8 @@ from torch import nn
 
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.ade20k import cached_ade20k
+from mae_transfer.engine.task import BaseTask, Evaluation
+from mae_transfer.tasks.ade20k.card import BENCHMARK
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.evaluate import evaluate_each
@@ -21,26 +23,23 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
-    from mae_transfer.run_folder.folder import RunFolder
-    from mae_transfer.run_folder.per_image import Arrays
     from mae_transfer.run_folder.pictures import Picture
 
 SYNTHETIC = "synthetic"
-ADE20K_SIZES = (20210, 2000)
-"""Pairs in training and validation: what makes a data set "ADE20K val" in a table."""
 
 
-class Ade20kTask:
+class Ade20kTask(BaseTask):
     """Data, model and metric of semantic segmentation; finds and checks all pairs of both splits.
 
     Raises:
         UserError: anything wrong with the data set or the batch, before a run makes its first file.
     """
 
-    per_image: "Arrays | None" = None
+    config: Ade20kConfig
+    train_dataset: Ade20kTrain
 
     def __init__(self, config: Ade20kConfig) -> None:
-        self.config = config
+        super().__init__(config)
         data = config.data
         self.is_synthetic = data.root == SYNTHETIC
         if self.is_synthetic:
@@ -66,8 +65,12 @@ class Ade20kTask:
         train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
         if self.is_synthetic:
             name = "generated images"
-        elif (len(train), len(val)) == ADE20K_SIZES and len(self.class_names) == 150 and self.config.subset is None:
-            name = "ADE20K val"
+        elif self.config.subset is None and (len(train), len(val), len(self.class_names)) == (
+            BENCHMARK.train_images,
+            BENCHMARK.val_images,
+            BENCHMARK.classes,
+        ):
+            name = BENCHMARK.title
         else:
             name = f"{len(self.class_names)} classes ({train_images} train, {val_images} val images)"
         return {
@@ -78,15 +81,8 @@ class Ade20kTask:
             "subset": self.config.subset,
         }
 
-    @property
-    def trains(self) -> bool:
-        return True
-
     def check_batches(self, sizes: Collection[int]) -> None:
         check_norm_batch(min(sizes))
-
-    def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:
-        """Nothing comes before training."""
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         side, model = self.config.data.image_size, self.config.model
@@ -96,15 +92,14 @@ class Ade20kTask:
     def build_model(self, encoder: "ViTEncoder") -> nn.Module:
         return build_upernet(encoder, len(self.class_names), self.config)
 
-    def sample_names(self, batch: dict[str, Any]) -> list[str]:
+    def sample_names(self, batch: Any) -> list[str]:
         self.train_dataset.report_skipped(batch)
         names: list[str] = batch["file_names"]
         return names
 
-    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> Evaluation:
         names, config = self.class_names, self.config
-        metrics, self.per_image = evaluate_each(model, self.eval_dataset, names, config, fabric, progress)
-        return metrics
+        return Evaluation(*evaluate_each(model, self.eval_dataset, names, config, fabric, progress))
 
-    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "list[Picture]":
         return draw_pictures(model, self.eval_dataset, self.class_names, self.config.eval.pictures, fabric)

@@ -1,30 +1,28 @@
 """The sections that image classification, by any protocol, adds to the shared configuration."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config.sections import EvalSection, RunConfig, Section
+from mae_transfer.config.roles import Place, Role
+from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
 from mae_transfer.tasks.classification.protocols.config import ProbeConfig
 
-TaskName = Literal["inat2017", "inat2018", "inat2019", "inat2021", "places205", "places365", "imagenet", "folder"]
-ProtocolName = Literal["finetune", "partial", "linear", "attentive", "knn", "logreg"]
 
-
-class DataConfig(Section):
+class DataConfig(DataSection):
     """The layout of the task's name under `root`, or lists of paths and labels."""
 
-    root: str | None = None
+    root: Place = None
     """Folder of the data set as its official archives unpack; `synthetic` makes a tiny set of the task's layout."""
-    train_list: str | None = None
-    val_list: str | None = None
+    train_list: Place = None
+    val_list: Place = None
     """CSV or Parquet files with the columns `path` and `label`, instead of the layout; paths are relative to `root`, or
     to the list's own folder without it."""
     places_size: Literal["large", "small"] | None = None
     """Places365: which images to take where both are there; small ones are 256x256."""
     shots: int | None = Field(None, ge=1)
     """Few-shot: train on this many images of each class."""
-    draw: int = Field(0, ge=0)
+    draw: Annotated[int, Role.COMPARED] = Field(0, ge=0)
     """Which draw of the few shots; every draw is the same on every machine, and holds that of fewer shots."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """Share of each class's training images that is set aside to choose by (heads, k, C), and not trained on."""
@@ -39,16 +37,12 @@ class DataConfig(Section):
     """Training: probability of a horizontal flip."""
     randaugment: str | None = None
     """timm's policy string, such as rand-m9-mstd0.5-inc1."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    """What to do with an image that cannot be decoded; `skip` counts and reports them."""
-    workers: int = Field(2, ge=0)
-    """Loader processes per device."""
-    imagenet_a: str | None = None
+    imagenet_a: Annotated[str | None, Role.OPERATIONAL] = None
     """Folder of ImageNet-A, a robustness set that is evaluated as well; also the next three. Classes are matched by
     folder name."""
-    imagenet_r: str | None = None
-    imagenet_sketch: str | None = None
-    imagenet_c: str | None = None
+    imagenet_r: Annotated[str | None, Role.OPERATIONAL] = None
+    imagenet_sketch: Annotated[str | None, Role.OPERATIONAL] = None
+    imagenet_c: Annotated[str | None, Role.OPERATIONAL] = None
 
     @property
     def augments(self) -> bool:
@@ -80,17 +74,17 @@ class EvalConfig(EvalSection):
     crop_pct: float | None = Field(None, gt=0, le=1)
     """The image's shorter side is resized to image_size / crop_pct, then the centre is cut out; None is 0.875 up to 224
     pixels and 1 above (facebookresearch/mae util/datasets.py)."""
-    mask_classes: bool = True
+    mask_classes: Annotated[bool, Role.EVALUATION] = True
     """ImageNet-A and -R: choose among their 200 classes only."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: Annotated[int, Role.OPERATIONAL] = Field(64, ge=1)
     """Images per device in one forward pass of the evaluation."""
-    per_class: bool = False
+    per_class: Annotated[bool, Role.OPERATIONAL] = False
     """Also record the accuracy of each class."""
 
 
 class ClassificationConfig(RunConfig):
-    task: TaskName
-    protocol: ProtocolName
+    protocol: str
+    """As the task's card has it."""
     data: DataConfig
     model: ModelConfig
     probe: ProbeConfig

@@ -1,7 +1,6 @@
-"""Image classification by any protocol: what the engine and the record need of it (the contract of `tasks/base.py`)."""
+"""The image classification task, by any protocol (the contract of `engine/task.py`)."""
 
 import hashlib
-import importlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.classification import cached_classification
+from mae_transfer.engine.task import BaseTask, Evaluation
+from mae_transfer.tasks.classification.card import BENCHMARKS, PROTOCOLS
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import (
     ClassificationEval,
@@ -32,34 +33,12 @@ if TYPE_CHECKING:
 
     from mae_transfer.backbones.vit import ViTEncoder
     from mae_transfer.run_folder.folder import RunFolder
-    from mae_transfer.run_folder.per_image import Arrays
     from mae_transfer.run_folder.pictures import Picture
 
 SYNTHETIC = "synthetic"
-BENCHMARKS = {
-    "imagenet": ("ImageNet-1K val", 1000, 1281167, 50000),
-    "inat2017": ("iNaturalist 2017 val", 5089, 579184, 95986),
-    "inat2018": ("iNaturalist 2018 val", 8142, 437513, 24426),
-    "inat2019": ("iNaturalist 2019 val", 1010, 265213, 3030),
-    "inat2021": ("iNaturalist 2021 val", 10000, 2686843, 100000),
-    "places205": ("Places205 val", 205, 2448873, 20500),
-    "places365": ("Places365 val", 365, 1803460, 36500),
-}
-"""Task -> title, classes, training and validation images of the whole set, as its makers count them."""
 
 
-_CODE = "mae_transfer.tasks.classification.protocols"
-PROTOCOLS = {
-    "finetune": f"{_CODE}.finetune:Finetune",
-    "partial": f"{_CODE}.partial:Partial",
-    "linear": f"{_CODE}.linear:Linear",
-    "attentive": f"{_CODE}.attentive:Attentive",
-    "logreg": f"{_CODE}.logreg:LogisticRegression",
-    "knn": f"{_CODE}.knn:NearestNeighbours",
-}
-
-
-class ClassificationTask:
+class ClassificationTask(BaseTask):
     """Data, model and metric of one protocol on one data set; finds and checks all images of both splits.
 
     `like` is another run's task, whose images are taken over if they are the same.
@@ -68,16 +47,29 @@ class ClassificationTask:
         UserError: anything wrong with the data set, before a run makes its first file.
     """
 
+    config: ClassificationConfig
+    train_dataset: TrainSplit
     images: ImageSet
-    per_image: "Arrays | None" = None
 
-    def __init__(self, config: ClassificationConfig, like: "ClassificationTask | None" = None) -> None:
-        self.config = config
+    @classmethod
+    def make(
+        cls, config: ClassificationConfig, protocol: type[Any] | None = None, like: BaseTask | None = None
+    ) -> "ClassificationTask":
+        return cls(config, protocol, like if isinstance(like, ClassificationTask) else None)
+
+    def __init__(
+        self,
+        config: ClassificationConfig,
+        protocol: type[Protocol[ProbeModel]] | None = None,
+        like: "ClassificationTask | None" = None,
+    ) -> None:
+        super().__init__(config)
         data = config.data
         self.is_synthetic = data.root == SYNTHETIC
         if self.is_synthetic:
             data = data.model_copy(update={"root": str(cached_classification(config.task))})
-        self.protocol = _load_protocol(config)
+        self.protocol = (protocol or _protocol_class(config.protocol))(config)
+        self.trains = self.protocol.trains
         known = like is not None and _same_files(like.config, config)
         self.images = images = like.images if like is not None and known else find_images(config.task, data)
         self.class_names = images.class_names
@@ -126,9 +118,10 @@ class ClassificationTask:
         if self.is_synthetic:
             return "generated images"
         shots = "" if self.config.data.shots is None else f", {self.config.data.shots} shots a class"
-        title, *sizes = BENCHMARKS.get(self.config.task, ("", 0))
-        if sizes == [len(self.class_names), len(images.train), len(images.val)] and self.config.subset is None:
-            return title + shots
+        whole = BENCHMARKS.get(self.config.task)
+        sizes = (len(images.train), len(images.val), len(self.class_names))
+        if whole and sizes == (whole.train_images, whole.val_images, whole.classes) and self.config.subset is None:
+            return whole.title + shots
         counts = f"{train_images} train, {len(self.image_splits.val)} val images"
         return f"{len(self.class_names)} classes ({counts}){shots}"
 
@@ -140,10 +133,6 @@ class ClassificationTask:
         datasets += [splits.holdout] if splits.holdout else []
         skipped = {name for dataset in datasets for name in dataset.skipped}
         return self._summary | {"skipped_files": sorted(skipped)}
-
-    @property
-    def trains(self) -> bool:
-        return self.protocol.trains
 
     def check_batches(self, sizes: Collection[int]) -> None:
         self.protocol.check_batches(sizes)
@@ -160,18 +149,17 @@ class ClassificationTask:
         assert isinstance(model, ProbeModel)
         self.use(self.protocol.prepare(model, self.image_splits, fabric, folder, progress))
 
-    def sample_names(self, batch: dict[str, Any]) -> list[str]:
+    def sample_names(self, batch: Any) -> list[str]:
         self.splits.train.report_skipped(batch)
         names: list[str] = batch["names"]
         return names
 
-    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "list[Picture]":
         assert isinstance(model, ProbeModel)
-        several = len(model.head_names) > 1
-        head = model.head_names.index(self._summary["selected_head"]) if several else 0
+        head = model.head_names.index(evaluation.head) if len(model.head_names) > 1 and evaluation.head else 0
         return self.protocol.draw_pictures(model, head, self.image_splits, self.class_names, fabric)
 
-    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> Evaluation:
         """Accuracies in percent.
 
         Of several heads the one that is best on the images set aside from training counts; `top1/<head>` and
@@ -182,21 +170,21 @@ class ClassificationTask:
         config, heads = self.config, model.head_names
         options: dict[str, Any] = {"batch_size": config.eval.batch_size, "workers": config.data.workers}
         options |= {"num_classes": len(self.class_names), "fabric": fabric, "progress": progress}
-        chosen, held = 0, dict[str, float]()
+        chosen, head, held = 0, None, dict[str, float]()
         if len(heads) > 1:
             assert self.splits.holdout is not None, "several heads need data.holdout"
             top1 = count(model, self.splits.holdout, title="choose", **options).top1()
             chosen, held = int(np.argmax(top1)), dict(zip(heads, top1, strict=True))
-            self._summary["selected_head"] = heads[chosen]
+            head = heads[chosen]
         elif model.selection is not None:
-            self._summary["selected_head"], held = model.selection
+            head, held = model.selection
         counts = count(model, self.splits.val, each=chosen, **options)
-        self.per_image = counts.each
         metrics = metrics_of(counts, chosen, self.class_names if config.eval.per_class else None)
         metrics |= {f"holdout_top1/{name}": value for name, value in held.items()}
         if len(heads) > 1:
             metrics |= {f"top1/{name}": value for name, value in zip(heads, counts.top1(), strict=True)}
-        return metrics | evaluate_sets(model, chosen, self.robustness_sets, **options)
+        metrics |= evaluate_sets(model, chosen, self.robustness_sets, **options)
+        return Evaluation(metrics, counts.each, head)
 
 
 def _same_files(a: ClassificationConfig, b: ClassificationConfig) -> bool:
@@ -204,7 +192,6 @@ def _same_files(a: ClassificationConfig, b: ClassificationConfig) -> bool:
     return a.task == b.task and all(getattr(a.data, key) == getattr(b.data, key) for key in keys)
 
 
-def _load_protocol(config: ClassificationConfig) -> Protocol[ProbeModel]:
-    module, name = PROTOCOLS[config.protocol].split(":")
-    kind: type[Protocol[ProbeModel]] = getattr(importlib.import_module(module), name)
-    return kind(config)
+def _protocol_class(name: str) -> type[Protocol[ProbeModel]]:
+    found: type[Protocol[ProbeModel]] = load_object({card.name: card.code for card in PROTOCOLS}[name])
+    return found

@@ -1,21 +1,22 @@
 """The sections that COCO adds to the shared configuration."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mae_transfer.config.sections import EvalSection, RunConfig, Section
+from mae_transfer.config.roles import Place, Role
+from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
 
 
-class DataConfig(Section):
+class DataConfig(DataSection):
     """COCO 2017 layout under `root`, or any COCO-format set by its own paths."""
 
-    root: str | None = None
+    root: Place = None
     """Folder with train2017/, val2017/ and annotations/instances_{train,val}2017.json; `synthetic` makes a tiny set."""
-    train_json: str | None = None
-    train_images: str | None = None
-    val_json: str | None = None
-    val_images: str | None = None
+    train_json: Place = None
+    train_images: Place = None
+    val_json: Place = None
+    val_images: Place = None
     image_size: int = Field(gt=32)
     """Side of the square input in pixels, in training and test."""
     scale_min: float = Field(gt=0)
@@ -25,10 +26,6 @@ class DataConfig(Section):
     """Training: a number pads the crop to the square with that grey and counts it as image; None leaves it short."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    """What to do with an image that cannot be decoded; `skip` counts and reports them."""
-    workers: int = Field(2, ge=0)
-    """Loader processes per device."""
 
     @model_validator(mode="after")
     def _scales_in_order(self) -> "DataConfig":
@@ -39,6 +36,10 @@ class DataConfig(Section):
 
 class ModelConfig(Section):
     """Mask R-CNN on the pyramid of the encoder."""
+
+    implementation: Literal["torchvision", "detectron2"] = "torchvision"
+    """Code of the detector (`--engine`): this project's on torchvision's operators, or detectron2 where it is
+    installed."""
 
     pyramid: Literal["fpn", "simple"] = "fpn"
     """`fpn`: four taps and an FPN (Li et al.); `simple`: all maps from the last one (ViTDet)."""
@@ -70,9 +71,7 @@ class EvalConfig(EvalSection):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     nms_threshold: float = Field(0.5, gt=0, le=1)
     max_detections: int = Field(100, ge=1)
-    batch_size: int = Field(1, ge=1)
-    """Images per device in one forward pass of the evaluation."""
-    per_class: bool = False
+    per_class: Annotated[bool, Role.OPERATIONAL] = False
     """Also record AP per category."""
 
 

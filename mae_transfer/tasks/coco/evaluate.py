@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from mae_transfer.engine.evaluation import evaluating, evaluation_batches
 from mae_transfer.files import atomic_write
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
+from mae_transfer.tasks.coco.card import STATISTICS
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval
 
 # The names of COCOeval's statistics, in its order.
-STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
 
 

@@ -1,7 +1,7 @@
-"""The COCO task: what the engine and the run record need of it (the contract of `tasks/base.py`)."""
+"""The COCO task: what the engine and the run record need of it (the contract of `engine/task.py`)."""
 
 import hashlib
-from collections.abc import Collection
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,10 @@ from torch import nn
 
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.coco import cached_coco
+from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
+from mae_transfer.tasks.coco.card import BENCHMARK
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths
 from mae_transfer.tasks.coco.evaluate import evaluate
@@ -22,23 +24,25 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mae_transfer.backbones.vit import ViTEncoder
-    from mae_transfer.run_folder.folder import RunFolder
     from mae_transfer.run_folder.pictures import Picture
 
 SYNTHETIC = "synthetic"
-COCO_2017_SIZES = (118287, 5000)
-"""Images in train2017 and val2017: what makes a data set "COCO val2017" in a table."""
 
 
-class CocoTask:
+class CocoTask(BaseTask):
     """Data, model and metric of COCO detection; reads and checks both annotation files.
 
     Raises:
         UserError: anything wrong with the data set, before a run makes its first file.
     """
 
+    config: CocoConfig
+    train_dataset: CocoTrain
+
     def __init__(self, config: CocoConfig) -> None:
-        self.config = config
+        super().__init__(config)
+        if config.model.implementation == "detectron2":
+            _check_detectron2()
         data = config.data
         self.is_synthetic = data.root == SYNTHETIC
         if self.is_synthetic:
@@ -68,8 +72,8 @@ class CocoTask:
         train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
         if self.is_synthetic:
             name = "generated images"
-        elif sizes == COCO_2017_SIZES and self.config.subset is None:
-            name = "COCO val2017"
+        elif sizes == (BENCHMARK.train_images, BENCHMARK.val_images) and self.config.subset is None:
+            name = BENCHMARK.title
         else:
             name = f"{val_json.stem} ({train_images} train, {val_images} val images)"
         return {
@@ -85,21 +89,6 @@ class CocoTask:
         skipped = self.train_dataset.skipped + self.eval_dataset.skipped
         return self._summary | {"skipped_files": sorted(skipped)}
 
-    @property
-    def per_image(self) -> None:
-        """Average precision is no mean over images: see `results/per_image.py`."""
-        return None
-
-    @property
-    def trains(self) -> bool:
-        return True
-
-    def check_batches(self, sizes: Collection[int]) -> None:
-        """Any will do."""
-
-    def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:
-        """Nothing comes before training."""
-
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         model = self.config.model
         return {
@@ -110,20 +99,31 @@ class CocoTask:
         }
 
     def build_model(self, encoder: "ViTEncoder") -> nn.Module:
-        if self.config.engine == "detectron2":
+        if self.config.model.implementation == "detectron2":
             from mae_transfer.tasks.coco.detectron2.engine import build_detectron2
 
             return build_detectron2(encoder, self.num_classes, self.config)
         return build_mask_rcnn(encoder, self.num_classes, self.config)
 
-    def sample_names(self, batch: dict[str, Any]) -> list[str]:
+    def sample_names(self, batch: Any) -> list[str]:
         self.train_dataset.report_skipped(batch)
         return [
             f"{name} (id {image_id})" for name, image_id in zip(batch["file_names"], batch["image_ids"], strict=True)
         ]
 
-    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> dict[str, float]:
-        return evaluate(model, self.eval_dataset, self.config, fabric, progress)
+    def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> Evaluation:
+        return Evaluation(evaluate(model, self.eval_dataset, self.config, fabric, progress))
 
-    def draw_pictures(self, model: nn.Module, fabric: "Fabric") -> "list[Picture]":
+    def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "list[Picture]":
         return draw_pictures(model, self.eval_dataset, self.config.eval.pictures, fabric)
+
+
+def _check_detectron2() -> None:
+    try:
+        importlib.import_module("detectron2.modeling")
+    except ImportError as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"--engine detectron2: the package cannot be imported ({reason}); install it by its own guide, "
+            "https://detectron2.readthedocs.io/tutorials/install.html, or leave out --engine"
+        ) from error

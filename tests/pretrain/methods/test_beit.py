@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.pretraining import resolve_pretrain
 from torch import Tensor
 
 from mae_transfer.backbones.load import load_backbone
@@ -18,7 +19,6 @@ from mae_transfer.pretrain.methods import beit
 from mae_transfer.pretrain.tokenizers.dalle import DalleTokenizer
 from mae_transfer.pretrain.tokenizers.kmeans import KMeansTokenizer
 from mae_transfer.pretrain.tokenizers.load import save_tokenizer
-from mae_transfer.runs.pretrain import resolve_pretrain
 
 TINY = ("data.image_size=32", "mask.min_patches=2", "tokenizer.vocab_size=11", "backbone.drop_path=0")
 GRID, PATCH, HEADS, DEPTH = (4, 4), 8, 4, 8

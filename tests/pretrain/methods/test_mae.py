@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from support.mae_reference import loss_of, patches_of, predict, sin_cos
+from support.pretraining import resolve_pretrain
 from torch import Tensor
 
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.pretrain.methods import mae
-from mae_transfer.runs.pretrain import resolve_pretrain
 
 TINY = ("data.image_size=32", "model.decoder_depth=2", "model.decoder_width=32", "model.decoder_heads=4")
 TOLERANCE = 1e-6

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.pretraining import resolve_pretrain
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as vision
 
@@ -18,7 +19,7 @@ from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.methods import supervised
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
-from mae_transfer.runs.pretrain import resolve_pretrain, run_pretrain
+from mae_transfer.runs.api import run_pretrain
 from mae_transfer.tasks.classification.protocols.finetune import Classifier
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from support.paths import TOOLS
+from support.records import described
 
 from mae_transfer.errors import UserError
 from mae_transfer.results.tables.build import PUBLISHED, make_tables
-from mae_transfer.run_folder.record import SCHEMA, find_records, make_protocol, protocol_id, read_record, write_json
+from mae_transfer.run_folder.record import find_records, read_record, write_json
+from mae_transfer.run_folder.schema import SCHEMA
 
 COUNT = itertools.count()
 
@@ -26,7 +28,6 @@ def record(
     return {
         "schema": SCHEMA,
         "run_id": f"run{next(COUNT):03}",
-        "task": "coco",
         "backbone": {
             "name": f"{init}_vit_{size}",
             "init": init,
@@ -35,8 +36,7 @@ def record(
         },
         "preset": "full",
         "seed": seed,
-        "protocol": protocol,
-        "protocol_id": protocol_id(protocol),
+        **described(change.pop("task", "coco"), protocol),
         "metrics": {"box_AP": box, "mask_AP": mask},
         "data": {"name": "COCO val2017", "fingerprint": "f0"},
         **change,
@@ -152,26 +152,6 @@ def test_the_order_of_records_does_not_matter() -> None:
     shuffled = records.copy()
     random.Random(0).shuffle(shuffled)
     assert make_tables(records) == make_tables(shuffled)
-
-
-def test_protocol_leaves_out_what_is_compared_and_what_cannot_matter() -> None:
-    config = {
-        "seed": 1,
-        "device": "cpu",
-        "backbone": {"name": "a", "checkpoint": None, "weights": "random", "drop_path": 0.1},
-        "train": {"micro_batch": 2, "global_batch": 64, "log_every": 1},
-        "data": {"root": "/x", "image_size": 1024},
-    }
-    protocol = make_protocol(config, data_fingerprint="f", norm_batch=8)
-    assert protocol == {
-        "backbone.drop_path": 0.1,
-        "train.global_batch": 64,
-        "data.image_size": 1024,
-        "data_fingerprint": "f",
-        "norm_batch": 8,
-    }
-    assert protocol_id(protocol) == protocol_id(dict(reversed(protocol.items())))
-    assert protocol_id(protocol) != protocol_id(protocol | {"norm_batch": 4})
 
 
 def test_bad_records_are_named_and_left_out(tmp_path: Path) -> None:

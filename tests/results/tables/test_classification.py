@@ -5,9 +5,10 @@ import statistics
 from typing import Any
 
 import pytest
+from support.records import described
 
 from mae_transfer.results.tables.build import make_tables, read_published
-from mae_transfer.run_folder.record import SCHEMA, make_protocol, protocol_id
+from mae_transfer.run_folder.schema import SCHEMA
 
 COUNT = itertools.count()
 DEFAULT_RECIPES = {"finetune": "finetune_mae", "partial": "partial_mae", "linear": "linear_mae"}
@@ -26,12 +27,10 @@ def record(
     return {
         "schema": SCHEMA,
         "run_id": f"run{next(COUNT):03}",
-        "task": change.pop("task", "imagenet"),
         "backbone": {"name": f"{init}_vit_{size}", "init": init, "size": size, "fingerprint": "w0"},
         "preset": change.pop("preset", "full"),
         "seed": seed,
-        "protocol": settings,
-        "protocol_id": protocol_id(settings),
+        **described(change.pop("task", "imagenet"), settings),
         "metrics": {"top1": top1, "top5": top1 + 5, "mean_per_class": top1 - 1, **change.pop("metrics", {})},
         "data": {
             "name": change.pop("data", "ImageNet-1K val"),
@@ -113,12 +112,6 @@ def test_cells_average_over_seeds_and_draws() -> None:
     kept = [50.0, 51.0, 40.0]
     expected = f"{statistics.mean(kept):.1f} ± {statistics.stdev(kept):.1f} (n=3)"
     assert row(table(make_tables(records), "ImageNet-1K val"), "logreg, MAE")[0] == expected
-
-
-def test_the_draw_is_no_part_of_the_protocol() -> None:
-    config = {"data": {"draw": 3, "shots": 5, "train_list": "x", "imagenet_a": "y"}, "seed": 0}
-    protocol = make_protocol(config, data_fingerprint="f", norm_batch=1)
-    assert protocol == {"data.shots": 5, "data_fingerprint": "f", "norm_batch": 1}
 
 
 def test_unlike_runs_get_rows_of_their_own_and_recipes_their_names() -> None:

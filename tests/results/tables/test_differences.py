@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from support.records import described
 
 from mae_transfer.errors import UserError
 from mae_transfer.results.long_table import COLUMNS, long_table
 from mae_transfer.results.tables.build import build_tables, make_tables
 from mae_transfer.results.tables.render import FORMATS
 from mae_transfer.run_folder import per_image
-from mae_transfer.run_folder.record import SCHEMA, protocol_id
+from mae_transfer.run_folder.schema import SCHEMA
 
 COUNT = itertools.count()
 
@@ -36,12 +37,10 @@ def record(init: str, seed: int, value: float, *, task: str = "coco", size: str 
     return {
         "schema": SCHEMA,
         "run_id": f"run{next(COUNT):04}",
-        "task": task,
         "backbone": {"name": f"{init}_vit_{size}", "init": init, "size": size, "fingerprint": "w"},
         "preset": "full",
         "seed": seed,
-        "protocol": protocol,
-        "protocol_id": protocol_id(protocol),
+        **described(task, protocol),
         "metrics": metrics,
         "data": {"name": change.pop("data", "mine"), "fingerprint": "f", "classes": 4},
         **change,

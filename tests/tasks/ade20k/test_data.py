@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer.config.load import load_config
 from mae_transfer.data.synthetic.ade20k import make_ade20k
 from mae_transfer.errors import UserError
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.labels import class_names
 from mae_transfer.tasks.ade20k.pairs import find_pairs

@@ -14,9 +14,9 @@ from support.ade20k_reference import CLASSES, make_model, same_weights, step_and
 from support.paths import ROOT
 from torch.nn import functional as F
 
-from mae_transfer.config.load import load_config
 from mae_transfer.data.synthetic.ade20k import make_ade20k
 from mae_transfer.engine.distributed import make_fabric
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k import inference
 from mae_transfer.tasks.ade20k.config import EvalConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval
@@ -143,7 +143,7 @@ def test_memory_of_a_large_image_at_the_recipes_size(mode, tmp_path):
     code = f"""
         import resource
         from support.ade20k_reference import make_model
-        from mae_transfer.config.load import load_config
+        from mae_transfer.runs.resolve import load_config
         from mae_transfer.engine.distributed import make_fabric
         from mae_transfer.tasks.ade20k.data import Ade20kEval
         from mae_transfer.tasks.ade20k.evaluate import evaluate

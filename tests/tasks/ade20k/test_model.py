@@ -17,10 +17,10 @@ from mae_transfer.backbones import registry
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.backbones.timm_vit import build
 from mae_transfer.backbones.vit import ViTEncoder
-from mae_transfer.config.load import load_config
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.model import build_upernet, pixel_loss
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
@@ -212,7 +212,7 @@ def test_importing_and_building_prints_nothing():
     code = (
         "import torch\n"
         "from mae_transfer.backbones.load import load_backbone\n"
-        "from mae_transfer.config.load import load_config\n"
+        "from mae_transfer.runs.resolve import load_config\n"
         "from mae_transfer.tasks.ade20k.model import build_upernet\n"
         "encoder = load_backbone('random_vit_nano', img_size=64, taps=(2, 3, 4, 7))\n"
         "config = load_config('ade20k', 'random_vit_nano', overrides=['data.image_size=64', 'eval.stride=32'])\n"

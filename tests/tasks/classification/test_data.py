@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
-from mae_transfer.config.load import load_config
 from mae_transfer.data.decode import read_rgb
 from mae_transfer.data.images import ImageError, UndecodableImageError
 from mae_transfer.data.names import Names
 from mae_transfer.data.synthetic.classification import draw, make_classification
 from mae_transfer.errors import UserError
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.classification.config import ClassificationConfig, DataConfig
 from mae_transfer.tasks.classification.data import (
     ClassificationEval,

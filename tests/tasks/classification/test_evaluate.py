@@ -10,9 +10,9 @@ from lightning_fabric import Fabric
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch import Tensor, nn
 
-from mae_transfer.config.load import load_config
 from mae_transfer.data.synthetic.classification import draw
 from mae_transfer.errors import UserError
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.evaluate import count, count_flags, flag_batch, metrics_of
 from mae_transfer.tasks.classification.robustness import (

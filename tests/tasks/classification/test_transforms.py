@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision import transforms as v1
 from torchvision.transforms.v2 import functional as F
 
-from mae_transfer.config.load import load_config
 from mae_transfer.data.synthetic.classification import draw
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 

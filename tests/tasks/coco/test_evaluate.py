@@ -21,9 +21,10 @@ from torch import nn
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
+from mae_transfer.tasks.coco.card import STATISTICS
 from mae_transfer.tasks.coco.config import CocoConfig, DataConfig, EvalConfig
 from mae_transfer.tasks.coco.data import CocoEval
-from mae_transfer.tasks.coco.evaluate import STATISTICS, encode, evaluate, score
+from mae_transfer.tasks.coco.evaluate import encode, evaluate, score
 
 IMAGES = 9
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mae_transfer.config.roles import Role
 from mae_transfer.config.sections import Section
 
 Pooling = Literal["cls", "avg", "cls+avg"]
@@ -14,7 +15,7 @@ class ProbeConfig(Section):
 
     final_norm: bool = True
     """Features go through the weights' own LayerNorm after the blocks; false takes the blocks' output."""
-    cache: bool = True
+    cache: Annotated[bool, Role.OPERATIONAL] = True
     """Without augmentation: compute the features of all images once, keep them in the run folder and train on them."""
     blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     """linear: read the last n blocks, their features side by side; several n make a head each."""

@@ -12,11 +12,11 @@ import pytest
 import torch
 from support.paths import ROOT
 
-from mae_transfer.config.load import load_config
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.engine.distributed import make_fabric
 from mae_transfer.run_folder.folder import RunFolder
-from mae_transfer.runs.run import build_encoder, run_transfer
+from mae_transfer.runs.api import run_transfer
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.runs.tasks import make_task
 from mae_transfer.tasks.classification.features import store as features
 from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
@@ -42,14 +42,14 @@ def set_up(data, *overrides):
         overrides=["train.precision=fp32", *PLAIN, *overrides],
     )  # fmt: skip
     task = make_task(config)
-    return task, task.build_model(build_encoder(config, task))
+    return task, task.build_model(task.build_encoder())
 
 
 def store(task, model, path):
     """The features of all splits of the task, which trains and evaluates on them from now on."""
     fabric = make_fabric("cpu", task.config.train.precision)
     path.mkdir(exist_ok=True)
-    with RunFolder(path, task.config.model_dump(mode="json"), resume=(path / "config.yaml").exists()) as opened:
+    with RunFolder(path, task.config, resume=(path / "config.yaml").exists()) as opened:
         task.prepare(model, fabric, opened, False)
     return task.splits
 
@@ -197,7 +197,7 @@ def test_two_processes_record_what_one_records(images, tmp_path):
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         records.append([json.loads(file.read_text()) for file in sorted((tmp_path / str(ranks)).rglob("record.json"))])
-    assert [record["protocol"]["protocol"] for record in records[0]] == ["knn", "linear", "logreg"]
+    assert [record["settings"]["protocol"] for record in records[0]] == ["knn", "linear", "logreg"]
     for one, two in zip(*records, strict=True):
         assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-9)
         assert any(name.startswith("holdout_top1/") for name in one["metrics"])

@@ -8,10 +8,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from mae_transfer.backbones.load import load_backbone
-from mae_transfer.config.load import load_config
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
-from mae_transfer.runs.run import run_transfer
+from mae_transfer.runs.api import run_transfer
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.classification.evaluate import flag_batch
 from mae_transfer.tasks.classification.protocols import logreg
 from mae_transfer.tasks.classification.protocols.attentive import Attentive

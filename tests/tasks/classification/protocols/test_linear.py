@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from mae_transfer.backbones.load import load_backbone
-from mae_transfer.config.load import load_config
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.errors import UserError
-from mae_transfer.runs.run import run_transfer
+from mae_transfer.runs.api import run_transfer
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.classification.protocols import linear
 
 SWEEP = ("recipe=linear_sweep", "data.image_size=32", "data.workers=0", "schedule.steps=12", "train.global_batch=8")

@@ -147,7 +147,7 @@ def test_vitdets_recipes_run_by_the_engine(recipe: str, tmp_path: Path, detectro
     options = ["--data", str(data), "--output", str(tmp_path / "run"), "--engine", "detectron2", f"recipe={recipe}"]
     assert main([*RUN, *options, *TINY]) == 0
     record = read_record(tmp_path / "run" / "record.json")
-    assert (record["engine"], record["recipe"]) == ("detectron2", recipe)
+    assert (record["settings"]["model.implementation"], record["recipe"]) == ("detectron2", recipe)
 
 
 def test_both_engines_run_the_same_twenty_steps(tmp_path: Path, detectron2: Any) -> None:
@@ -164,9 +164,12 @@ def test_both_engines_run_the_same_twenty_steps(tmp_path: Path, detectron2: Any)
     for ours, theirs in zip(curves["torchvision"], curves["detectron2"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-3)
     one, other = records["torchvision"], records["detectron2"]
-    assert (one["engine"], other["engine"]) == ("torchvision", "detectron2")
+    assert (one["settings"]["model.implementation"], other["settings"]["model.implementation"]) == (
+        "torchvision",
+        "detectron2",
+    )
     assert other["versions"]["detectron2"] == sys.modules["detectron2"].__version__
-    assert one["protocol_id"] != other["protocol_id"]
+    assert one["settings_id"] != other["settings_id"]
     assert one["parameters"] == other["parameters"]
     assert one["metrics"] == pytest.approx(other["metrics"], abs=0.1, nan_ok=True)
 

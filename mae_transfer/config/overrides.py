@@ -1,0 +1,85 @@
+"""`key=value` overrides of a configuration, and the nearest key to a misspelt one."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel
+
+from mae_transfer.config.yaml import parse_yaml
+from mae_transfer.errors import UserError
+
+Overrides: TypeAlias = Mapping[str, Any] | Iterable[str]
+"""{"optim.lr": 4e-5} or ["optim.lr=4e-5"]."""
+
+INSTEAD_OF = (
+    ("schedule.steps", "schedule.epochs"),
+    ("schedule.epochs", "schedule.steps"),
+    ("schedule.warmup_steps", "schedule.warmup_epochs"),
+    ("schedule.warmup_epochs", "schedule.warmup_steps"),
+)
+"""Naming the first of a pair replaces the recipe's value of the second."""
+
+FLAGS_ONLY = {
+    "task": "--task",
+    "protocol": "--protocol",
+    "method": "--method",
+    "preset": "--preset",
+    "backbone.name": "--backbone",
+}
+"""Keys that choose the recipe's layers, and so cannot be set after them."""
+
+
+def parse_overrides(overrides: Overrides) -> list[tuple[str, Any]]:
+    """(dotted key, value) pairs in the given order."""
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    if isinstance(overrides, str):
+        raise UserError(f"overrides={overrides!r} is one text; give a list of key=value, or a mapping")
+    return [parse_override(text) for text in overrides]
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """'optim.lr=4e-5' -> ('optim.lr', 4e-5); the value is YAML."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UserError(f"'{text}' is not an override; write key=value, for example optim.lr=4e-5")
+    try:
+        return key.strip(), parse_yaml(value)
+    except ValueError as error:
+        raise UserError(f"override '{text}': the value is not valid YAML: {error}") from None
+
+
+def assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[leaf] = value
+
+
+def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration class."""
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += leaf_keys(inner, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def check_key(schema: type[BaseModel], key: str) -> None:
+    if key in FLAGS_ONLY:
+        raise UserError(f"{key}= chooses the recipe's values and cannot be an override; use {FLAGS_ONLY[key]}")
+    known = leaf_keys(schema)
+    if key not in known:
+        raise UserError(f"unknown config key '{key}'{nearest(key, known)}; --print-config shows them all")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean ...?' or an empty string. A wrong section is forgiven: `lr` finds `optim.lr`."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    found = [k for k in known if k.rpartition(".")[2] == word] or found
+    return f", did you mean {' or '.join(found[:2])}?" if found else ""

@@ -1,0 +1,114 @@
+"""The one YAML reader: YAML 1.2's scalars, plain values only, every problem one line.
+
+PyYAML reads YAML 1.1, in which `no` is false, `1:30` is 90 and `2024-02-30` a date that is none.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mae_transfer.errors import UserError
+from mae_transfer.files import reading
+
+DEPTH = 40
+"""Deepest nesting that is read; a recipe has four levels."""
+ALIASES = 20
+"""Most aliases that are read: each may hold others, so that their values multiply."""
+DIGITS = 400
+"""Longest number that is read."""
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.open: list[str | None] = []
+        """Anchors of the nodes that are being read, None for a node without."""
+        self.aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            self.aliases += 1
+            if event.anchor in self.open:
+                raise yaml.MarkedYAMLError(problem=f"*{event.anchor} holds itself", problem_mark=mark)
+            if self.aliases > ALIASES:
+                raise yaml.MarkedYAMLError(problem=f"more than {ALIASES} aliases", problem_mark=mark)
+        if len(self.open) == DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"more than {DEPTH} levels", problem_mark=mark)
+        self.open.append(getattr(event, "anchor", None) if not isinstance(event, yaml.AliasEvent) else None)
+        node = super().compose_node(parent, index)
+        self.open.pop()
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float):
+                raise yaml.MarkedYAMLError(problem="a key has to be a word", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is there twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=True)
+
+
+_Loader.yaml_implicit_resolvers = {}  # those of YAML 1.1
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("int", rf"[-+]?[0-9]{{1,{DIGITS}}}", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values of a YAML text.
+
+    Raises:
+        ValueError: what is wrong with it, in one line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{' '.join(str(error.problem or error.context).split())}{where}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        what: names the file in errors, such as "suite".
+
+    Raises:
+        UserError: the file cannot be read, is no UTF-8, no YAML, or no mapping.
+    """
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        values = parse_yaml(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UserError(f"{what} {path} is not UTF-8; save it as UTF-8") from None
+    except ValueError as error:
+        raise UserError(f"{what} {path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{what} {path} is no mapping of keys to values")
+    return values

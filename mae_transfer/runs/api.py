@@ -1,0 +1,122 @@
+"""The Python calls that make one run, with the options of the command line."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from mae_transfer.config.overrides import Overrides
+from mae_transfer.config.sections import RunConfig
+from mae_transfer.engine.distributed import make_fabric, shut_down
+from mae_transfer.engine.progress import console
+from mae_transfer.errors import UserError
+from mae_transfer.run_folder.schema import RunRecord
+from mae_transfer.runs.names import default_output
+from mae_transfer.runs.resolve import resolve_config
+from mae_transfer.runs.run import run_task
+from mae_transfer.runs.tasks import make_task, task_card
+
+
+def run_transfer(
+    task: str,
+    backbone: str,
+    *,
+    protocol: str | None = None,
+    checkpoint: str | Path | None = None,
+    weights: str | None = None,
+    data: str | Path | None = None,
+    preset: str = "full",
+    subset: int | None = None,
+    seed: int | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    eval_only: bool = False,
+    engine: str | None = None,
+    device: str | None = None,
+    overrides: Overrides = (),
+    progress: bool = False,
+) -> RunRecord:
+    """Train and evaluate one backbone on one task; the same as `mae-transfer transfer` with the options of these names.
+
+    Args:
+        overrides: for any field of the configuration: `key=value` strings, or a mapping such as {"optim.lr": 4e-5}.
+        progress: show progress on standard error.
+
+    Returns:
+        The run record, which is also written to `<output>/record.json`; `record["metrics"]` is a flat map.
+
+    Raises:
+        UserError: bad input, with one line that says what, where and what to do.
+        StoppedBySignal: after SIGTERM or SIGUSR1, with a checkpoint saved.
+        DivergedError: a loss or gradient was not finite.
+    """
+    if not task_card(task).transfers:
+        raise UserError("pre-training is no task to transfer to; run mae-transfer pretrain --method mae")
+    config = resolve_config(
+        task,
+        backbone,
+        protocol=protocol,
+        checkpoint=checkpoint,
+        weights=weights,
+        data=data,
+        preset=preset,
+        subset=subset,
+        seed=seed,
+        engine=engine,
+        device=device,
+        overrides=overrides,
+    )
+    return _run(config, output, resume=resume, eval_only=eval_only, progress=progress)
+
+
+def run_pretrain(
+    method: str,
+    backbone: str,
+    *,
+    data: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    preset: str = "full",
+    subset: int | None = None,
+    seed: int | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    eval_only: bool = False,
+    device: str | None = None,
+    overrides: Overrides = (),
+    progress: bool = False,
+) -> RunRecord:
+    """Pre-train one encoder; the same as `mae-transfer pretrain` with the options of these names.
+
+    Args:
+        method: mae, beit, supervised, or dvae (which trains a tokenizer).
+        backbone: vit_ti, vit_s, vit_b, vit_l or vit_h, with `_p8` and the like for another patch.
+        tokenizer: kmeans, or a tokenizer's file or run folder, for a method that predicts tokens.
+        overrides: for any field of the configuration: `key=value` strings, or a mapping.
+
+    Returns:
+        The run record, which is also written to `<output>/record.json`. The run folder is what transfer takes as
+        checkpoint.
+
+    Raises:
+        UserError, StoppedBySignal, DivergedError: as `run_transfer`.
+    """
+    config = resolve_config(
+        "pretrain",
+        backbone,
+        protocol=method,
+        data=data,
+        tokenizer=tokenizer,
+        preset=preset,
+        subset=subset,
+        seed=seed,
+        device=device,
+        overrides=overrides,
+    )
+    return _run(config, output, resume=resume, eval_only=eval_only, progress=progress)
+
+
+def _run(config: RunConfig, output: str | Path | None, *, resume: bool, eval_only: bool, progress: bool) -> RunRecord:
+    path = Path(output) if output is not None else default_output(config)
+    fabric = make_fabric(config.device, config.train.precision)
+    with console() if progress else nullcontext():
+        record = run_task(fabric, make_task(config), path, resume=resume, eval_only=eval_only, progress=progress)
+    shut_down()
+    return record

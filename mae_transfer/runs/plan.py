@@ -1,0 +1,189 @@
+"""Several runs from one command: the one planner under series, searches and suites.
+
+An axis is a list of choices: protocols, numbers of blocks, draws of few shots, the values of a recipe's search. A run
+is one choice of each axis. Every configuration is resolved here, before any run starts.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae_transfer.config.overrides import INSTEAD_OF, Overrides, check_key, leaf_keys, parse_overrides
+from mae_transfer.config.recipe import read_recipe
+from mae_transfer.config.sections import RunConfig
+from mae_transfer.errors import UserError
+from mae_transfer.runs.names import default_output, run_label
+from mae_transfer.runs.resolve import backbone_spec, resolve_config
+from mae_transfer.runs.tasks import config_class, protocol_of, task_card
+from mae_transfer.tasks.card import TaskCard
+
+CURVE = (0, 0.5, 1, 2, 4, 6, 12, 18, 24)
+"""Blocks of MAE Figure 9; the encoder's depth ends it."""
+MOST_RUNS = 10_000
+
+Pairs = tuple[tuple[str, Any], ...]
+"""(dotted key, value), as overrides."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value on an axis."""
+
+    protocol: str | None = None
+    pairs: Pairs = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to make."""
+
+    config: RunConfig
+    path: Path
+    point: Pairs = ()
+    """Its values of a search."""
+
+    @property
+    def point_label(self) -> str:
+        """ "optim.lr=1e-4 optim.weight_decay=0.1"; empty for a run that is no point of a search."""
+        return " ".join(f"{key}={value}" for key, value in self.point)
+
+
+def plan_runs(
+    task: str,
+    backbone: str,
+    *,
+    protocol: str | None = None,
+    blocks: str | None = None,
+    shots: int | None = None,
+    draws: int | None = None,
+    search: bool = False,
+    output: str | Path | None = None,
+    overrides: Overrides = (),
+    **options: Any,
+) -> list[Run]:
+    """The runs that these options ask for, in order, with their folders.
+
+    Args:
+        protocol: names with commas between them.
+        blocks: numbers with commas between them, or `curve`: a run of the protocol partial each, 0 being the linear
+            probe.
+        draws: runs with data.draw = 0 .. draws - 1.
+        search: a run for every combination of values that the recipe's section `search` names for the preset; an
+            override of a searched key fixes it.
+        output: the folder of a single run, or the folder that has the folders of several.
+        options: those of `resolve_config`.
+
+    Raises:
+        UserError: options that do not go together, and all that `resolve_config` refuses.
+    """
+    card, given = task_card(task), parse_overrides(overrides)
+    if search and (blocks is not None or shots is not None or draws is not None):
+        raise UserError("--search makes a run for each value of a grid; leave out --blocks, --shots and --draws")
+    variants = _protocols(card, backbone, protocol, blocks, dict(given))
+    _check_reach([choice.protocol or "" for choice in variants], given)
+    points = _search_points(card, protocol, options.get("preset", "full"), given) if search else [()]
+    draws_of = _draws(card, shots, draws)
+    if len(variants) * len(points) * len(draws_of) > MOST_RUNS:
+        raise UserError(f"these options ask for more than {MOST_RUNS} runs; make them in parts")
+    planned: dict[str, tuple[RunConfig, Pairs]] = {}
+    for variant, point, draw in itertools.product(variants, points, draws_of):
+        pairs = dict([*variant.pairs, *point, *draw, *given])
+        config = resolve_config(task, backbone, protocol=variant.protocol, overrides=pairs, **options)
+        planned.setdefault(config.model_dump_json(), (config, point))
+    runs = list(planned.values())
+    if len(runs) == 1 and not search:
+        config, point = runs[0]
+        return [Run(config, Path(output) if output is not None else default_output(config), point)]
+    return [
+        Run(config, default_output(config) if output is None else Path(output) / _folder(config, point), point)
+        for config, point in runs
+    ]
+
+
+def _folder(config: RunConfig, point: Pairs) -> str:
+    return ",".join(f"{key}={value}" for key, value in point) if point else run_label(config)
+
+
+def _protocols(
+    card: TaskCard, backbone: str, protocol: str | None, blocks: str | None, given: dict[str, Any]
+) -> list[Choice]:
+    names: list[str | None] = [None] if protocol is None else [name.strip() for name in protocol.split(",")]
+    for name in names:
+        protocol_of(card, name)  # an unknown one is found first
+    if blocks is not None and "partial" not in names:
+        raise UserError("--blocks goes with --protocol partial")
+    choices = []
+    for name in names:
+        if name != "partial" or (blocks is None and "model.blocks" in given):
+            choices.append(Choice(name))
+        elif blocks is None:
+            raise UserError("--protocol partial needs --blocks: a number, a list such as 1,2,4, or curve")
+        else:
+            for number in parse_blocks(blocks, backbone):
+                choices.append(Choice("partial", (("model.blocks", number),)) if number else Choice("linear"))
+    return choices
+
+
+def _draws(card: TaskCard, shots: int | None, draws: int | None) -> list[Pairs]:
+    if (shots is not None or draws is not None) and "data.shots" not in _keys(card):
+        raise UserError(f"--shots and --draws are for image classification, not for the task {card.name}")
+    if draws is not None and (shots is None or draws < 1):
+        raise UserError("--draws goes with --shots, and is 1 or more")
+    if draws is not None and draws > MOST_RUNS:
+        raise UserError(f"--draws {draws}: at most {MOST_RUNS}")
+    if shots is None:
+        return [()]
+    return [(("data.shots", shots), ("data.draw", draw)) for draw in range(draws or 1)]
+
+
+def _keys(card: TaskCard) -> list[str]:
+    return leaf_keys(config_class(card, protocol_of(card, None)))
+
+
+def _search_points(card: TaskCard, protocol: str | None, preset: str, given: Sequence[tuple[str, Any]]) -> list[Pairs]:
+    """Every combination of the values that the recipe documents for the preset; UserError if it documents none."""
+    if protocol is not None and "," in protocol:
+        raise UserError("--search goes with one protocol")
+    chosen, assigned = protocol_of(card, protocol), dict(given)
+    name = str(assigned.get("recipe", chosen.recipe if chosen else card.recipe))
+    grid = read_recipe(card.folder, name).get("search", {}).get(preset)
+    if not grid:
+        raise UserError(f"recipe {name} documents no search for the preset {preset}: add its section search.{preset}")
+    schema = config_class(card, chosen)
+    for key, values in grid.items():
+        check_key(schema, key)
+        if not isinstance(values, list) or not values:
+            raise UserError(f"recipe {name}: search.{preset}.{key} must be a list of values")
+    fixed = {*assigned, *(other for key, other in INSTEAD_OF if key in assigned)}
+    free = {key: values for key, values in grid.items() if key not in fixed}
+    return [tuple(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
+
+
+def _check_reach(protocols: Sequence[str], given: Sequence[tuple[str, Any]]) -> None:
+    """UserError for an override of one recipe's optimizer that would reach the runs of another: rates of LARS and AdamW
+    are a factor of a thousand apart."""
+    of_one = [key for key, _ in given if key.startswith("optim.")]
+    if of_one and len(set(protocols)) > 1:
+        raise UserError(
+            f"{of_one[0]} would reach runs of several recipes ({', '.join(dict.fromkeys(protocols))}); make them one "
+            "protocol at a time (0 blocks is the protocol linear)"
+        )
+
+
+def parse_blocks(text: str, backbone: str) -> list[float]:
+    """'4', '0.5,1,2' or 'curve' -> numbers of blocks that the backbone has."""
+    depth = backbone_spec(backbone).depth
+    if text == "curve":
+        return [*(number for number in CURVE if number < depth), depth]
+    numbers = []
+    for part in text.split(","):
+        try:
+            number = float(part)
+        except ValueError:
+            number = -1.0
+        if number != 0.5 and not (number.is_integer() and 0 <= number <= depth):
+            raise UserError(f"--blocks {part.strip()}: {backbone} takes 0, 0.5, 1, 2, ... {depth}, or curve")
+        numbers.append(number)
+    return numbers

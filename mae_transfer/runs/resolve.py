@@ -1,0 +1,127 @@
+"""From options to the configuration of a run.
+
+Later layers win: base, size, init, task and preset of the recipe, then the options, then the `key=value` overrides.
+Anything unknown or out of range is a UserError that names the key and the nearest valid one.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mae_transfer.backbones import registry
+from mae_transfer.config.load import validate
+from mae_transfer.config.overrides import INSTEAD_OF, Overrides, assign, check_key, leaf_keys, parse_overrides
+from mae_transfer.config.recipe import layers, read_recipe
+from mae_transfer.config.roles import Role, keys
+from mae_transfer.config.sections import RunConfig
+from mae_transfer.errors import UserError
+from mae_transfer.runs.tasks import config_class, protocol_of, task_card
+
+
+def load_config(
+    task: str,
+    backbone: str,
+    *,
+    protocol: str | None = None,
+    preset: str = "full",
+    options: Mapping[str, Any] | None = None,
+    overrides: Overrides = (),
+) -> RunConfig:
+    """Resolve the configuration of a run.
+
+    Args:
+        protocol: of a task that has protocols, None for its default one, or that of the recipe if one is named.
+        options: dotted keys to values, from the command line's own flags; those that are None are left to the recipe.
+        overrides: they win over everything else.
+    """
+    card, assigned = task_card(task), parse_overrides(overrides)
+    named = next((str(value) for key, value in reversed(assigned) if key == "recipe"), None)
+    chosen = protocol_of(card, protocol)
+    recipe_name = named or (chosen.recipe if chosen else card.recipe)
+    recipe = read_recipe(card.folder, recipe_name)
+    if chosen is not None:
+        of_recipe = recipe["base"].get(card.option)
+        if protocol not in (None, of_recipe):
+            raise UserError(
+                f"recipe {recipe_name} is for the {card.option} {of_recipe}, not {protocol}; drop one of recipe= and "
+                f"--{card.option}"
+            )
+        chosen = protocol_of(card, of_recipe)
+    schema = config_class(card, chosen)
+    given = [(key, value) for key, value in (options or {}).items() if value is not None] + assigned
+    for key, _ in given:
+        check_key(schema, key)
+    asked = dict(given)
+    spec = backbone_spec(backbone)
+    init = "random" if asked.get("backbone.weights") == "random" else spec.init
+
+    values = layers(recipe, size=spec.size, init=init, task=task, preset=preset)
+    values |= {"task": task, "preset": preset, "backbone": values.get("backbone", {}) | {"name": backbone}}
+    for key, value in given:
+        assign(values, key, value)
+    for key, other in INSTEAD_OF:
+        if key in asked and other not in asked:
+            assign(values, other, 0 if other == "schedule.warmup_epochs" else None)
+    if spec.init == "random":
+        if asked.get("backbone.weights") == "pretrained":
+            raise UserError(f"backbone {backbone} has no pretrained weights; name another backbone or --weights random")
+        values["backbone"]["weights"] = "random"
+    elif asked.get("backbone.checkpoint") is not None and "backbone.weights" not in asked:
+        values["backbone"]["weights"] = "pretrained"  # a preset's random weights give way to a checkpoint
+    values["recipe"] = recipe.get("recipe", recipe_name)
+    return validate(schema, values)
+
+
+def resolve_config(
+    task: str,
+    backbone: str,
+    *,
+    protocol: str | None = None,
+    checkpoint: str | Path | None = None,
+    weights: str | None = None,
+    data: str | Path | None = None,
+    preset: str = "full",
+    subset: int | None = None,
+    seed: int | None = None,
+    engine: str | None = None,
+    device: str | None = None,
+    tokenizer: str | Path | None = None,
+    overrides: Overrides = (),
+) -> RunConfig:
+    """The configuration that `run_transfer` or `run_pretrain` resolves from the same options.
+
+    protocol: of a pre-training its method.
+    """
+    card = task_card(task)
+    schema = config_class(card, protocol_of(card, protocol))
+    pairs = parse_overrides(overrides)
+    if data is None and preset == "smoke" and card.synthetic and not names_data(schema, dict(pairs)):
+        data = "synthetic"
+    if engine is not None and "model.implementation" not in leaf_keys(schema):
+        raise UserError(f"--engine {engine} is a detector's, for --task coco; leave it out for {task}")
+    options = {
+        "backbone.checkpoint": None if checkpoint is None else str(checkpoint),
+        "backbone.weights": weights,
+        "data.root": None if data is None else str(data),
+        "tokenizer.kind": None if tokenizer is None else str(tokenizer),
+        "model.implementation": engine,
+        "subset": subset,
+        "seed": seed,
+        "device": device,
+    }
+    return load_config(task, backbone, protocol=protocol, preset=preset, options=options, overrides=dict(pairs))
+
+
+def names_data(schema: type[RunConfig], overrides: Overrides) -> bool:
+    """Whether an override says where data are."""
+    places = keys(schema, Role.PLACE)
+    return any(key in places for key, _ in parse_overrides(overrides))
+
+
+def backbone_spec(name: str) -> registry.Spec:
+    """The spec of a registered backbone, or of `timm:<model>`, for which timm has to be loaded."""
+    if not name.startswith(registry.TIMM_PREFIX):
+        return registry.find(name)
+    from mae_transfer.backbones.timm_vit import spec_of
+
+    return spec_of(name)

@@ -1,0 +1,35 @@
+"""The settings of a run: its configuration, without what tables compare and what cannot change a metric."""
+
+from pathlib import Path
+from typing import Any
+
+from mae_transfer.config.roles import no_setting
+from mae_transfer.config.sections import RunConfig
+from mae_transfer.files import file_digest
+from mae_transfer.run_folder.record import read_record
+from mae_transfer.run_folder.settings import flatten
+
+
+def make_settings(config: RunConfig, *, data_fingerprint: str, norm_batch: int) -> dict[str, Any]:
+    """The flat settings of a run.
+
+    Args:
+        norm_batch: images over which batch norm takes its statistics in training (micro-batch times devices).
+    """
+    left_out = no_setting(type(config))
+    settings = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if key not in left_out}
+    if settings.get("tokenizer.kind") is not None:
+        settings["tokenizer.kind"] = tokenizer_identity(settings["tokenizer.kind"])
+    return settings | {"data_fingerprint": data_fingerprint, "norm_batch": norm_batch}
+
+
+def tokenizer_identity(kind: str) -> str:
+    """The identity of a tokenizer, wherever it lies.
+
+    A run folder is named by the settings id of the run that trained it, whose seeds may share a cell as those of other
+    pre-trainings do; a file by its hash. Other names are themselves.
+    """
+    path = Path(kind).expanduser()
+    if (path / "record.json").is_file():
+        return f"run {read_record(path / 'record.json')['settings_id']}"
+    return f"file {file_digest(path)[:12]}" if path.is_file() else kind

@@ -1,0 +1,27 @@
+"""What of a planned run is there already."""
+
+from typing import Literal
+
+from mae_transfer.errors import UserError
+from mae_transfer.run_folder.folder import check_free, check_same_recipe
+from mae_transfer.runs.plan import Run
+
+State = Literal["new", "stopped", "done"]
+
+
+def state_of(run: Run, *, resume: bool, eval_only: bool = False) -> State:
+    """The state of a run; UserError if its folder does not allow what is asked.
+
+    Args:
+        resume: go on with what is there; without it the folder has to be free.
+        eval_only: evaluate again what has been trained.
+    """
+    if not resume and not eval_only:
+        check_free(run.path)
+        return "new"
+    if not (run.path / "config.yaml").exists():
+        if eval_only:
+            raise UserError(f"nothing to evaluate in {run.path}: it has no config.yaml; train first")
+        return "new"
+    check_same_recipe(run.path, run.config)
+    return "done" if (run.path / "record.json").exists() and not eval_only else "stopped"

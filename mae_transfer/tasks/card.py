@@ -1,0 +1,131 @@
+"""The card of a task: the one place that says what the task is. Imports neither torch nor the task.
+
+`--help`, the configuration, suites, records, tables, plots, searches and validation read cards. `runs/tasks.py` has the
+list of them, with those of other packages.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mae_transfer.run_folder.schema import Report, Row
+
+__all__ = ["Benchmark", "Protocol", "Report", "TaskCard", "load_object", "metric"]
+
+
+def metric(
+    key: str,
+    title: str,
+    *,
+    main: bool = False,
+    better: Literal["higher", "lower"] = "higher",
+    unit: str = "%",
+    group: str = "",
+) -> Report:
+    """One metric of a task, as its records describe it.
+
+    Args:
+        key: name in the record's `metrics`.
+        title: head of its column.
+        main: plots and searches judge a run by the first main metric.
+        group: metrics of a group have a table of their own, named by the group; `details` have none.
+    """
+    return {"key": key, "title": title, "better": better, "unit": unit, "main": main, "group": group}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol of a task, or a method of pre-training."""
+
+    name: str
+    recipe: str
+    """Its default recipe."""
+    code: str
+    """module:class that implements it."""
+    frozen: bool = False
+    """Whether the encoder's weights stay as they are."""
+    config: str = ""
+    """module:class of its configuration, where that is not the task's."""
+    about: str = ""
+    """One line for --help."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The whole set that published numbers are of."""
+
+    title: str
+    train_images: int
+    val_images: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """What a task is.
+
+    `folder` is the folder of its recipes: a name in `configs/`, or the path of a folder. A task with `protocols` has a
+    recipe for each, the first of which is the default; another has one `recipe`.
+    """
+
+    name: str
+    """As in `--task`."""
+    title: str
+    """In tables."""
+    about: str
+    """One line for --help."""
+    folder: str
+    config: str
+    """module:class of its configuration."""
+    task: str
+    """module:class of the task itself."""
+    metrics: tuple[Report, ...]
+    recipe: str = ""
+    protocols: tuple[Protocol, ...] = ()
+    option: Literal["protocol", "method"] = "protocol"
+    """The name of a protocol's option on the command line and of its key in the configuration."""
+    benchmark: Benchmark | None = None
+    controls: tuple[str, ...] = ("sup", "random")
+    """Initialisations that others are compared with in tables; the first that has runs is taken."""
+    synthetic: bool = False
+    """Whether `--data synthetic` makes a tiny data set; the preset smoke takes it where no data are named."""
+    transfers: bool = True
+    """False for pre-training, which makes encoders and has no rows in the tables of transfer."""
+
+    def protocol(self, name: str | None) -> Protocol | None:
+        """The protocol of that name; the default one for None; None for a task without protocols.
+
+        Raises:
+            KeyError: the task has no protocol of that name.
+        """
+        if not self.protocols:
+            if name:
+                raise KeyError(name)
+            return None
+        if not name:
+            return self.protocols[0]
+        return {protocol.name: protocol for protocol in self.protocols}[name]
+
+    def row(self, protocol: str | None) -> Row:
+        """What a record says of the row that its run belongs to."""
+        found = self.protocol(protocol)
+        if found is None:
+            return {"name": "", "frozen": False, "rank": 0}
+        return {"name": found.name, "frozen": found.frozen, "rank": self.protocols.index(found)}
+
+    def describe(self) -> dict[str, Any]:
+        """What a record, or a table of published numbers alone, says of the task (`run_folder/schema.py`)."""
+        return {
+            "task": self.name,
+            "title": self.title,
+            "reports": list(self.metrics),
+            "benchmark": None if self.benchmark is None else self.benchmark.title,
+            "controls": list(self.controls),
+            "transfers": self.transfers,
+        }
+
+
+def load_object(path: str) -> Any:
+    """The object that "module:name" names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,31 @@
+"""COCO: detection and instance segmentation."""
+
+from mae_transfer.tasks.card import Benchmark, TaskCard, metric
+
+STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The twelve numbers of COCO's evaluation, in its order, for boxes and for masks."""
+
+BENCHMARK = Benchmark("COCO val2017", train_images=118287, val_images=5000, classes=80)
+
+CARDS = (
+    TaskCard(
+        name="coco",
+        title="COCO",
+        about="detection and instance masks (Mask R-CNN), COCO or any set in its format",
+        folder="coco",
+        config="mae_transfer.tasks.coco.config:CocoConfig",
+        task="mae_transfer.tasks.coco.task:CocoTask",
+        recipe="mask_rcnn_li2021",
+        metrics=(
+            metric("box_AP", "AP box", main=True),
+            metric("mask_AP", "AP mask", main=True),
+            *(
+                metric(f"{kind}_{name}", f"{name} {kind}", group="details")
+                for kind in ("box", "mask")
+                for name in STATISTICS[1:]
+            ),
+        ),
+        benchmark=BENCHMARK,
+        synthetic=True,
+    ),
+)
