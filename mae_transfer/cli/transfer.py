@@ -162,6 +162,9 @@ def exit_code(run: Callable[[], int]) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mae_transfer.runs.tasks import check_transfers
+
+    check_transfers(args.task)
     options = {name: value for name, value in vars(args).items() if name not in ("print_config", "search")}
     if args.print_config:
         for name in ("output", "resume", "eval_only"):  # no part of the configuration

@@ -7,12 +7,11 @@ from mae_transfer.config.overrides import Overrides
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import make_fabric, shut_down
 from mae_transfer.engine.progress import console
-from mae_transfer.errors import UserError
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.names import default_output
 from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.run import run_task
-from mae_transfer.runs.tasks import make_task, task_card
+from mae_transfer.runs.tasks import check_transfers, make_task
 
 
 def run_transfer(
@@ -48,8 +47,7 @@ def run_transfer(
         StoppedBySignal: after SIGTERM or SIGUSR1, with a checkpoint saved.
         DivergedError: a loss or gradient was not finite.
     """
-    if not task_card(task).transfers:
-        raise UserError("pre-training is no task to transfer to; run mae-transfer pretrain --method mae")
+    check_transfers(task)
     config = resolve_config(
         task,
         backbone,

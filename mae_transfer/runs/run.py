@@ -68,9 +68,7 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
             eval_precision(fabric, config),
         ):
             evaluation = task.evaluate(result.model, fabric, progress)
-        skipped = sorted(
-            {name for names in gather_objects(fabric, task.data_summary["skipped_files"]) for name in names}
-        )
+        skipped = gather_objects(fabric, task.data_summary["skipped_files"])
         record = on_rank_zero(
             fabric, lambda: write_record(task, encoder, result, evaluation, skipped, surroundings, path)
         )

@@ -52,6 +52,12 @@ def task_card(name: str) -> TaskCard:
     return cards[name][0]
 
 
+def check_transfers(name: str) -> None:
+    """UserError for a task that makes encoders instead of transferring one."""
+    if not task_card(name).transfers:
+        raise UserError(f"{name} is no task to transfer to; run mae-transfer pretrain (tools/run_pretrain.py)")
+
+
 def protocol_of(card: TaskCard, name: str | None) -> Protocol | None:
     """A protocol of a task, the default one for None; None if the task has no protocols.
 

@@ -19,7 +19,7 @@ from mae_transfer.data.synthetic.classification import draw, make_classification
 from mae_transfer.results.tables.build import make_tables
 from mae_transfer.run_folder.record import find_records, read_record
 from mae_transfer.run_folder.validation import validate
-from mae_transfer.runs.plan import parse_blocks, plan_series
+from mae_transfer.runs.plan import parse_blocks, plan_runs
 
 TOOL = TOOLS / "run_transfer.py"
 TINY = ["data.image_size=32", "--subset", "40"]
@@ -190,11 +190,11 @@ def test_the_runs_of_a_command_are_planned_and_printed(capsys: pytest.CaptureFix
     assert [config["protocol"] for config in printed] == ["linear", *["partial"] * 8]
     assert printed[0]["recipe"] == "linear_mae"
     assert printed[1]["optim"]["lr"] == 4e-3
-    paths = [run.path for run in plan_series("imagenet", "random_vit_l", protocol="partial", blocks="1,2")]
+    paths = [run.path for run in plan_runs("imagenet", "random_vit_l", protocol="partial", blocks="1,2")]
     assert len(set(paths)) == 2
     assert paths[0].name.startswith("imagenet-partial-1blocks-random_vit_l-full-seed0-")
     assert parse_blocks("curve", "random_vit_b") == [0, 0.5, 1, 2, 4, 6, 12]
-    twice = plan_series("folder", "random_vit_b", protocol="linear,partial", blocks="0,1")
+    twice = plan_runs("folder", "random_vit_b", protocol="linear,partial", blocks="0,1")
     assert [run.config.protocol for run in twice] == ["linear", "partial"]  # type: ignore[attr-defined]
 
 

@@ -57,7 +57,7 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     evaluated = run(command(output, data, "eval.per_class=true", "--eval-only"))
     assert evaluated.returncode == 0, evaluated.stderr
     anew = read_record(output / "record.json")
-    for key in ("metrics", "run_id", "protocol_id", "backbone", "history"):
+    for key in ("metrics", "run_id", "settings_id", "backbone", "history"):
         assert anew[key] == record[key], key
 
     assert anew["images_per_second"] == record["images_per_second"], "what training cost is not lost"

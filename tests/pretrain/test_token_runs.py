@@ -73,7 +73,7 @@ def test_a_trained_dvae_is_a_tokenizer_for_beit_and_for_mae(images, tmp_path) ->
     trained = weights(tmp_path / "dvae")
     assert all(torch.equal(trained[f"tokenizer.{name}"], tensor) for name, tensor in tokenizer.state_dict().items())
     beit = pretrain(tmp_path / "beit", data=images, tokenizer=tmp_path / "dvae")
-    assert beit["settings"]["tokenizer.kind"] == f"run {record['protocol_id']}", "not where the tokenizer lies"
+    assert beit["settings"]["tokenizer.kind"] == f"run {record['settings_id']}", "not where the tokenizer lies"
     pretrain(tmp_path / "mae", "mae", "model.target=token", data=images, tokenizer=tmp_path / "dvae")
     heads = {"beit": "lm_head.weight", "mae": "decoder_pred.weight"}
     for name, head in heads.items():

@@ -13,6 +13,7 @@ from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.classification import cached_classification
 from mae_transfer.engine.task import BaseTask, Evaluation
+from mae_transfer.tasks.card import load_object
 from mae_transfer.tasks.classification.card import BENCHMARKS, PROTOCOLS
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import (
@@ -25,7 +26,7 @@ from mae_transfer.tasks.classification.layouts.find import find_images
 from mae_transfer.tasks.classification.layouts.listing import ImageSet
 from mae_transfer.tasks.classification.protocols.protocol import ProbeModel, Protocol
 from mae_transfer.tasks.classification.robustness import evaluate_sets, find_sets
-from mae_transfer.tasks.classification.splits import ImageSplits, Splits
+from mae_transfer.tasks.classification.splits import ImageSplits, Splits, TrainSplit
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 
 if TYPE_CHECKING:
