@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.pretraining import resolve_pretrain
 
-from mae_transfer.config.load import load_config
 from mae_transfer.data import overlap
 from mae_transfer.data.dataset import ImageDataset
 from mae_transfer.data.synthetic.ade20k import make_ade20k
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.pretrain.task import PretrainTask
-from mae_transfer.runs.pretrain import resolve_pretrain
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.task import Ade20kTask
 from mae_transfer.tasks.classification.task import ClassificationTask
 from mae_transfer.tasks.coco.task import CocoTask

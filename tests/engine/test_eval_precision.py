@@ -10,8 +10,9 @@ from torch import nn
 from mae_transfer.config.sections import EvalSection
 from mae_transfer.engine.distributed import check_eval_precision, eval_precision, make_fabric
 from mae_transfer.errors import UserError
-from mae_transfer.run_folder.record import make_protocol, protocol_id
-from mae_transfer.runs.pretrain import run_pretrain
+from mae_transfer.run_folder.settings import settings_id
+from mae_transfer.runs.api import run_pretrain
+from mae_transfer.runs.settings import make_settings
 
 SMALL = ["data.image_size=32", "data.workers=0", "eval.pictures=0", "model.decoder_depth=1", "model.decoder_width=32"]
 
@@ -56,17 +57,17 @@ def test_a_run_in_bf16_is_evaluated_in_fp32_and_the_record_says_so(tmp_path: Pat
 
     first = evaluated(eval_only=False)
     again, as_trained = evaluated(), evaluated("eval.precision=null")
-    assert first["protocol"]["eval.precision"] == "fp32"
+    assert first["settings"]["eval.precision"] == "fp32"
     assert first["metrics"] == again["metrics"]
     loss, other = first["metrics"]["val_loss"], as_trained["metrics"]["val_loss"]
     assert loss != other
     assert loss == pytest.approx(other, rel=0.05)
-    assert as_trained["protocol_id"] != first["protocol_id"]
+    assert as_trained["settings_id"] != first["settings_id"]
 
 
 def test_a_record_from_before_shares_no_cell_with_a_new_one() -> None:
     """Such runs were evaluated in the training's precision; their settings do not have the field."""
-    settings = make_protocol(make_config().model_dump(mode="json"), data_fingerprint="f", norm_batch=2)
+    settings = make_settings(make_config(), data_fingerprint="f", norm_batch=2)
     before = {key: value for key, value in settings.items() if key != "eval.precision"}
     assert before != settings
-    assert protocol_id(before) != protocol_id(settings)
+    assert settings_id(before) != settings_id(settings)

@@ -7,13 +7,13 @@ import tarfile
 
 import numpy as np
 import pytest
+from support.pretraining import resolve_pretrain
 
 from mae_transfer.data.images import ImageError
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain import shards
 from mae_transfer.pretrain.data import find_images
 from mae_transfer.pretrain.shards import expand, find_shards, is_shards, list_images, open_shards
-from mae_transfer.runs.pretrain import resolve_pretrain
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_transfer.config.load import load_config
 from mae_transfer.errors import UserError
+from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.task import Ade20kTask
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.vit import ViTEncoder
-from mae_transfer.runs.run import build_encoder, resolve_config
+from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.tasks import make_task
 
 WIDTH, DEPTH, HEADS = 64, 8, 4  # of the registered size `nano`
@@ -39,7 +39,7 @@ def encoder_of(backbone: str, *overrides: str, side: int = TUNED, **options: Any
     overrides = (*overrides, f"data.image_size={16 * side}")
     config = resolve_config("coco", backbone, data="synthetic", overrides=overrides, **options)
     torch.manual_seed(0)
-    return build_encoder(config, make_task(config))
+    return make_task(config).build_encoder()
 
 
 def normal(*shape: int) -> Tensor:
