@@ -50,6 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
     parser.add_argument("--eval-only", action="store_true", help="evaluate again what the output folder holds")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument(
+        "--allow-unread",
+        action="store_true",
+        help="take overrides without effect too, for scripts that give the same ones to every run",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="any field of the configuration, e.g. mask.ratio=0.6"
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(args).items() if name != "print_config"}
     if args.print_config:
-        for name in ("output", "resume", "eval_only"):  # no part of the configuration
+        for name in ("output", "resume", "eval_only", "allow_unread"):  # no part of the configuration
             del options[name]
         from mae_transfer.config.load import dump_config
         from mae_transfer.runs.resolve import resolve_config

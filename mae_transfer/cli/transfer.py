@@ -129,6 +129,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="make all runs of the search that the recipe documents (its section search), go on with those that were "
         "stopped, and print a table; an override of a searched key fixes it",
     )
+    parser.add_argument(
+        "--allow-unread",
+        action="store_true",
+        help="take overrides without effect too, for scripts that give the same ones to every run",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="any field of the configuration, e.g. optim.lr=4e-5"

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from mae_transfer.config.overrides import Overrides
+from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import make_fabric, shut_down
 from mae_transfer.engine.progress import console
@@ -12,6 +12,7 @@ from mae_transfer.runs.names import default_output
 from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.run import run_task
 from mae_transfer.runs.tasks import check_transfers, make_task
+from mae_transfer.runs.unread import refuse_unread
 
 
 def run_transfer(
@@ -30,12 +31,14 @@ def run_transfer(
     eval_only: bool = False,
     engine: str | None = None,
     device: str | None = None,
+    allow_unread: bool = False,
     overrides: Overrides = (),
     progress: bool = False,
 ) -> RunRecord:
     """Train and evaluate one backbone on one task; the same as `mae-transfer transfer` with the options of these names.
 
     Args:
+        allow_unread: take overrides without effect too, such as `probe.k=5` in fine-tuning.
         overrides: for any field of the configuration: `key=value` strings, or a mapping such as {"optim.lr": 4e-5}.
         progress: show progress on standard error.
 
@@ -62,6 +65,8 @@ def run_transfer(
         device=device,
         overrides=overrides,
     )
+    if not allow_unread:
+        refuse_unread([(config, [key for key, _ in parse_overrides(overrides)])])
     return _run(config, output, resume=resume, eval_only=eval_only, progress=progress)
 
 
@@ -78,6 +83,7 @@ def run_pretrain(
     resume: bool = False,
     eval_only: bool = False,
     device: str | None = None,
+    allow_unread: bool = False,
     overrides: Overrides = (),
     progress: bool = False,
 ) -> RunRecord:
@@ -87,6 +93,7 @@ def run_pretrain(
         method: mae, beit, supervised, or dvae (which trains a tokenizer).
         backbone: vit_ti, vit_s, vit_b, vit_l or vit_h, with `_p8` and the like for another patch.
         tokenizer: kmeans, or a tokenizer's file or run folder, for a method that predicts tokens.
+        allow_unread: take overrides without effect too.
         overrides: for any field of the configuration: `key=value` strings, or a mapping.
 
     Returns:
@@ -108,6 +115,8 @@ def run_pretrain(
         device=device,
         overrides=overrides,
     )
+    if not allow_unread:
+        refuse_unread([(config, [key for key, _ in parse_overrides(overrides)])])
     return _run(config, output, resume=resume, eval_only=eval_only, progress=progress)
 
 

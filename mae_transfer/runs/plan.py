@@ -17,6 +17,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.runs.names import default_output, run_label
 from mae_transfer.runs.resolve import backbone_spec, resolve_config
 from mae_transfer.runs.tasks import config_class, protocol_of, task_card
+from mae_transfer.runs.unread import refuse_unread
 from mae_transfer.tasks.card import TaskCard
 
 CURVE = (0, 0.5, 1, 2, 4, 6, 12, 18, 24)
@@ -60,6 +61,7 @@ def plan_runs(
     draws: int | None = None,
     search: bool = False,
     output: str | Path | None = None,
+    allow_unread: bool = False,
     overrides: Overrides = (),
     **options: Any,
 ) -> list[Run]:
@@ -73,10 +75,11 @@ def plan_runs(
         search: a run for every combination of values that the recipe's section `search` names for the preset; an
             override of a searched key fixes it.
         output: the folder of a single run, or the folder that has the folders of several.
+        allow_unread: take overrides that no run reads too.
         options: those of `resolve_config`.
 
     Raises:
-        UserError: options that do not go together, and all that `resolve_config` refuses.
+        UserError: options that do not go together, overrides without effect, and all that `resolve_config` refuses.
     """
     card, given = task_card(task), parse_overrides(overrides)
     if search and (blocks is not None or shots is not None or draws is not None):
@@ -93,6 +96,8 @@ def plan_runs(
         config = resolve_config(task, backbone, protocol=variant.protocol, overrides=pairs, **options)
         planned.setdefault(config.model_dump_json(), (config, point))
     runs = list(planned.values())
+    if not allow_unread:
+        refuse_unread((config, [key for key, _ in given]) for config, _ in runs)
     if len(runs) == 1 and not search:
         config, point = runs[0]
         return [Run(config, Path(output) if output is not None else default_output(config), point)]

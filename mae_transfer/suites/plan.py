@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.backbones import registry
-from mae_transfer.config.overrides import nearest
+from mae_transfer.config.overrides import nearest, parse_overrides
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.loop import check_plan, micro_batch_sizes
 from mae_transfer.engine.task import BaseTask
@@ -19,6 +19,7 @@ from mae_transfer.runs.plan import Pairs, Run, plan_runs
 from mae_transfer.runs.resolve import backbone_spec, names_data
 from mae_transfer.runs.search import finished_record
 from mae_transfer.runs.tasks import config_class, make_task, protocol_of, task_card
+from mae_transfer.runs.unread import refuse_unread, why_unread
 from mae_transfer.suites.config import PretrainEntry, SuiteConfig, TaskEntry, read_suite
 from mae_transfer.suites.state import RunPlace
 
@@ -84,6 +85,8 @@ class _Planner:
         self.checkpoints, self.overrides = checkpoints, tuple(overrides)
         self.runs: dict[str, SuiteRun] = {}
         self.pretrained: dict[str, dict[int, Path]] = {}
+        self.given: list[tuple[RunConfig, Sequence[str]]] = []
+        """Configuration and overridden keys of each run. Overrides of a whole suite may be for some runs only."""
 
     def plan(self) -> list[SuiteRun]:
         for entry in self._in_order(self.suite.pretrain):
@@ -107,6 +110,7 @@ class _Planner:
             for row in rows:
                 if task.backbones is None or row.label in task.backbones:
                     self._transfer(row, task)
+        refuse_unread(self.given)
         return list(self.runs.values())
 
     def _in_order(self, entries: Sequence[PretrainEntry]) -> list[PretrainEntry]:
@@ -151,6 +155,7 @@ class _Planner:
                     tokenizer=tokenizer,
                     preset=preset,
                     seed=seed,
+                    allow_unread=True,
                     overrides=overrides,
                 )
             path = self._add(planned, arguments, overrides, entry.label, PRETRAINING, seed, needs)
@@ -188,6 +193,7 @@ class _Planner:
                     shots=task.shots,
                     draws=task.draws,
                     search=task.search,
+                    allow_unread=True,
                     overrides=overrides,
                     **options,
                 )
@@ -216,13 +222,16 @@ class _Planner:
         needs: tuple[Path, ...],
     ) -> Path:
         path = self.output / default_output(planned.config).name
+        keys = [key for key, _ in parse_overrides(overrides)]
+        self.given.append((planned.config, keys))
+        unread = any(why_unread(planned.config, key) for key in keys)
         run = SuiteRun(
             row,
             column,
             seed,
             planned.config,
             RunPlace(path),
-            (*arguments, "--output", str(path), *overrides),
+            (*arguments, "--output", str(path), *(["--allow-unread"] if unread else []), *overrides),
             needs,
             planned.point,
         )

@@ -50,7 +50,7 @@ def resolved_again(run: SuiteRun) -> tuple[Any, Path]:
     if run.config.task == "pretrain":
         options = vars(build_pretrain_parser().parse_intermixed_args(list(run.arguments)))
         output = options.pop("output")
-        for name in ("resume", "eval_only", "print_config"):
+        for name in ("resume", "eval_only", "print_config", "allow_unread"):
             options.pop(name)
         config = resolve_config("pretrain", options.pop("backbone"), protocol=options.pop("method"), **options)
         return config, Path(output)
@@ -99,6 +99,15 @@ def test_the_commands_are_the_runs(tmp_path: Path) -> None:
             assert run.needs == (of_label["tokens", run.seed],)
     order = [run.place.path for run in runs]
     assert all(order.index(path) < order.index(run.place.path) for run in runs for path in run.needs)
+
+
+def test_an_override_of_the_suite_needs_one_run_that_reads_it(tmp_path: Path) -> None:
+    path = written(tmp_path, pretrain=[], overrides=["probe.k=[5]", "data.holdout=0"])
+    _, runs = plan_suite(path, output=tmp_path / "out", data={"images": str(tmp_path)})
+    allowed = {run.column: "--allow-unread" in run.arguments for run in runs}
+    assert allowed == {"images knn": False, "images linear": True}
+    with pytest.raises(UserError, match=r"probe.c_count: protocol=knn never reads it \(logreg does\)"):
+        plan_suite(path, output=tmp_path / "out", data={"images": str(tmp_path)}, overrides=["probe.c_count=3"])
 
 
 def test_the_shipped_suites(tmp_path: Path) -> None:

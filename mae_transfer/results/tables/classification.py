@@ -34,9 +34,9 @@ ROBUSTNESS = {
     "imagenet_sketch_top1": "IN-Sketch top-1",
 }
 PROTOCOLS = ("finetune", "partial", "linear", "attentive", "logreg", "knn")
-"""In the order of the tables."""
+"""In the order of the tables; protocols that others have added follow by name."""
 PROBES = ("linear", "attentive", "logreg", "knn")
-"""Protocols of a frozen encoder."""
+"""Protocols of a frozen encoder; of added ones their records tell."""
 BLIND = "blind (the commonest class)"
 CHANCE = "chance (one of the classes)"
 FIRST = "protocol, initialisation"
@@ -44,7 +44,7 @@ FIRST = "protocol, initialisation"
 
 def classification_tables(runs: pd.DataFrame, published: pd.DataFrame, comparison: Comparison) -> list[Table]:
     """The tables of every classification task that has a run in the long table."""
-    runs = runs[(runs["task"] != "pretrain") & runs["kind"].isin(PROTOCOLS)]
+    runs = runs[(runs["task"] != "pretrain") & (runs["kind"] != "")]
     runs = runs[runs["metric"].isin(ACCURACY | ROBUSTNESS)]
     parts: list[Table] = []
     for task in sorted(runs["task"].unique()):
@@ -93,7 +93,7 @@ def tables_of(
 def sections(runs: pd.DataFrame, quoted: pd.DataFrame, metrics: dict[str, str]) -> list[tables.Section]:
     """A section for each protocol and recipe; published numbers stand in the first of their protocol."""
     quoted, found = quoted[quoted["metric"].isin(metrics)], []
-    for kind in PROTOCOLS:
+    for kind in (*PROTOCOLS, *sorted({*runs["kind"]} - {*PROTOCOLS})):
         of_kind, quoted_kind = runs[runs["kind"] == kind], quoted[quoted["protocol"] == kind]
         recipes = sorted(of_kind["recipe"].unique())
         for number_of, recipe in enumerate(recipes or [""] * (len(quoted_kind) > 0)):
@@ -103,7 +103,7 @@ def sections(runs: pd.DataFrame, quoted: pd.DataFrame, metrics: dict[str, str]) 
                     of_kind[of_kind["recipe"] == recipe],
                     quoted_kind.iloc[: None if number_of == 0 else 0],
                     f" ({recipe})" if len(recipes) > 1 else "",
-                    frozen=kind in PROBES,
+                    frozen=kind in PROBES or bool(of_kind["frozen"].any()),
                 )
             )
     return found

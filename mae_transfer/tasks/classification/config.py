@@ -92,13 +92,6 @@ class ClassificationConfig(RunConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ClassificationConfig":
-        if (self.protocol == "partial") != (self.model.blocks is not None):
-            raise ValueError("model.blocks (--blocks) belongs to the protocol partial, and is needed there")
-        idle = [name for name in ("label_smoothing", "mixup", "cutmix", "erasing") if getattr(self.model, name)]
-        if idle and self.protocol not in ("finetune", "partial"):
-            raise ValueError(f"model.{idle[0]} does nothing in the protocol {self.protocol}; leave it out")
-        if self.data.holdout and self.protocol in ("finetune", "partial", "attentive"):
-            raise ValueError(f"data.holdout: the protocol {self.protocol} chooses nothing; leave it out")
         if self.data.crop == "center" and self.data.randaugment is not None:
             raise ValueError("data.crop=center is for training without augmentation; set data.randaugment=null")
         robustness = ("imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")

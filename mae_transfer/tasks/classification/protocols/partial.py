@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.protocols.finetune import Classifier, Finetune
 
 if TYPE_CHECKING:
@@ -18,8 +20,13 @@ if TYPE_CHECKING:
 class Partial(Finetune):
     reads = (*Finetune.reads, "model.blocks")
 
+    def __init__(self, config: ClassificationConfig) -> None:
+        super().__init__(config)
+        if config.model.blocks is None:
+            raise UserError("the protocol partial needs model.blocks (--blocks): 0.5, 1, 2, ... the encoder's depth")
+        self._blocks = config.model.blocks
+
     @override
     def build_model(self, encoder: "ViTEncoder", num_classes: int) -> Classifier:
-        assert self.config.model.blocks is not None, "the configuration has checked it"
-        encoder.freeze(self.config.model.blocks)
+        encoder.freeze(self._blocks)
         return super().build_model(encoder, num_classes)
