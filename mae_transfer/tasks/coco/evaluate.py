@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from faster_coco_eval.core import mask as rle
 from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from mae_transfer.engine.evaluation import evaluating, evaluation_batches
 from mae_transfer.files import atomic_write
@@ -27,6 +26,8 @@ from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.card import STATISTICS
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval
+from mae_transfer.tasks.coco.detector.paste import encode_bitmaps
+from mae_transfer.tasks.coco.detector.postprocess import Detections
 
 # The names of COCOeval's statistics, in its order.
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -108,15 +109,13 @@ def detect(
     return detections
 
 
-def encode(image_id: int, output: dict[str, Tensor]) -> ImageDetections:
+def encode(image_id: int, output: Detections) -> ImageDetections:
     """A detector's output for one image, its boxes as x, y, width, height and its masks run-length encoded."""
     boxes = output["boxes"].float().cpu().numpy().copy()
     boxes[:, 2:] -= boxes[:, :2]
-    # RLE runs down the columns: transposed on the device, (n, width, height) is the memory order that it wants
-    bitmaps = output["masks"].transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()
-    masks = rle.encode(bitmaps.transpose(2, 1, 0)) if len(bitmaps) else []
+    masks = output["masks"] if isinstance(output["masks"], list) else encode_bitmaps(output["masks"])
     return ImageDetections(
-        image_id, boxes, output["scores"].float().cpu().numpy(), output["classes"].cpu().numpy(), list(masks)
+        image_id, boxes, output["scores"].float().cpu().numpy(), output["classes"].cpu().numpy(), masks
     )
 
 

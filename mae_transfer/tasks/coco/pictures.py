@@ -12,16 +12,19 @@ from mae_transfer.data.images import choose_subset
 from mae_transfer.run_folder.pictures import Picture
 from mae_transfer.tasks.coco.annotations import ObjectRecord
 from mae_transfer.tasks.coco.data import CocoEval
+from mae_transfer.tasks.coco.detector.postprocess import Detections
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 SCORE = 0.3
 """Detections below are not drawn."""
+LARGEST_SIDE = 2048
+"""Masks of larger images keep every second pixel, or fewer."""
 
 
 class Instance(NamedTuple):
-    """`box` is x1, y1, x2, y2 in pixels of the image, `mask` bool (H, W) of its size."""
+    """`box` is x1, y1, x2, y2 in pixels of the image, `mask` bool (H, W) of its size or smaller."""
 
     category: int
     text: str
@@ -61,17 +64,25 @@ def _of_object(item: ObjectRecord, names: list[str], height: int, width: int) ->
     if isinstance(shape, list):
         shape = rle.merge(rle.frPyObjects([polygon.tolist() for polygon in shape], height, width))
     text = names[item.category] + (" (crowd)" if item.crowd else "")
-    return Instance(item.category, text, (x, y, x + w, y + h), rle.decode(shape).astype(bool))
+    return Instance(item.category, text, (x, y, x + w, y + h), _shrunk(rle.decode(shape).astype(bool)))
 
 
-def _of_output(output: dict[str, Any], names: list[str]) -> list[Instance]:
+def _of_output(output: Detections, names: list[str]) -> list[Instance]:
     """The detections of one image that are to be drawn."""
-    kept = output["scores"] >= SCORE
-    values = (output[key][kept].float().cpu().numpy() for key in ("classes", "scores", "boxes", "masks"))
+    kept = (output["scores"] >= SCORE).nonzero()[:, 0].tolist()
+    classes, scores, boxes = (output[key][kept].float().cpu().tolist() for key in ("classes", "scores", "boxes"))
+    masks = output["masks"]
+    bitmaps = (rle.decode(masks[i]) if isinstance(masks, list) else masks[i].float().cpu().numpy() for i in kept)
     return [
-        Instance(int(k), f"{names[int(k)]} {score:.2f}", tuple(box.tolist()), mask > 0.5)
-        for k, score, box, mask in zip(*values, strict=True)
+        Instance(int(k), f"{names[int(k)]} {score:.2f}", tuple(box), _shrunk(bitmap > 0.5))
+        for k, score, box, bitmap in zip(classes, scores, boxes, bitmaps, strict=True)
     ]
+
+
+def _shrunk(mask: np.ndarray) -> np.ndarray:
+    """Fewer pixels of a mask that is much larger than a panel."""
+    step = max(mask.shape) // LARGEST_SIDE + 1
+    return mask if step == 1 else mask[::step, ::step].copy()
 
 
 def overlay(image: Image.Image, instances: list[Instance]) -> Image.Image:

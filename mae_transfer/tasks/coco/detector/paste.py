@@ -4,13 +4,21 @@ Source: detectron2 `layers/mask_ops.py`. torchvision truncates the box to whole 
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from faster_coco_eval.core import mask as rle
 from torch import Tensor
 from torch.nn import functional as F
 
 _CHUNK_BYTES = 2**28
 """Largest sampling result on an accelerator; on a CPU one mask at a time within its own box is fastest."""
+_BAND_PIXELS = 2**22
+"""Of a mask that are sampled at once on a CPU; only boxes of more than 4 megapixels take several bands."""
+LARGEST_BYTES = 2**28
+"""Of the pasted masks of an image. Where there would be more they are encoded piece by piece."""
+_PIECE_BYTES = 2**26
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
@@ -31,9 +39,29 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
         x0, y0 = (max(0, math.floor(v) - 1) for v in box[:, :2].amin(0).tolist())
         x1, y1 = (math.ceil(v) + 1 for v in box[:, 2:].amax(0).tolist())
         x1, y1 = min(x1, width), min(y1, height)
-        y = (torch.arange(y0, y1, device=box.device) + 0.5 - box[:, 1:2]) / (box[:, 3:] - box[:, 1:2]) * 2 - 1
         x = (torch.arange(x0, x1, device=box.device) + 0.5 - box[:, :1]) / (box[:, 2:3] - box[:, :1]) * 2 - 1
-        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1).to(masks.dtype)
-        sampled = F.grid_sample(masks[chunk, None], grid, align_corners=False)[:, 0]
-        pasted[chunk, y0:y1, x0:x1] = sampled >= threshold
+        rows = max(1, _BAND_PIXELS // max(x1 - x0, 1)) if per_chunk == 1 else height
+        for top in range(y0, y1, rows):
+            bottom = min(top + rows, y1)
+            y = (torch.arange(top, bottom, device=box.device) + 0.5 - box[:, 1:2]) / (box[:, 3:] - box[:, 1:2]) * 2 - 1
+            grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1).to(masks.dtype)
+            sampled = F.grid_sample(masks[chunk, None], grid, align_corners=False)[:, 0]
+            pasted[chunk, top:bottom, x0:x1] = sampled >= threshold
     return pasted
+
+
+def encode_bitmaps(bitmaps: Tensor) -> list[dict[str, Any]]:
+    """Run-length encodings of bool masks (n, height, width)."""
+    if not len(bitmaps):
+        return []
+    # RLE runs down the columns: transposed on the device, (n, width, height) is the memory order that it wants
+    columns = bitmaps.transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()
+    return list(rle.encode(columns.transpose(2, 1, 0)))
+
+
+def pieces(count: int, size: tuple[int, int]) -> Iterator[slice]:
+    """All of an image's masks at once if they are small enough together, else few at a time."""
+    pixels = size[0] * size[1]
+    step = max(count, 1) if count * pixels <= LARGEST_BYTES else max(1, _PIECE_BYTES // pixels)
+    for start in range(0, count, step):
+        yield slice(start, start + step)

@@ -5,13 +5,15 @@ dropped for being small before the NMS, non-finite predictions are dropped, boxe
 and empty ones dropped.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from mae_transfer.tasks.coco.detector.paste import paste_masks
+from mae_transfer.tasks.coco.detector.paste import encode_bitmaps, paste_masks, pieces
 
-Detections = dict[str, Tensor]
+Detections = dict[str, Any]
 """`boxes` fp32 (n, 4) xyxy in pixels, `scores` (n,), `classes` int64 (n,), `masks`: best first."""
 
 
@@ -42,6 +44,8 @@ def select_detections(
 def rescale(detections: Detections, image_size: tuple[int, int], original_size: tuple[int, int]) -> Detections:
     """Boxes and masks (n, M, M) of the network's image to boxes and bool masks (n, H, W) of the original image.
 
+    Masks that would take more than `paste.LARGEST_BYTES` are a list of run-length encodings instead.
+
     Args:
         image_size: (height, width) of the network's image without padding.
         original_size: (height, width) of the original image.
@@ -51,4 +55,9 @@ def rescale(detections: Detections, image_size: tuple[int, int], original_size: 
     boxes = clip_boxes_to_image(boxes, original_size)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     kept = {name: value[keep] for name, value in detections.items()}
-    return kept | {"boxes": boxes[keep], "masks": paste_masks(kept["masks"], boxes[keep], original_size)}
+    boxes, masks = boxes[keep], kept["masks"]
+    parts = list(pieces(len(masks), original_size))
+    if len(parts) > 1:
+        pasted = (paste_masks(masks[part], boxes[part], original_size) for part in parts)
+        return kept | {"boxes": boxes, "masks": [mask for piece in pasted for mask in encode_bitmaps(piece)]}
+    return kept | {"boxes": boxes, "masks": paste_masks(masks, boxes, original_size)}

@@ -30,6 +30,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.modeling.proposal_generator import rpn as rpn_module
 from detectron2.modeling.roi_heads import (
@@ -51,6 +52,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.detector import anchors, cascade
 from mae_transfer.tasks.coco.detector.mask_targets import Mask
+from mae_transfer.tasks.coco.detector.paste import encode_bitmaps, pieces
 from mae_transfer.tasks.coco.detector.postprocess import Detections
 from mae_transfer.tasks.coco.detector.sampling import subsample
 from mae_transfer.tasks.coco.detectron2.names import (
@@ -96,9 +98,8 @@ class Detectron2RCNN(nn.Module):
             check_fits(image, self.image_size, name)  # detectron2 would crop it
             inputs.append({"image": image})
         if not self.training:
-            for item, (height, width) in zip(inputs, batch["sizes"], strict=True):
-                item |= {"height": height, "width": width}
-            return [_detections(output["instances"]) for output in self.rcnn(inputs)]
+            found = self.rcnn.inference(inputs, do_postprocess=False)
+            return [_detections(*item) for item in zip(found, batch["sizes"], strict=True)]
         targets = batch["targets"]
         check_targets(targets, batch["file_names"], self.rcnn.roi_heads.num_classes)
         for item, target in zip(inputs, targets, strict=True):
@@ -303,13 +304,19 @@ def _instances(target: dict[str, Any], image: Tensor) -> Instances:
     )
 
 
-def _detections(found: Instances) -> Detections:
-    return {
-        "boxes": found.pred_boxes.tensor,
-        "scores": found.scores,
-        "classes": found.pred_classes,
-        "masks": found.pred_masks,
-    }
+def _detections(found: Instances, size: tuple[int, int]) -> Detections:
+    """In an original image of (height, width), few masks at a time where it is huge (`detector/paste.py`)."""
+    parts = list(pieces(len(found), size)) or [slice(0, 0)]
+    encoded: list[Any] = []
+    boxes, scores, classes = [], [], []
+    for part in parts:
+        piece = detector_postprocess(found[part], *size)
+        boxes.append(piece.pred_boxes.tensor)
+        scores.append(piece.scores)
+        classes.append(piece.pred_classes)
+        encoded += encode_bitmaps(piece.pred_masks) if len(parts) > 1 else [piece.pred_masks]
+    columns = {"boxes": torch.cat(boxes), "scores": torch.cat(scores), "classes": torch.cat(classes)}
+    return columns | {"masks": encoded if len(parts) > 1 else encoded[0]}
 
 
 def _features_in_fp32(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,14 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval.core import mask as coco_mask
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops.poolers import LevelMapper
 
+from mae_transfer.tasks.coco.detector import paste
 from mae_transfer.tasks.coco.detector.losses import box_losses, mask_loss, roi_weights
 from mae_transfer.tasks.coco.detector.pooler import assign_levels, pool
 from mae_transfer.tasks.coco.detector.postprocess import rescale, select_detections
 from mae_transfer.tasks.coco.detector.roi_heads import RoIHeads
+from mae_transfer.tasks.coco.evaluate import encode
 
 STRIDES = (4, 8, 16, 32)
 
@@ -179,3 +182,26 @@ def test_rescaling_clips_again_and_drops_empty_boxes() -> None:
     assert found["classes"].tolist() == [3, 1]
     assert found["masks"].shape == (2, 100, 300)
     assert found["masks"][0].sum().item() == pytest.approx(60 * 40, rel=0.01)
+
+
+def test_masks_of_a_huge_image_are_encoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(7, 2, 2, generator=generator).sort(dim=1).values
+    detections = {
+        "boxes": (corners * torch.tensor([100.0, 50.0])).flatten(1),
+        "scores": torch.rand(7, generator=generator),
+        "classes": torch.arange(7),
+        "masks": torch.rand(7, 28, 28, generator=generator),
+    }
+    whole = rescale(detections, (50, 100), (500, 700))
+    monkeypatch.setattr(paste, "LARGEST_BYTES", 7 * 500 * 700 - 1)
+    monkeypatch.setattr(paste, "_PIECE_BYTES", 2 * 500 * 700)
+    monkeypatch.setattr(paste, "_BAND_PIXELS", 700 * 33)
+    pieces = rescale(detections, (50, 100), (500, 700))
+    assert isinstance(pieces["masks"], list)
+    assert torch.equal(torch.from_numpy(coco_mask.decode(pieces["masks"])).permute(2, 0, 1).bool(), whole["masks"])
+    for name in ("boxes", "scores", "classes"):
+        assert torch.equal(pieces[name], whole[name])
+    of_whole, of_pieces = encode(1, whole), encode(1, pieces)
+    assert of_pieces.masks == of_whole.masks
+    assert (of_pieces.boxes == of_whole.boxes).all()
