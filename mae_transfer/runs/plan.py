@@ -73,7 +73,7 @@ def plan_runs(
             probe.
         draws: runs with data.draw = 0 .. draws - 1.
         search: a run for every combination of values that the recipe's section `search` names for the preset; an
-            override of a searched key fixes it.
+            override of a searched key fixes it, or is a list of values to try instead.
         output: the folder of a single run, or the folder that has the folders of several.
         allow_unread: take overrides that no run reads too.
         options: those of `resolve_config`.
@@ -86,7 +86,9 @@ def plan_runs(
         raise UserError("--search makes a run for each value of a grid; leave out --blocks, --shots and --draws")
     variants = _protocols(card, backbone, protocol, blocks, dict(given))
     _check_reach([choice.protocol or "" for choice in variants], given)
-    points = _search_points(card, protocol, options.get("preset", "full"), given) if search else [()]
+    points = _search_points(card, backbone, protocol, options, given) if search else [()]
+    tried = {key for key, _ in points[0]}
+    given = [(key, value) for key, value in given if key not in tried]  # lists of values are in the points
     draws_of = _draws(card, shots, draws)
     if len(variants) * len(points) * len(draws_of) > MOST_RUNS:
         raise UserError(f"these options ask for more than {MOST_RUNS} runs; make them in parts")
@@ -147,23 +149,46 @@ def _keys(card: TaskCard) -> list[str]:
     return leaf_keys(config_class(card, protocol_of(card, None)))
 
 
-def _search_points(card: TaskCard, protocol: str | None, preset: str, given: Sequence[tuple[str, Any]]) -> list[Pairs]:
-    """Every combination of the values that the recipe documents for the preset; UserError if it documents none."""
+def _search_points(
+    card: TaskCard,
+    backbone: str,
+    protocol: str | None,
+    options: dict[str, Any],
+    given: Sequence[tuple[str, Any]],
+) -> list[Pairs]:
+    """Every combination of the values that the recipe documents for the preset, and for the encoder's initialisation
+    where that differs; UserError if it documents none."""
     if protocol is not None and "," in protocol:
         raise UserError("--search goes with one protocol")
     chosen, assigned = protocol_of(card, protocol), dict(given)
     name = str(assigned.get("recipe", chosen.recipe if chosen else card.recipe))
-    grid = read_recipe(card.folder, name).get("search", {}).get(preset)
-    if not grid:
+    search, preset = read_recipe(card.folder, name).get("search", {}), options.get("preset", "full")
+    if not search.get(preset):
         raise UserError(f"recipe {name} documents no search for the preset {preset}: add its section search.{preset}")
+    random = (options.get("weights") or assigned.get("backbone.weights")) == "random"
+    init = "random" if random else backbone_spec(backbone).init
+    grid = search[preset] | search.get(init, {}).get(preset, {})
     schema = config_class(card, chosen)
     for key, values in grid.items():
         check_key(schema, key)
         if not isinstance(values, list) or not values:
             raise UserError(f"recipe {name}: search.{preset}.{key} must be a list of values")
-    fixed = {*assigned, *(other for key, other in INSTEAD_OF if key in assigned)}
-    free = {key: values for key, values in grid.items() if key not in fixed}
+    instead = {key: list(map(_number, v)) for key, v in assigned.items() if key in grid and isinstance(v, list)}
+    for key, values in instead.items():
+        if not values or any(isinstance(value, list | dict) for value in values):
+            example = ",".join(map(str, grid[key]))
+            raise UserError(f"{key}={values}: give a list of values to try, such as {key}='[{example}]'")
+    fixed = {*assigned, *(other for key, other in INSTEAD_OF if key in assigned)} - instead.keys()
+    free = {key: values for key, values in (grid | instead).items() if key not in fixed}
     return [tuple(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
+
+
+def _number(value: Any) -> Any:
+    """'8e-5', which YAML takes for a text, as the number that a recipe's 8.0e-5 is: its run has the same folder."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _check_reach(protocols: Sequence[str], given: Sequence[tuple[str, Any]]) -> None:

@@ -118,4 +118,23 @@ def search_table(points: Sequence[Pairs], results: Sequence[float | None], metri
         best, where = max(finished, key=lambda item: (sign * item[0], -item[1]))
         settings = " ".join(f"{key}={value}" for key, value in points[where])
         lines += ["", f"best: {settings} ({title} {best:.2f}), chosen on the validation set, as in the paper"]
+        lines += on_boundary(points, points[where])
     return "\n".join(lines)
+
+
+def on_boundary(points: Sequence[Pairs], best: Pairs) -> list[str]:
+    """A line for each value of the best point that is the lowest or highest of those tried: then a better one may lie
+    outside, and the search is to be expanded (Li et al. 2021, arXiv 2111.11429, section 2.4)."""
+    lines = []
+    for key, value in best:
+        tried = sorted({dict(point)[key] for point in points if isinstance(dict(point)[key], int | float)})
+        if len(tried) < 2 or value not in (tried[0], tried[-1]):
+            continue
+        end, inner = (tried[0], tried[1]) if value == tried[0] else (tried[-1], tried[-2])
+        beyond = end * end / inner if inner else end
+        wider = ",".join(f"{number:g}" for number in sorted({*tried, beyond}))
+        lines.append(
+            f"{key}={value} is the {'lowest' if value == tried[0] else 'highest'} value tried, a better one may lie "
+            f"beyond: search again with {key}='[{wider}]'; runs that are done are kept"
+        )
+    return lines

@@ -28,12 +28,49 @@ def grid(task: str, **options: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("task", ["ade20k", "coco"])
 def test_the_values_of_every_documented_search_are_valid(task: str) -> None:
     recipe = read_recipe(task, task_card(task).recipe)
-    assert recipe["search"].keys() == recipe["presets"].keys()
-    for preset in recipe["search"]:
+    assert recipe["search"].keys() - {"random"} == recipe["presets"].keys()
+    for preset in recipe["presets"]:
         assert len(grid(task, preset=preset)) == math.prod(len(values) for values in recipe["search"][preset].values())
     assert len(grid(task)) == {"ade20k": 3, "coco": 9}[task]
     fixed = grid(task, overrides=["optim.lr=1e-5", "schedule.steps=9"])
     assert all(not {"optim.lr", "schedule.epochs"} & set(point) for point in fixed)
+
+
+def test_random_weights_are_searched_at_100_epochs() -> None:
+    """Li et al. 2.4: "using ViT-B and a 25 epoch schedule (or 100 epochs when initializing from scratch)"."""
+    for backbone, options, epochs in (
+        ("mae_vit_b", {}, 25),
+        ("random_vit_b", {}, 100),
+        ("mae_vit_b", {"weights": "random"}, 100),
+    ):
+        runs = plan_runs("coco", backbone, search=True, **options)
+        assert len(runs) == 9
+        assert {run.config.schedule.epochs for run in runs} == {epochs}
+        assert {run.config.backbone.drop_path for run in runs} == {0.0}
+
+
+def test_a_list_widens_the_grid_and_keeps_the_folders(tmp_path: Path) -> None:
+    before = plan_runs("coco", "mae_vit_b", search=True, output=tmp_path)
+    overrides = ["optim.lr=[4e-5,8e-5,1.6e-4,3.2e-4]"]
+    wider = plan_runs("coco", "mae_vit_b", search=True, output=tmp_path, overrides=overrides)
+    assert len(wider) == 12
+    assert {run.path for run in before} < {run.path for run in wider}
+    assert {run.config.optim.lr for run in wider} == {4e-5, 8e-5, 1.6e-4, 3.2e-4}
+    with pytest.raises(UserError, match=r"optim.lr=\[\]: give a list of values to try, such as optim.lr='\[8e-05,"):
+        grid("coco", overrides=["optim.lr=[]"])
+
+
+def test_a_best_value_on_the_boundary_is_said() -> None:
+    """Li et al. 2.4: "If a local optimum is not found (i.e. the best value is a boundary value)", the search grows."""
+    higher = metric("mIoU", "mIoU")
+    points = [(("optim.lr", lr), ("x", x), ("y", 0.5)) for lr in (8e-5, 1.6e-4, 3.2e-4) for x in (0.05, 0.1, 0.2)]
+    inside = search_table(points, [1, 2, 3, 4, 9, 5, 6, 7, 8], higher)
+    assert inside.splitlines()[-1].startswith("best: optim.lr=0.00016 x=0.1 ")
+    corner = search_table(points, [1, 2, 9, 4, 3, 5, 6, 7, 8], higher).splitlines()
+    assert corner[-2].startswith("optim.lr=8e-05 is the lowest value tried, a better one may lie beyond")
+    assert "optim.lr='[4e-05,8e-05,0.00016,0.00032]'" in corner[-2]
+    assert corner[-1].startswith("x=0.2 is the highest value tried")
+    assert "x='[0.05,0.1,0.2,0.4]'" in corner[-1]
 
 
 def test_a_recipe_without_a_search_is_one_line(tmp_path: Path) -> None:
