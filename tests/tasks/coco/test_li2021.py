@@ -20,6 +20,7 @@ from mae_transfer.backbones import registry
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.tasks import make_task
+from mae_transfer.tasks.coco.config import ModelConfig
 
 WIDTH, DEPTH, HEADS = 64, 8, 4  # of the registered size `nano`
 PRETRAINED, TUNED, WINDOW = 14, 20, 14  # tokens a side; a window is as large as the pre-training's grid
@@ -228,3 +229,9 @@ def test_a_runs_encoder_is_read_again(tmp_path: Path) -> None:
         again = encoder_of(backbone, checkpoint=saved)
         assert again.state_dict().keys() == encoder.state_dict().keys()
         assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_a_configuration_from_before_these_fields_means_what_ran_then() -> None:
+    """A run folder of then is read with the defaults, and goes on with them."""
+    model = ModelConfig()
+    assert (model.pos_embed, model.abs_pos, model.random_init) == ("native", False, "timm")
