@@ -59,8 +59,8 @@ def load_backbone(
         report = LoadReport(name, "random initialisation")
     elif checkpoint is not None:
         path = files.find(checkpoint)
-        options: dict[str, Any] = {"key": checkpoint_key, "config": hf_config.beside(path), "copy": False}
-        vit, report = load(spec, files.read(path), str(path), drop_path=drop_path, **options)
+        options: dict[str, Any] = {"key": checkpoint_key, "config": hf_config.beside(path), "img_size": img_size}
+        vit, report = load(spec, files.read(path), str(path), drop_path=drop_path, copy=False, **options)
         spec = report.spec or spec
     else:
         state, source = published_weights(spec)

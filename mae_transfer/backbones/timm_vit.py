@@ -160,6 +160,44 @@ def build(
     return vit
 
 
+_ACTIVATIONS = {
+    "gelupython": "gelu",
+    "geluerf": "gelu",
+    "gelupytorchtanh": "gelutanh",
+    "gelunew": "gelutanh",
+    "gelufast": "gelutanh",
+    "swish": "silu",
+}
+"""Other names of the same activation; `_` and case are taken off first."""
+
+
+def activation_name(name: str) -> str:
+    """One name for each activation, of transformers', timm's or a class's name."""
+    plain = name.lower().replace("_", "").replace("-", "")
+    return _ACTIVATIONS.get(plain, plain)
+
+
+def activation_of(vit: Any) -> str | None:
+    """The activation of a ViT's MLPs by that one name; None if they are no plain MLP (SwiGLU)."""
+    mlp = getattr(vit.blocks[0], "mlp", None)
+    if not isinstance(mlp, Mlp):
+        return None
+    tanh = isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "tanh"
+    return "gelutanh" if tanh else activation_name(type(mlp.act).__name__)
+
+
+def heads_and_activation(arch: Any) -> tuple[int | None, str | None]:
+    """Heads and activation of a model of timm; None and None if timm has no such plain ViT."""
+    if not isinstance(arch, str) or not timm.is_model(arch):
+        return None, None
+    if not timm.models.is_model_in_modules(arch, _PLAIN_MODULES):
+        return None, None
+    model: Any
+    with torch.device("meta"):
+        model = timm.create_model(arch, pretrained=False)
+    return getattr(getattr(model.blocks[0], "attn", None), "num_heads", None), activation_of(model)
+
+
 def new_final_norm(spec: Spec) -> nn.Module:
     """The norm after the blocks as the model has it: LayerNorm, or what a model of timm has in its place."""
     if spec.timm_arch is None:

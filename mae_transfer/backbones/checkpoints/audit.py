@@ -65,6 +65,8 @@ def _encoder(converted: Converted, wanted: State) -> list[str]:
             problems.append(f"unexpected {name}")
         elif tensor.shape != wanted[key].shape:
             problems.append(f"{name} is {_text(tensor.shape)}, not {_text(wanted[key].shape)}")
+            if key == "pos_embed" and tensor.ndim == 3 and tensor.shape[2] == wanted[key].shape[2]:
+                problems[-1] += "; a grid that is no square takes image_size in a config.json beside the file"
         elif not tensor.is_floating_point():
             problems.append(f"{name} holds {tensor.dtype}, not floating point")
     return problems

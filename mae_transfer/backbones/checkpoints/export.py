@@ -15,6 +15,7 @@ import torch
 from mae_transfer.backbones.checkpoints import files, hf_config, hf_vit, loader, own
 from mae_transfer.backbones.checkpoints.layout import State
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
+from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import resolve
@@ -39,7 +40,7 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
     raw, config = files.read(file), hf_config.beside(file)
     vit, report = loader.load(resolve(backbone), raw, str(file), key=key, config=config)
     state, _ = unwrap(raw, str(file), key)
-    _, converted = loader.read_layout(state, str(file), config)
+    _, converted, _ = loader.read_layout(state, str(file), config)
     spec = report.spec
     assert spec is not None
     if spec.init == "own":
@@ -57,7 +58,7 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
         tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
         _write(out, _beit(tensors) if spec.rel_pos_tables else tensors)
     else:
-        _write_hugging_face(out, tensors, spec)
+        _write_hugging_face(out, tensors, spec, vit.patch_embed.grid_size)
     lines = [f"written: {out} ({form}, {len(tensors)} tensors)"]
     if not converted.final_norm:
         lines.append("without the final norm, which the file does not have: a strict load elsewhere will ask for it")
@@ -119,7 +120,7 @@ def _write(path: Path, tensors: State) -> None:
             torch.save(_owned(tensors), target)
 
 
-def _write_hugging_face(folder: Path, tensors: State, spec: Spec) -> None:
+def _write_hugging_face(folder: Path, tensors: State, spec: Spec, grid: Grid) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -132,8 +133,8 @@ def _write_hugging_face(folder: Path, tensors: State, spec: Spec) -> None:
                 state[f"encoder.layer.{block}.attention.attention.{side}.{part}"] = third
         else:
             state[_hugging_face_name(name)] = tensor
-    weight, position = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
-    size = round((position.shape[1] - 1) ** 0.5) * spec.patch_size
+    weight = tensors["patch_embed.proj.weight"]
+    height, width = (side * spec.patch_size for side in grid)
     config: dict[str, Any] = {
         "architectures": ["ViTModel"],
         "model_type": "vit",
@@ -141,7 +142,7 @@ def _write_hugging_face(folder: Path, tensors: State, spec: Spec) -> None:
         "num_hidden_layers": spec.depth,
         "num_attention_heads": spec.num_heads,
         "intermediate_size": len(tensors["blocks.0.mlp.fc1.weight"]),
-        "image_size": size,
+        "image_size": height if height == width else [height, width],
         "patch_size": spec.patch_size,
         "num_channels": weight.shape[1],
         "layer_norm_eps": spec.eps or 1e-6,
@@ -155,7 +156,7 @@ def _write_hugging_face(folder: Path, tensors: State, spec: Spec) -> None:
         "do_resize": True,
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
-        "size": {"height": size, "width": size},
+        "size": {"height": height, "width": width},
     }
     _write(folder / "model.safetensors", state)
     for name, content in (("config.json", config), ("preprocessor_config.json", processor)):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_transfer.backbones.grid import Grid
+
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}
 """Embed dim -> heads."""
 
@@ -25,16 +27,29 @@ def table(grid: tuple[int, int], width: int, *, columns_first: bool) -> Tensor:
 
 
 def origin(position: Tensor | None) -> str | None:
-    """ "mae" or "mocov3" if a position embedding is the one that it computes, else None."""
-    if position is None or position.ndim != 3 or position.shape[2] % 4:
+    """ "mae" or "mocov3" if a position embedding (1, 1 + h * w, width) is the one that it computes, else None."""
+    if position is None or position.ndim != 3 or len(position) != 1 or position.shape[1] < 5:
         return None
-    side, width = round(max(position.shape[1] - 1, 0) ** 0.5), position.shape[2]
-    if side < 2 or position.shape != (1, 1 + side * side, width):
+    found = match(position[0, 1:]) if position[0, 0].abs().max() < 1e-2 else None
+    return found[0] if found else None
+
+
+def match(patches: Tensor) -> tuple[str, Grid] | None:
+    """Whose positions (h * w, width) are, "mae" or "mocov3", and their grid; None if they are learned."""
+    count, width = patches.shape
+    if width % 4 or not width or not torch.allclose(patches[0].float(), _first(width), atol=1e-2):
         return None
-    for name, columns_first in (("mae", True), ("mocov3", False)):
-        if torch.allclose(position.float(), table((side, side), width, columns_first=columns_first), atol=1e-2):
-            return name
+    for rows in (rows for rows in range(2, count // 2 + 1) if count % rows == 0):
+        grid = (rows, count // rows)
+        for name, columns_first in (("mae", True), ("mocov3", False)):
+            if torch.allclose(patches.float(), table(grid, width, columns_first=columns_first)[0, 1:], atol=1e-2):
+                return name, grid
     return None
+
+
+def _first(width: int) -> Tensor:
+    """The position of the first patch, sines of zeros and cosines, which is the same for all grids."""
+    return torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(width // 4)
 
 
 def facts(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,56 +1,131 @@
-"""What the `config.json` and `preprocessor_config.json` of a Hugging Face or timm model say of the weights beside them.
+"""What the configuration of a model says of the weights beside it: of transformers, timm or OpenCLIP.
 
-Weights alone show neither the number of heads nor LayerNorm eps, activation or normalisation statistics.
+`config.json`, `preprocessor_config.json` and `open_clip_config.json`. Weights alone show neither the number of heads
+nor LayerNorm eps, activation, normalisation statistics, or the sides of a position embedding's grid.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mae_transfer.backbones.checkpoints import values
+from mae_transfer.backbones.checkpoints.json_file import read_json
+from mae_transfer.backbones.grid import Grid
+from mae_transfer.backbones.timm_vit import heads_and_activation
 from mae_transfer.errors import UserError
 
-_GELU = ("gelu", "gelu_python")
+_FACTOR = 1 / 255
+"""What transformers multiplies pixels of 0..255 by before it normalises them, if `rescale_factor` is silent."""
+
+
+@dataclass
+class Stated:
+    """What a configuration states of its weights.
+
+    `facts`: fields of the backbone's Spec. `activation`: of the MLP, by transformers' or timm's name, and the key that
+    has it. `image_size`: height and width in pixels that the position embedding is for; `input_size`: those that the
+    model was last used at, which need not be the same.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    activation: str | None = None
+    activation_key: str = ""
+    image_size: Grid | None = None
+    input_size: Grid | None = None
 
 
 @dataclass
 class HFConfig:
-    """`config`: the model's, of transformers or timm; `processor`: the image processor's. Empty where there is none."""
+    """`config`: the model's, of transformers or timm; `processor`: the image processor's; `open_clip`: OpenCLIP's.
+
+    Empty where there is none.
+    """
 
     config: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
+    open_clip: dict[str, Any] = field(default_factory=dict)
 
-    def facts(self, hugging_face: bool) -> dict[str, Any]:
-        """`Converted.facts` of the weights beside it, for a file in one of transformers' layouts or another.
-
-        Raises UserError for an activation that the encoder does not have.
-        """
-        facts: dict[str, Any] = {}
-        if hugging_face and "model_type" in self.config:
-            names = {"num_attention_heads": "num_heads", "layer_norm_eps": "eps"}
-            facts = {new: self.config[old] for old, new in names.items() if self.config.get(old) is not None}
-            activation = self.config.get("hidden_act", "gelu")
-            if activation not in _GELU:
-                raise UserError(f"its config.json has hidden_act {activation!r}; only gelu is supported.")
-        timm = self.config.get("pretrained_cfg")
-        statistics = self.processor if hugging_face else timm if isinstance(timm, dict) else {}
-        for part in ("mean", "std"):
-            value = statistics.get(part, statistics.get(f"image_{part}"))
-            if isinstance(value, list) and len(value) == 3:
-                facts[part] = tuple(float(number) for number in value)
-        return facts
+    def stated(self, layout: str) -> Stated:
+        """What it states of a file of a layout, by the reader's NAME. Raises UserError for a value that cannot be."""
+        if layout.startswith("Hugging Face"):
+            return _of_transformers(self.config, self.processor)
+        if layout.startswith("CLIP") and self.open_clip:
+            return _of_open_clip(self.open_clip)
+        return _of_timm(self.config) if "pretrained_cfg" in self.config else Stated()
 
 
 def beside(path: Path) -> HFConfig:
     """The configuration files in the folder of a weights file; raises UserError if one cannot be read."""
-    return HFConfig(_read(path.parent / "config.json"), _read(path.parent / "preprocessor_config.json"))
+    names = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+    return HFConfig(*(read_json(path.parent / name) if (path.parent / name).is_file() else {} for name in names))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); restore it or take it away.") from error
-    return content if isinstance(content, dict) else {}
+def _of_transformers(config: dict[str, Any], processor: dict[str, Any]) -> Stated:
+    stated = Stated(_processed(processor))
+    if "model_type" not in config:
+        return stated
+    where = "its config.json: "
+    if config.get("num_attention_heads") is not None:
+        stated.facts["num_heads"] = values.whole(config["num_attention_heads"], f"{where}num_attention_heads")
+    if config.get("layer_norm_eps") is not None:
+        stated.facts["eps"] = values.epsilon(config["layer_norm_eps"], f"{where}layer_norm_eps")
+    if config.get("image_size") is not None:
+        stated.image_size = values.size(config["image_size"], f"{where}image_size")
+    stated.activation, stated.activation_key = config.get("hidden_act"), "hidden_act"
+    return stated
+
+
+def _processed(processor: dict[str, Any]) -> dict[str, Any]:
+    """Mean and std for pixels of 0..1, of an image processor that scales pixels of 0..255 and then normalises them."""
+    where = "its preprocessor_config.json:"
+    normalises = values.flag(processor.get("do_normalize", True), f"{where} do_normalize")
+    if not values.flag(processor.get("do_rescale", True), f"{where} do_rescale"):
+        raise UserError(
+            f"{where} do_rescale is false, which leaves open if pixels are of 0..1 or of 0..255; set do_rescale and "
+            "rescale_factor there to what the weights were trained with."
+        )
+    factor = processor.get("rescale_factor", _FACTOR)
+    if not values.number(factor) or factor <= 0:
+        raise UserError(f"{where} rescale_factor is {values.told(factor)}; give a number above 0, usually 1/255.")
+    named = {name.removeprefix("image_"): value for name, value in processor.items() if name.startswith("image_")}
+    found = values.statistics(named if normalises else {"mean": 0.0, "std": 1.0}, f"{where} image")
+    if abs(factor / _FACTOR - 1) < 1e-6:
+        return dict(found)
+    return {part: tuple(number * _FACTOR / factor for number in each) for part, each in found.items()}
+
+
+def _of_timm(config: dict[str, Any]) -> Stated:
+    where = "its config.json: "
+    args, weights = config.get("model_args") or {}, config["pretrained_cfg"]
+    if not isinstance(args, dict) or not isinstance(weights, dict):
+        raise UserError(f"{where}model_args and pretrained_cfg are no objects; restore it or take it away.")
+    facts: dict[str, Any] = dict(values.statistics(weights, f"{where}pretrained_cfg"))
+    heads, activation = heads_and_activation(config.get("architecture"))
+    heads = args.get("num_heads", heads)
+    if heads is not None:
+        facts["num_heads"] = values.whole(heads, f"{where}model_args num_heads")
+    stated = Stated(facts, args.get("act_layer") or activation, "act_layer")
+    if args.get("img_size") is not None:
+        stated.image_size = values.size(args["img_size"], f"{where}model_args img_size")
+    shape = weights.get("input_size")
+    if isinstance(shape, list) and len(shape) == 3:
+        stated.input_size = values.size(shape[1:], f"{where}pretrained_cfg input_size")
+    return stated
+
+
+def _of_open_clip(config: dict[str, Any]) -> Stated:
+    where = "its open_clip_config.json: "
+    model, images = config.get("model_cfg"), config.get("preprocess_cfg") or {}
+    vision = model.get("vision_cfg") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(vision, dict) or not isinstance(images, dict):
+        raise UserError(f"{where}has no model_cfg with a vision_cfg; restore it or take it away.")
+    stated = Stated(dict(values.statistics(images, f"{where}preprocess_cfg")))
+    if vision.get("image_size") is not None:
+        stated.input_size = values.size(vision["image_size"], f"{where}image_size")
+    if vision.get("timm_model_name") is None:
+        quick = values.flag(model.get("quick_gelu", False), f"{where}quick_gelu")
+        stated.activation, stated.activation_key = "quick_gelu" if quick else "gelu", "quick_gelu"
+        if vision.get("width") is not None:
+            width = values.whole(vision["width"], f"{where}width")
+            stated.facts["num_heads"] = width // values.whole(vision.get("head_width", 64), f"{where}head_width")
+    return stated

@@ -12,7 +12,9 @@ from torch import Tensor
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.checkpoints import files, fixed_position, hf_config, loader, own
 from mae_transfer.backbones.checkpoints.layout import Converted, State, depth_of, width_of
+from mae_transfer.backbones.checkpoints.position_grid import native_grid, patches
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
+from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.errors import UserError
@@ -68,12 +70,13 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
     raw = files.read(file)
     state, _ = unwrap(raw, str(file), key)
     config = hf_config.beside(file)
-    reader, converted = loader.read_layout(state, str(file), config)
+    reader, converted, stated = loader.read_layout(state, str(file), config)
+    grid = _grid(converted, stated)
     about = [f"file: {file} ({file.stat().st_size / 1e6:.1f} MB, {len(state)} tensors, {_types(state)})"]
     if set(raw) - set(state):
         about.append(f"entries: {', '.join(str(name) for name in raw if name not in state)}"[:200])
-    about += [f"layout: {reader.NAME}", f"architecture: {_architecture(converted)}"]
-    findings = Findings(about, _signs(file, state, converted))
+    about += [f"layout: {reader.NAME}", f"architecture: {_architecture(converted, grid)}"]
+    findings = Findings(about, _signs(file, state, converted, grid))
     run, overrides = _of_run(file) if reader.NAME == own.NAME else ({}, [])
     # A run from random weights has weights now, and `random_*` names take none.
     of_run = [run["name"].replace("random_", "mae_", 1)] if run else []
@@ -128,21 +131,25 @@ def _patch(tensors: State) -> int:
     return weight.shape[-1] if weight is not None and weight.ndim == 4 else 0
 
 
-def _grid(converted: Converted) -> int:
-    """Side of the grid of the position embedding, 0 if there is none or it is not square."""
-    position = converted.tensors.get("pos_embed")
-    if position is None or position.ndim != 3:
-        return 0
+def _grid(converted: Converted, stated: hf_config.Stated) -> Grid | None:
+    """Grid of the position embedding, None if there is none or nothing tells it."""
+    if "pos_embed" not in converted.tensors:
+        return None
+    patch = _patch(converted.tensors)
+    size, hint = patches(stated.image_size, patch), patches(stated.input_size, patch)
     for prefix in (converted.facts.get("position_prefix", 1), 0):
-        side = round(max(position.shape[1] - prefix, 0) ** 0.5)
-        if side * side == position.shape[1] - prefix:
-            return side
-    return 0
+        try:
+            grid = native_grid(converted, prefix, stated=size, hints=[hint])
+        except UserError:
+            continue
+        if grid is not None:
+            return grid
+    return None
 
 
-def _architecture(converted: Converted) -> str:
+def _architecture(converted: Converted, grid: Grid | None) -> str:
     tensors = converted.tensors
-    width, side, patch = width_of(tensors), _grid(converted), _patch(tensors)
+    width, patch = width_of(tensors), _patch(tensors)
     tables = [tensor for name, tensor in tensors.items() if name.endswith(TABLE) and tensor.ndim == 2]
     heads = converted.facts.get("num_heads") or (tables[0].shape[1] if tables else None)
     fc1, registers = tensors.get("blocks.0.mlp.fc1.weight"), tensors.get("reg_token")
@@ -150,7 +157,7 @@ def _architecture(converted: Converted) -> str:
     parts = [
         f"embed dim {width}, depth {depth_of(tensors)}",
         f"{heads} heads" if heads else f"heads not in the file (usual: {max(width // 64, 1)})",
-        f"patch {patch}, grid {side}x{side} ({side * patch} px)" if side else f"patch {patch}, no position embedding",
+        f"patch {patch}, {_sized(grid, patch)}" if grid else f"patch {patch}, no position embedding",
         f"MLP {len(fc1)}" if fc1 is not None else "",
         "LayerScale" if scale else "",
         f"{registers.shape[1]} tokens beside the class token" if registers is not None and registers.ndim == 3 else "",
@@ -162,7 +169,12 @@ def _architecture(converted: Converted) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _signs(file: Path, state: State, converted: Converted) -> list[str]:
+def _sized(grid: Grid, patch: int) -> str:
+    high, wide = grid[0] * patch, grid[1] * patch
+    return f"grid {text(grid)} ({high if high == wide else f'{high}x{wide}'} px)"
+
+
+def _signs(file: Path, state: State, converted: Converted, grid: Grid | None) -> list[str]:
     signs, zeros = [], []
     reasons = set(converted.ignored.values())
     if "decoder of the pre-training" in reasons:
@@ -184,9 +196,9 @@ def _signs(file: Path, state: State, converted: Converted) -> list[str]:
     if zeros:
         more = f" and {len(zeros) - 3} more" if len(zeros) > 3 else ""
         signs.append(f"all zeros: {', '.join(zeros[:3])}{more}")
-    side, patch = _grid(converted), _patch(converted.tensors)
-    if side and side * patch not in (0, 224):
-        signs.append(f"its position embedding is for {side * patch} px ({side}x{side}), not 224: it is resampled")
+    patch = _patch(converted.tensors)
+    if grid is not None and patch and grid != (224 // patch, 224 // patch):
+        signs.append(f"its position embedding is for {_sized(grid, patch)}, not 224: it is resampled")
     heads, usual = converted.facts.get("num_heads"), width_of(converted.tensors) // 64
     if heads not in (None, usual):
         signs.append(f"{heads} heads, unusual for this width: a loader that goes by shapes would take {usual}")

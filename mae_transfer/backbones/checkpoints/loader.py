@@ -31,15 +31,17 @@ from mae_transfer.backbones.checkpoints import (
     timm_names,
 )
 from mae_transfer.backbones.checkpoints.audit import audit, refusal
-from mae_transfer.backbones.checkpoints.hf_config import HFConfig
+from mae_transfer.backbones.checkpoints.hf_config import HFConfig, Stated
 from mae_transfer.backbones.checkpoints.layout import Converted, Reader, State
+from mae_transfer.backbones.checkpoints.position_grid import native_grid, patches
 from mae_transfer.backbones.checkpoints.report import LoadReport, fingerprint
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.checkpoints.unsupported import describe
-from mae_transfer.backbones.grid import pair
+from mae_transfer.backbones.checkpoints.values import told
+from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.backbones.registry import Spec
-from mae_transfer.backbones.timm_vit import build, with_layer_scale
+from mae_transfer.backbones.timm_vit import activation_name, activation_of, build, with_layer_scale
 from mae_transfer.errors import UserError
 
 READERS: tuple[ModuleType, ...] = (
@@ -70,17 +72,37 @@ def load(
     drop_path: float = 0.0,
     key: str | None = None,
     config: HFConfig | None = None,
+    img_size: int | Grid | None = None,
     copy: bool = True,
 ) -> tuple[VisionTransformer, LoadReport]:
     """The plain ViT of `spec` with the weights that `raw` (a file's content) holds, on the CPU in float32.
 
     `source` names the file in messages; `key` is the entry of the file to read instead of the first of CONTAINERS;
-    `config` is what stands beside the file; without `copy` the weights may share memory with `raw`. The encoder that
-    the ViT is for follows `report.spec`. Raises UserError if anything is missing, unexpected, of another shape or
-    dtype, or not finite, and if the file is known to be of another number of heads.
+    `config` is what stands beside the file; `img_size` the pixels that the encoder is for, which decide where nothing
+    else tells the grid of the positions; without `copy` the weights may share memory with `raw`. The encoder that the
+    ViT is for follows `report.spec`. Raises UserError if anything is missing, unexpected, of another shape or dtype, or
+    not finite, and if the file is known to be of another number of heads or another activation.
     """
+    try:
+        return _load(spec, raw, source, drop_path, key, config, img_size, copy)
+    except UserError as error:
+        if str(error).startswith("checkpoint "):
+            raise
+        raise refusal(source, str(error)) from error
+
+
+def _load(
+    spec: Spec,
+    raw: Any,
+    source: str,
+    drop_path: float,
+    key: str | None,
+    config: HFConfig | None,
+    img_size: int | Grid | None,
+    copy: bool,
+) -> tuple[VisionTransformer, LoadReport]:
     state, ignored = unwrap(raw, source, key)
-    reader, converted = read_layout(state, source, config)
+    reader, converted, stated = read_layout(state, source, config)
     tensors = converted.tensors
     of_run: dict[str, str | None] = {}
     if reader is own and spec.init == "own":
@@ -88,8 +110,19 @@ def load(
         converted.facts = facts | converted.facts
         own.spread_table(converted)
     settled = settle(spec, converted, source)
-    vit = build(settled, img_size=_img_size(settled, tensors), drop_path=drop_path, device="meta")
-    if not settled.class_token:
+    patch = settled.patch_size
+    grid = native_grid(
+        converted,
+        settled.position_prefix,
+        stated=patches(stated.image_size, patch),
+        hints=(patches(stated.input_size, patch), patches(converted.facts.get("img_size"), patch)),
+        usual=patches(settled.img_size, patch),
+        asked=patches(img_size, patch),
+    )
+    pixels = settled.img_size if grid is None else (grid[0] * patch, grid[1] * patch)
+    vit = build(settled, img_size=pixels, drop_path=drop_path, device="meta")
+    _check_activation(spec, vit, stated)
+    if reader is own:
         _take_table_sizes(vit, tensors)
     audit(settled, state, converted, vit.state_dict(), source)
     vit.load_state_dict(_float32(tensors, copy), strict=True, assign=True)
@@ -106,16 +139,30 @@ def load(
     return vit, report
 
 
-def read_layout(state: State, source: str, config: HFConfig | None = None) -> tuple[Reader, Converted]:
-    """The reader of a state dict, and what it makes of it, with what a configuration beside the file adds."""
+def read_layout(state: State, source: str, config: HFConfig | None = None) -> tuple[Reader, Converted, Stated]:
+    """The reader of a state dict, what it makes of it, and what a configuration beside the file states."""
     reader = pick(state, source)
     try:
         converted = reader.convert(state)
-        if config is not None:
-            converted.facts |= config.facts(hugging_face=reader.NAME.startswith("Hugging Face"))
+        stated = Stated() if config is None else config.stated(reader.NAME)
     except UserError as error:
         raise refusal(source, str(error)) from error
-    return reader, converted
+    converted.facts |= stated.facts
+    if stated.activation is not None and reader is clip:
+        converted.warnings = []  # that the file does not say which activation it needs
+    return reader, converted, stated
+
+
+def _check_activation(spec: Spec, vit: VisionTransformer, stated: Stated) -> None:
+    """Raise UserError if the weights are known to be made for another activation than the encoder's."""
+    has, wanted = activation_of(vit), stated.activation
+    if wanted is None or has is None:
+        return
+    if not isinstance(wanted, str) or activation_name(wanted) != has:
+        raise UserError(
+            f"its configuration has {stated.activation_key} {told(wanted)}, {spec.name} has {has}; pass a backbone of "
+            "that activation (timm:..._quickgelu_... for CLIP's quick_gelu)."
+        )
 
 
 def settle(spec: Spec, converted: Converted, source: str) -> Spec:
@@ -129,6 +176,9 @@ def settle(spec: Spec, converted: Converted, source: str) -> Spec:
             f"checkpoint {source}: has {heads} heads, {spec.name} has {spec.num_heads}; the shapes agree but the "
             f"attention would be wrong; pass --backbone {' or '.join(fits) or f'of {heads} heads'}."
         )
+    statistics = [facts[part] for part in ("mean", "std") if part in facts]
+    if any(len(each) != facts.get("in_chans", spec.in_chans) for each in statistics):
+        raise refusal(source, "its mean and std are of another number of channels than its images.")
     spec = with_layer_scale(spec, any(key.endswith(".ls1.gamma") for key in converted.tensors))
     return dataclasses.replace(spec, **facts)
 
@@ -190,26 +240,3 @@ def pick(state: State, source: str) -> Reader:
 def _reader(state: State) -> Reader | None:
     readers = (cast(Reader, module) for module in READERS)
     return next((reader for reader in readers if reader.detects(state)), None)
-
-
-def _img_size(spec: Spec, tensors: State) -> int | tuple[int, int]:
-    """Pixels of the grid that the position embedding or the tables are for: the spec's if they fit it or tell no other,
-    else a square."""
-    cells = [
-        tensor.shape[1] - spec.position_prefix
-        for key, tensor in tensors.items()
-        if key == "pos_embed" and tensor.ndim == 3
-    ]
-    cells += [_table_cells(len(tensor)) for key, tensor in tensors.items() if key.endswith(TABLE)]
-    common = max(set(cells), key=cells.count, default=0)
-    height, width = (side // spec.patch_size for side in pair(spec.img_size))
-    if height * width == common:
-        return spec.img_size
-    side = round(max(common, 0) ** 0.5)
-    return side * spec.patch_size if side and side * side == common else spec.img_size
-
-
-def _table_cells(rows: int) -> int:
-    """Tokens of the square grid of a table with this many rows, 0 if there is none."""
-    side = round(max(rows - 3, 0) ** 0.5)
-    return ((side + 1) // 2) ** 2 if side % 2 and side * side == rows - 3 else 0

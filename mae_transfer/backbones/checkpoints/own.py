@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mae_transfer.backbones.checkpoints import values
 from mae_transfer.backbones.checkpoints.layout import (
     FINAL_NORM,
     Converted,
@@ -24,6 +25,7 @@ from mae_transfer.backbones.checkpoints.layout import (
     width_of,
 )
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
+from mae_transfer.errors import UserError
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.vit import ViTEncoder
@@ -81,18 +83,40 @@ def convert(state: State) -> Converted:
 
 
 def facts_of(encoder: "ViTEncoder") -> dict[str, Any]:
-    """What a checkpoint of a run holds of its encoder, in plain values; see LoadReport for those of a pre-training."""
-    values = dataclasses.asdict(encoder.spec) | encoder.position.facts()
+    """What a checkpoint of a run holds of its encoder, in plain values; see LoadReport for those of a pre-training.
+
+    `img_size` is the size that its positions are for, which fine-tuning may have changed.
+    """
+    found = dataclasses.asdict(encoder.spec) | encoder.position.facts()
+    grid = encoder.global_grid if encoder.vit.pos_embed is None else encoder.pos_grid
+    found["img_size"] = [side * encoder.patch_size for side in grid]
     report = encoder.load_report
     told = {"trained_by": report.trained_by, "trained_as": report.trained_as}
-    return {name: values[name] for name in _FACTS} | told
+    return {name: found[name] for name in _FACTS} | told
 
 
 def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str | None]]:
-    """What the content of a run's checkpoint tells: fields of the Spec, and of the LoadReport; none for other files."""
-    told: dict[str, Any] = (raw.get("origin") or {}).get("encoder", {})
-    facts = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items() if name in _FACTS}
-    return facts, {name: told.get(name) for name in ("trained_by", "trained_as")}
+    """What the content of a run's checkpoint tells: fields of the Spec, and of the LoadReport; none for other files.
+
+    Raises UserError for values that no encoder has.
+    """
+    origin = raw.get("origin")
+    told = {} if origin is None else origin.get("encoder", {}) if isinstance(origin, Mapping) else None
+    if not isinstance(told, Mapping):
+        raise UserError("what it says of its run (origin) is no record of this project; take another checkpoint.")
+    facts: dict[str, Any] = {}
+    if "img_size" in told:
+        facts["img_size"] = values.size(told["img_size"], "its run's img_size")
+    if "in_chans" in told:
+        facts["in_chans"] = values.whole(told["in_chans"], "its run's in_chans")
+    facts |= values.statistics(told, "its run's", facts.get("in_chans", 3))
+    for name in ("abs_pos", "rel_pos_tables"):
+        if name in told:
+            facts[name] = values.flag(told[name], f"its run's {name}")
+    ids = {name: told.get(name) for name in ("trained_by", "trained_as")}
+    if not all(value is None or isinstance(value, str) for value in ids.values()):
+        raise UserError("what it says of its pre-training (trained_by) is no text; take another checkpoint.")
+    return facts, ids
 
 
 def spread_table(converted: Converted) -> None:
@@ -113,6 +137,10 @@ def _windowed(tensors: State) -> bool:
         return False
     position = tensors.get("pos_embed")
     if position is not None:
-        return position.ndim == 3 and round(position.shape[1] ** 0.5) ** 2 == position.shape[1]
+        return position.ndim == 3 and (_square(position.shape[1]) or not _square(position.shape[1] - 1))
     tables = [tensor for key, tensor in tensors.items() if key.endswith(TABLE)]
     return all(len(table) % 2 for table in tables)
+
+
+def _square(count: int) -> bool:
+    return round(max(count, 0) ** 0.5) ** 2 == count

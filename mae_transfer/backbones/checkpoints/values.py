@@ -1,6 +1,7 @@
 """Values that a configuration or a run states of its weights, checked before they are taken over."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mae_transfer.errors import UserError
@@ -14,6 +15,7 @@ def whole(value: Any, what: str) -> int:
 
 
 def flag(value: Any, what: str) -> bool:
+    """True or false, as it is; raises UserError for anything else."""
     if not isinstance(value, bool):
         raise UserError(f"{what} is {told(value)}; give true or false.")
     return value
@@ -21,7 +23,7 @@ def flag(value: Any, what: str) -> bool:
 
 def epsilon(value: Any, what: str) -> float:
     """The eps of a LayerNorm, between 0 and 1."""
-    if not _number(value) or not 0 < value < 1:
+    if not number(value) or not 0 < value < 1:
         raise UserError(f"{what} is {told(value)}; give a number above 0 and below 1, such as 1e-6.")
     return float(value)
 
@@ -34,20 +36,21 @@ def size(value: Any, what: str) -> tuple[int, int]:
     return whole(pair[0], what), whole(pair[1], what)
 
 
-def statistics(mean: Any, std: Any, what: str, channels: int = 3) -> dict[str, tuple[float, ...]]:
-    """`mean` and `std` of the images' channels, for pixels in 0..1; one number stands for all channels."""
+def statistics(stated: Mapping[str, Any], what: str, channels: int = 3) -> dict[str, tuple[float, ...]]:
+    """Those of `mean` and `std` that are stated, for pixels in 0..1; one number stands for all channels."""
     found = {}
-    for part, value in (("mean", mean), ("std", std)):
-        each = [value] * channels if _number(value) else value
+    for part in [part for part in ("mean", "std") if part in stated]:
+        value = stated[part]
+        each = [value] * channels if number(value) else value
         if isinstance(each, (list, tuple)) and len(each) == 1:
             each = list(each) * channels
-        if not isinstance(each, (list, tuple)) or len(each) != channels or not all(_number(number) for number in each):
+        if not isinstance(each, (list, tuple)) or len(each) != channels or not all(number(one) for one in each):
             raise UserError(f"{what} {part} is {told(value)}; give a number for each of {channels} channels, or one.")
-        if part == "std" and not all(number > 0 for number in each):
+        if part == "std" and not all(one > 0 for one in each):
             raise UserError(f"{what} std is {told(value)}; give numbers above 0.")
-        if any(abs(number) > 2 for number in each):
+        if any(abs(one) > 2 for one in each):
             raise UserError(f"{what} {part} is {told(value)}, for pixels of 0 to 255; divide it by 255.")
-        found[part] = tuple(float(number) for number in each)
+        found[part] = tuple(float(one) for one in each)
     return found
 
 
@@ -57,5 +60,6 @@ def told(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _number(value: Any) -> bool:
+def number(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value)

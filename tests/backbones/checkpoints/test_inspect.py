@@ -60,7 +60,7 @@ def test_a_whole_account_with_the_line_to_use(tmp_path, main, capsys):
         in out
     )
     assert "! it has a decoder" in out
-    assert "! its position embedding is for 64 px (4x4), not 224" in out
+    assert "! its position embedding is for grid 4x4 (64 px), not 224" in out
     assert "ignored: epoch: beside 'model'" in out
     use = out.splitlines()[-1].removeprefix("use: ")
     command = [

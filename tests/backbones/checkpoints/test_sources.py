@@ -69,7 +69,7 @@ def test_a_model_folder_settles_eps_and_normalisation(hf_folder):
     ("change", "message"),
     [
         ({"num_attention_heads": 8}, "has 8 heads, tiny has 4; the shapes agree but the attention would be wrong"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'; only gelu"),
+        ({"hidden_act": "quick_gelu"}, "has hidden_act 'quick_gelu', tiny has gelu"),
     ],
 )
 def test_a_configuration_that_does_not_fit(hf_folder, change, message):

@@ -139,7 +139,8 @@ def tiny_arch(name, **kwargs):
     if not hasattr(module, "__all__"):
         module.__all__ = []
     timm.models.register_model(build)
-    rows = 0 if kwargs.get("no_embed_class") or not kwargs.get("class_token", True) else 1
+    tokens = kwargs.get("class_token", True) + kwargs.get("reg_tokens", 0)
+    rows = 0 if kwargs.get("no_embed_class") else tokens
     return dataclasses.replace(PLAIN, name=f"timm:{name}", init=name, timm_arch=name, position_prefix=rows)
 
 
