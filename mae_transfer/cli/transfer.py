@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--search",
         action="store_true",
         help="make all runs of the search that the recipe documents (its section search), go on with those that were "
-        "stopped, and print a table; an override of a searched key fixes it",
+        "stopped, and print a table; an override of a searched key fixes it, or is a list of values to try",
     )
     parser.add_argument(
         "--allow-unread",

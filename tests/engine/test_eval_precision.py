@@ -12,7 +12,9 @@ from mae_transfer.engine.distributed import check_eval_precision, eval_precision
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.settings import settings_id
 from mae_transfer.runs.api import run_pretrain
+from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.settings import make_settings
+from mae_transfer.runs.tasks import make_task
 
 SMALL = ["data.image_size=32", "data.workers=0", "eval.pictures=0", "model.decoder_depth=1", "model.decoder_width=32"]
 
@@ -39,6 +41,32 @@ def test_half_precision_that_the_device_has_not_is_found_at_the_start() -> None:
     config = make_config().model_copy(update={"eval": EvalSection(precision="fp16")})
     with pytest.raises(UserError, match=r"eval.precision=fp16 needs a CUDA device.*fp32 or bf16"):
         check_eval_precision(make_fabric("cpu", "fp32"), config)
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides"),
+    [
+        ("coco", ["data.image_size=96", "eval.max_detections=2"]),
+        ("ade20k", ["model.head_channels=32", "model.aux_channels=32", "backbone.rel_pos=per_block"]),
+        ("folder", ["data.image_size=32"]),
+    ],
+)
+def test_every_task_evaluates_in_it(task: str, overrides: list[str]) -> None:
+    """Seen where it shows: the dtype of the encoder's products while the task evaluates."""
+    common = ["train.precision=bf16", "data.workers=0", *overrides]
+    seen: list[torch.dtype] = []
+    for asked, expected in (("fp32", torch.float32), ("null", torch.bfloat16)):
+        config = resolve_config(
+            task, "random_vit_nano", preset="smoke", subset=2, overrides=[*common, f"eval.precision={asked}"]
+        )
+        made = make_task(config)
+        model = made.build_model(made.build_encoder())
+        model.encoder.vit.blocks[0].mlp.fc1.register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+        fabric = make_fabric("cpu", "bf16")
+        with eval_precision(fabric, config):
+            made.evaluate(model.eval(), fabric, False)
+        assert set(seen) == {expected}
+        seen.clear()
 
 
 def test_a_run_in_bf16_is_evaluated_in_fp32_and_the_record_says_so(tmp_path: Path) -> None:
