@@ -1,4 +1,7 @@
-"""The errors a user can cause or must know of; `cli.main` turns each into one line and an exit code."""
+"""The errors a user can cause or must know of; `cli/exit.py` turns each into one line and an exit code."""
+
+import difflib
+from collections.abc import Iterable
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -16,3 +19,11 @@ class StoppedBySignal(Exception):
 
 class DivergedError(Exception):
     """A loss or gradient was not finite; the last good checkpoint is kept. Exit code 1."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean ...?' or an empty string. A wrong section is forgiven: `lr` finds `optim.lr`."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    found = [k for k in known if k.rpartition(".")[2] == word] or found
+    return f", did you mean {' or '.join(found[:2])}?" if found else ""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pre-train an encoder to transfer: see --help, or docs/pretraining.md."""
+"""The same as `mae-transfer pretrain`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make all runs of a suite: see --help, or docs/suites.md."""
+"""The same as `mae-transfer suite`."""
 
 import sys
 

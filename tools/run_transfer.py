@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Transfer a ViT encoder to a task: see --help, or README.md."""
+"""The same as `mae-transfer transfer`."""
 
 import sys
 

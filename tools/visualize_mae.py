@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pictures of what a masked autoencoder reconstructs: see --help, or docs/pretraining.md."""
+"""The same as `mae-transfer visualize`."""
 
 import sys
 

@@ -1,43 +1,44 @@
-"""The command line of `tools/run_pretrain.py`; exit codes as in `mae_transfer/cli/transfer.py`."""
+"""`mae-transfer pretrain`: options to one pre-training, or its printed configuration."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from mae_transfer.cli.transfer import exit_code
+from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.errors import EXIT_DONE
+from mae_transfer.runs.tasks import task_card
 
 EXAMPLES = """\
 examples:
   a minute on a laptop, generated images:
-    python tools/run_pretrain.py --method mae --backbone vit_ti --preset smoke
+    mae-transfer pretrain --method mae --backbone vit_ti --preset smoke
   the recipe of the MAE paper on 8 GPUs (batch 4096: 512 for each, with accumulation):
-    torchrun --nproc-per-node 8 tools/run_pretrain.py --method mae --backbone vit_l --data /data/imagenet
+    torchrun --nproc-per-node 8 -m mae_transfer pretrain --method mae --backbone vit_l --data /data/imagenet
   images of your own, of any shape, in folders or tar shards, at 64 pixels with patches of 8:
-    python tools/run_pretrain.py --method mae --backbone vit_s_p8 --data ./photos --preset mini data.image_size=64
-    python tools/run_pretrain.py --method mae --backbone vit_b --data 'shards/train-{000000..000146}.tar'
+    mae-transfer pretrain --method mae --backbone vit_s_p8 --data ./photos --preset mini data.image_size=64
+    mae-transfer pretrain --method mae --backbone vit_b --data 'shards/train-{000000..000146}.tar'
   a row of the paper's Table 1: no mask ratio but 75 % is better; block-wise masks are harder:
-    python tools/run_pretrain.py --method mae --backbone vit_l --data /data/imagenet mask.kind=block mask.ratio=0.5
+    mae-transfer pretrain --method mae --backbone vit_l --data /data/imagenet mask.kind=block mask.ratio=0.5
   the baselines:
-    python tools/run_pretrain.py --method beit --tokenizer kmeans --backbone vit_b --data /data/imagenet
-    python tools/run_pretrain.py --method supervised --backbone vit_b --data /data/imagenet
+    mae-transfer pretrain --method beit --tokenizer kmeans --backbone vit_b --data /data/imagenet
+    mae-transfer pretrain --method supervised --backbone vit_b --data /data/imagenet
   a tokenizer of your own, then BEiT with it (OpenAI's is given as --tokenizer encoder.pkl):
-    python tools/run_pretrain.py --method dvae --backbone vit_b --data /data/imagenet --output my_tokenizer
-    python tools/run_pretrain.py --method beit --tokenizer my_tokenizer --backbone vit_b --data /data/imagenet
+    mae-transfer pretrain --method dvae --backbone vit_b --data /data/imagenet --output my_tokenizer
+    mae-transfer pretrain --method beit --tokenizer my_tokenizer --backbone vit_b --data /data/imagenet
   go on after a stop; then transfer:
-    python tools/run_pretrain.py <the same options> --resume
-    python tools/run_transfer.py --task coco --backbone vit_l --checkpoint RUN_FOLDER
+    mae-transfer pretrain <the same options> --resume
+    mae-transfer transfer --task coco --backbone vit_l --checkpoint RUN_FOLDER
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="run_pretrain.py",
-        description="Pre-train a plain ViT encoder by one written recipe; its run folder is a checkpoint for transfer.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = new_parser(
+        "pretrain",
+        "Pre-train a plain ViT encoder by one written recipe; its run folder is a checkpoint for transfer.",
+        EXAMPLES,
     )
-    parser.add_argument("--method", required=True, help="mae, beit, supervised, or dvae (a tokenizer for beit)")
+    methods = "; ".join(f"{method.name}: {method.about}" for method in task_card("pretrain").protocols)
+    parser.add_argument("--method", required=True, help=methods)
     parser.add_argument(
         "--backbone", required=True, help="vit_ti, vit_s, vit_b, vit_l, vit_h; another patch as in vit_b_p8"
     )

@@ -1,4 +1,4 @@
-"""The command line of `tools/run_suite.py`.
+"""`mae-transfer suite`: all runs of a suite file.
 
 Exit codes: 0 all runs are done, 1 some failed (the matrix lists them with their logs), 2 bad suite or input (nothing is
 started), 3 stopped by a signal after saving.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_transfer.cli.transfer import exit_code
+from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.errors import EXIT_DONE, UserError
 
 if TYPE_CHECKING:
@@ -20,27 +20,26 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   what would be run, how long it takes, with which commands; then do it, two runs at a time:
-    python tools/run_suite.py configs/suites/small_study.yaml --data tiny_imagenet=/data/tiny_imagenet \\
+    mae-transfer suite configs/suites/small_study.yaml --data tiny_imagenet=/data/tiny_imagenet \\
         coco=/data/coco_small photographs=/data/photographs --dry-run
-    python tools/run_suite.py configs/suites/small_study.yaml --data ... --jobs 2
+    mae-transfer suite configs/suites/small_study.yaml --data ... --jobs 2
   how far is it; go on after a stop (the same command); make again what failed:
-    python tools/run_suite.py configs/suites/small_study.yaml --data ... --status
-    python tools/run_suite.py configs/suites/small_study.yaml --data ... --retry
+    mae-transfer suite configs/suites/small_study.yaml --data ... --status
+    mae-transfer suite configs/suites/small_study.yaml --data ... --retry
   the paper's comparison, each run on 8 GPUs of this machine; or as job arrays of SLURM, 4 at a time:
-    python tools/run_suite.py configs/suites/mae_vs_baselines.yaml --data imagenet=/data/imagenet ... --gpus 8
-    python tools/run_suite.py configs/suites/mae_vs_baselines.yaml --data ... --launcher slurm --gpus 8 --jobs 4 \\
+    mae-transfer suite configs/suites/mae_vs_baselines.yaml --data imagenet=/data/imagenet ... --gpus 8
+    mae-transfer suite configs/suites/mae_vs_baselines.yaml --data ... --launcher slurm --gpus 8 --jobs 4 \\
         --slurm-partition gpu --slurm-minutes 1440 --slurm cpus_per_task=10 slurm_account=me
   does all of it work, on generated images with random weights:
-    python tools/run_suite.py configs/suites/mae_vs_baselines.yaml --preset smoke --output results/runs/try --dry-run
+    mae-transfer suite configs/suites/mae_vs_baselines.yaml --preset smoke --output results/runs/try --dry-run
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="run_suite.py",
-        description="Make all runs of a suite that are not done yet: pre-trainings, then transfers to every task.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = new_parser(
+        "suite",
+        "Make all runs of a suite that are not done yet: pre-trainings, then transfers to every task.",
+        EXAMPLES,
     )
     parser.add_argument("suite", type=Path, help="YAML file; configs/suites/ has examples, docs/suites.md the keys")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders of the suite's data sets")

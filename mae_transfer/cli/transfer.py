@@ -1,64 +1,54 @@
-"""The command line of `tools/run_transfer.py`: options to a call of `series.run_series`, errors to exit codes.
-
-Exit codes: 0 done, 2 bad input (one line says what, where and what to do), 3 stopped by a signal after saving, 1
-anything else.
-"""
+"""`mae-transfer transfer`: options to runs, a search, or a printed configuration."""
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mae_transfer.backbones import registry
-from mae_transfer.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_STOPPED,
-    DivergedError,
-    StoppedBySignal,
-    UserError,
-)
+from mae_transfer.cli.exit import exit_code, new_parser
+from mae_transfer.errors import EXIT_DONE
+from mae_transfer.runs.tasks import check_transfers, task_cards
+from mae_transfer.tasks.card import TaskCard
 
 EXAMPLES = """\
 examples:
   a minute on a laptop, generated images and random weights:
-    python tools/run_transfer.py --task coco --backbone mae_vit_l --preset smoke
+    mae-transfer transfer --task coco --backbone mae_vit_l --preset smoke
   the recipe of the MAE paper, weights from timm's hub, on 8 GPUs:
-    torchrun --nproc-per-node 8 tools/run_transfer.py --task coco --backbone mae_vit_b --data /data/coco
+    torchrun --nproc-per-node 8 -m mae_transfer transfer --task coco --backbone mae_vit_b --data /data/coco
   your own weights, offline:
-    python tools/run_transfer.py --task coco --backbone mae_vit_b --checkpoint my.pth --data /data/coco
+    mae-transfer transfer --task coco --backbone mae_vit_b --checkpoint my.pth --data /data/coco
   any plain ViT of timm on one small GPU, with another learning rate:
-    python tools/run_transfer.py --task coco --backbone timm:vit_small_patch16_224.dino --preset mini \\
+    mae-transfer transfer --task coco --backbone timm:vit_small_patch16_224.dino --preset mini \\
         --data /data/coco optim.lr=4e-5
   a recipe other than the task's first one, here ViTDet's Cascade Mask R-CNN:
-    python tools/run_transfer.py --task coco --backbone mae_vit_b --data /data/coco recipe=vitdet_cascade
+    mae-transfer transfer --task coco --backbone mae_vit_b --data /data/coco recipe=vitdet_cascade
   semantic segmentation, on 8 GPUs:
-    torchrun --nproc-per-node 8 tools/run_transfer.py --task ade20k --backbone mae_vit_b \\
+    torchrun --nproc-per-node 8 -m mae_transfer transfer --task ade20k --backbone mae_vit_b \\
         --data /data/ADEChallengeData2016
   the same on images and masks of your own, 20 classes numbered from 0:
-    python tools/run_transfer.py --task ade20k --backbone mae_vit_b data.num_classes=20 data.reduce_zero_label=false \\
+    mae-transfer transfer --task ade20k --backbone mae_vit_b data.num_classes=20 data.reduce_zero_label=false \\
         data.train_images=a/ data.train_masks=b/ data.val_images=c/ data.val_masks=d/
   a data set of your own in COCO format:
-    python tools/run_transfer.py --task coco --backbone mae_vit_b data.train_json=a.json data.train_images=imgs/ \\
+    mae-transfer transfer --task coco --backbone mae_vit_b data.train_json=a.json data.train_images=imgs/ \\
         data.val_json=b.json data.val_images=imgs/
   the learning rates that the recipe says to try, a run each, and a table of them:
-    python tools/run_transfer.py --task ade20k --backbone mae_vit_l --data /data/ADEChallengeData2016 --search
+    mae-transfer transfer --task ade20k --backbone mae_vit_l --data /data/ADEChallengeData2016 --search
   fine-tune on iNaturalist 2018, as its archives unpack:
-    python tools/run_transfer.py --task inat2018 --backbone mae_vit_l --data /data/inat2018
+    mae-transfer transfer --task inat2018 --backbone mae_vit_l --data /data/inat2018
   several protocols on a folder of one's own with train/<class>/ and val/<class>/:
-    python tools/run_transfer.py --task folder --backbone mae_vit_b --data ./my_images --protocol finetune,linear,knn
+    mae-transfer transfer --task folder --backbone mae_vit_b --data ./my_images --protocol finetune,linear,knn
   the whole curve of partial fine-tuning (MAE Figure 9), or 4 blocks only:
-    python tools/run_transfer.py --task imagenet --backbone mae_vit_l --data /data/imagenet \
+    mae-transfer transfer --task imagenet --backbone mae_vit_l --data /data/imagenet \\
         --protocol partial --blocks curve
-    python tools/run_transfer.py --task imagenet --backbone mae_vit_l --data /data/imagenet \
+    mae-transfer transfer --task imagenet --backbone mae_vit_l --data /data/imagenet \\
         --protocol partial --blocks 4
   five shots a class, three draws of them:
-    python tools/run_transfer.py --task folder --backbone mae_vit_b --data ./my_images --protocol logreg \
+    mae-transfer transfer --task folder --backbone mae_vit_b --data ./my_images --protocol logreg \\
         --shots 5 --draws 3
   go on after a stop; evaluate again what a run has trained:
-    python tools/run_transfer.py <the same options> --resume
-    python tools/run_transfer.py <the same options> --eval-only
+    mae-transfer transfer <the same options> --resume
+    mae-transfer transfer <the same options> --eval-only
 """
 
 
@@ -69,19 +59,23 @@ def backbone_names() -> str:
     return "".join(f"  {line}\n" for line in lines) + "  timm:<model[.tag]>, any plain ViT of timm"
 
 
+def task_names(cards: Sequence[TaskCard]) -> str:
+    """The tasks with a line each, and the protocols of those that have some."""
+    lines = ["tasks:", *(f"  {card.name:<10} {card.about}" for card in cards)]
+    for protocols in dict.fromkeys(card.protocols for card in cards if card.protocols):
+        of = ", ".join(card.name for card in cards if card.protocols == protocols)
+        lines += ["", f"protocols of {of}:", *(f"  {p.name:<10} {p.about}" for p in protocols)]
+    return "\n".join(lines)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="run_transfer.py",
-        description="Transfer a ViT encoder to a task under one written recipe and record how well it does.",
-        epilog=f"{EXAMPLES}\nbackbones:\n{backbone_names()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    cards = task_cards(transfers=True)
+    parser = new_parser(
+        "transfer",
+        "Transfer a ViT encoder to a task under one written recipe and record how well it does.",
+        f"{task_names(cards)}\n\n{EXAMPLES}\nbackbones:\n{backbone_names()}",
     )
-    parser.add_argument(
-        "--task",
-        required=True,
-        help="coco (detection, instance masks), ade20k (segmentation), or image classification: imagenet, inat2017, "
-        "inat2018, inat2019, inat2021, places205, places365, folder (any class-per-folder set)",
-    )
+    parser.add_argument("--task", required=True, help="one of the tasks below")
     parser.add_argument(
         "--backbone", required=True, help="a registered name (mae_vit_b, sup_vit_l, random_vit_ti, ...) or timm:<model>"
     )
@@ -92,9 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", choices=["pretrained", "random"], help="random: no weights, on purpose")
     parser.add_argument("--data", help="root folder of the data set, or 'synthetic' for generated images")
     parser.add_argument(
-        "--protocol",
-        help="image classification: finetune (default), partial, linear, attentive, knn, logreg; several with commas "
-        "are a run each",
+        "--protocol", help="of a task that has protocols: one of those below; several with commas are a run each"
     )
     parser.add_argument(
         "--blocks",
@@ -147,28 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: run(args))
 
 
-def exit_code(run: Callable[[], int]) -> int:
-    """What `run` returns, or the exit code of the error that it ends with, which is printed in one line."""
-    try:
-        return run()
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"error: {error}" if rank == "0" else f"[rank {rank}] error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except StoppedBySignal as stop:
-        print(stop, file=sys.stderr)
-        return EXIT_STOPPED
-    except DivergedError as error:
-        print(f"diverged: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the newest checkpoint, if there is one", file=sys.stderr)
-        return EXIT_FAILED
-
-
 def run(args: argparse.Namespace) -> int:
-    from mae_transfer.runs.tasks import check_transfers
-
     check_transfers(args.task)
     options = {name: value for name, value in vars(args).items() if name not in ("print_config", "search")}
     if args.print_config:

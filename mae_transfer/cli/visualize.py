@@ -1,4 +1,4 @@
-"""Pictures of what a masked autoencoder reconstructs (MAE Figure 2), and the command line of `tools/visualize_mae.py`.
+"""Pictures of what a masked autoencoder reconstructs (MAE Figure 2), `mae-transfer visualize`.
 
 A row for each image: the image, its visible patches, the reconstruction, and this with the visible patches pasted in.
 The loss is on masked patches only, so that the reconstruction of visible ones is worse, as in the paper's figure.
@@ -10,16 +10,15 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_transfer.cli.transfer import exit_code
+from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.errors import EXIT_DONE, UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="visualize_mae.py",
-        description="Original, masked, reconstruction, and reconstruction with the visible patches, as a PNG.",
-        epilog="example:\n  python tools/visualize_mae.py --checkpoint RUN_FOLDER --images 'photos/*.jpg'",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = new_parser(
+        "visualize",
+        "Original, masked, reconstruction, and reconstruction with the visible patches, as a PNG.",
+        "example:\n  mae-transfer visualize --checkpoint RUN_FOLDER --images 'photos/*.jpg'",
     )
     parser.add_argument(
         "--checkpoint",

@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from mae_transfer.config.overrides import leaf_keys, nearest
+from mae_transfer.config.overrides import leaf_keys
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.errors import UserError
+from mae_transfer.errors import UserError, nearest
 
 Config = TypeVar("Config", bound=RunConfig)
 

@@ -1,13 +1,12 @@
 """`key=value` overrides of a configuration, and the nearest key to a misspelt one."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
 from mae_transfer.config.yaml import parse_yaml
-from mae_transfer.errors import UserError
+from mae_transfer.errors import UserError, nearest
 
 Overrides: TypeAlias = Mapping[str, Any] | Iterable[str]
 """{"optim.lr": 4e-5} or ["optim.lr=4e-5"]."""
@@ -75,11 +74,3 @@ def check_key(schema: type[BaseModel], key: str) -> None:
     known = leaf_keys(schema)
     if key not in known:
         raise UserError(f"unknown config key '{key}'{nearest(key, known)}; --print-config shows them all")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean ...?' or an empty string. A wrong section is forgiven: `lr` finds `optim.lr`."""
-    known = list(known)
-    found = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
-    found = [k for k in known if k.rpartition(".")[2] == word] or found
-    return f", did you mean {' or '.join(found[:2])}?" if found else ""

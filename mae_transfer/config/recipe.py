@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_transfer.config.overrides import nearest
 from mae_transfer.config.yaml import read_yaml
-from mae_transfer.errors import UserError
+from mae_transfer.errors import UserError, nearest
 
 SECTIONS = ("recipe", "extends", "base", "sizes", "inits", "tasks", "presets", "search")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.backbones.timm_vit import resolve
+from mae_transfer.commands import command
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import BeitConfig, MaeConfig, PretrainConfig, TokenizerConfig
@@ -51,7 +52,7 @@ def tokenizer_from_config(config: TokenizerConfig) -> Tokenizer | None:
         return None
     if kind == "dvae":
         raise UserError(
-            "--tokenizer dvae: train one first, by tools/run_pretrain.py --method dvae with the same --backbone and "
+            f"--tokenizer dvae: train one first, by {command('pretrain')} --method dvae with the same --backbone and "
             "--data, and pass its run folder"
         )
     if kind in ("dalle", "dall-e", "openai"):

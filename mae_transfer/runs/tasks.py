@@ -8,12 +8,15 @@ import importlib
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
-from mae_transfer.config.overrides import nearest
-from mae_transfer.config.sections import RunConfig
-from mae_transfer.engine.task import BaseTask
-from mae_transfer.errors import UserError
+from mae_transfer.commands import command
+from mae_transfer.errors import UserError, nearest
 from mae_transfer.tasks.card import Protocol, TaskCard, load_object
+
+if TYPE_CHECKING:
+    from mae_transfer.config.sections import RunConfig
+    from mae_transfer.engine.task import BaseTask
 
 GROUP = "mae_transfer.tasks"
 MODULES = (
@@ -55,7 +58,7 @@ def task_card(name: str) -> TaskCard:
 def check_transfers(name: str) -> None:
     """UserError for a task that makes encoders instead of transferring one."""
     if not task_card(name).transfers:
-        raise UserError(f"{name} is no task to transfer to; run mae-transfer pretrain (tools/run_pretrain.py)")
+        raise UserError(f"{name} is no task to transfer to; run {command('pretrain')}")
 
 
 def protocol_of(card: TaskCard, name: str | None) -> Protocol | None:
@@ -77,7 +80,7 @@ def protocol_of(card: TaskCard, name: str | None) -> Protocol | None:
     )
 
 
-def make_task(config: RunConfig, like: BaseTask | None = None) -> BaseTask:
+def make_task(config: "RunConfig", like: "BaseTask | None" = None) -> "BaseTask":
     """The task of a configuration, with its data read and checked; UserError for anything wrong with them.
 
     like: the task of another run of the same series, whose list of images need not be read again.
@@ -88,7 +91,7 @@ def make_task(config: RunConfig, like: BaseTask | None = None) -> BaseTask:
     return kind.make(config, None if protocol is None else load_object(protocol.code), like)
 
 
-def config_class(card: TaskCard, protocol: Protocol | None) -> type[RunConfig]:
+def config_class(card: TaskCard, protocol: Protocol | None) -> "type[RunConfig]":
     """The configuration class of a task, or of its protocol if that has its own."""
     found: type[RunConfig] = load_object(protocol.config if protocol is not None and protocol.config else card.config)
     return found

@@ -5,10 +5,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from mae_transfer.config.overrides import nearest
 from mae_transfer.config.sections import Section
 from mae_transfer.config.yaml import read_yaml
-from mae_transfer.errors import UserError
+from mae_transfer.errors import UserError, nearest
 
 Seeds = tuple[int, ...]
 Overrides = tuple[str, ...]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.backbones import registry
-from mae_transfer.config.overrides import nearest, parse_overrides
+from mae_transfer.config.overrides import parse_overrides
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.loop import check_plan, micro_batch_sizes
 from mae_transfer.engine.task import BaseTask
-from mae_transfer.errors import UserError
+from mae_transfer.errors import UserError, nearest
 from mae_transfer.run_folder.folder import check_same_recipe
 from mae_transfer.run_folder.settings import flatten
 from mae_transfer.runs.names import RUNS, default_output, run_label
@@ -53,8 +53,8 @@ class SuiteRun:
         launcher = ["-m"]
         if processes > 1:
             launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-        module = f"mae_transfer.cli.{'transfer' if task_card(self.config.task).transfers else 'pretrain'}"
-        return [sys.executable, *launcher, module, *self.arguments, *(["--resume"] if resume else [])]
+        name = "transfer" if task_card(self.config.task).transfers else "pretrain"
+        return [sys.executable, *launcher, "mae_transfer", name, *self.arguments, *(["--resume"] if resume else [])]
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ list of them, with those of other packages.
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mae_transfer.run_folder.schema import Report, Row
-
-__all__ = ["Benchmark", "Protocol", "Report", "TaskCard", "load_object", "metric"]
+if TYPE_CHECKING:
+    from mae_transfer.run_folder.schema import Report, Row
 
 
 def metric(
@@ -21,7 +20,7 @@ def metric(
     better: Literal["higher", "lower"] = "higher",
     unit: str = "%",
     group: str = "",
-) -> Report:
+) -> "Report":
     """One metric of a task, as its records describe it.
 
     Args:
@@ -79,7 +78,7 @@ class TaskCard:
     """module:class of its configuration."""
     task: str
     """module:class of the task itself."""
-    metrics: tuple[Report, ...]
+    metrics: "tuple[Report, ...]"
     recipe: str = ""
     protocols: tuple[Protocol, ...] = ()
     option: Literal["protocol", "method"] = "protocol"
@@ -106,7 +105,7 @@ class TaskCard:
             return self.protocols[0]
         return {protocol.name: protocol for protocol in self.protocols}[name]
 
-    def row(self, protocol: str | None) -> Row:
+    def row(self, protocol: str | None) -> "Row":
         """What a record says of the row that its run belongs to."""
         found = self.protocol(protocol)
         if found is None:

@@ -259,14 +259,6 @@ def test_files_of_no_pair_are_said(tmp_path: Path, data: Path, capsys: pytest.Ca
     assert "ADE_val_00000009.png" in told
 
 
-def test_help_loads_no_mmsegmentation() -> None:
-    code = "import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    code += "except SystemExit: assert not {'torch', 'mmseg', 'mmcv', 'cv2'} & set(sys.modules)"
-    done = run([sys.executable, "-c", code, str(TOOL), "--help"])
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--task ade20k" in done.stdout
-
-
 def test_missing_opencv_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As on a server without libGL, where importing it fails."""
     ours = [name for name in sys.modules if name.startswith("mae_transfer.tasks.ade20k")]

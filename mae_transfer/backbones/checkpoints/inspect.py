@@ -17,6 +17,7 @@ from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.timm_vit import resolve
+from mae_transfer.commands import command
 from mae_transfer.errors import UserError
 
 FP16_EDGE = 6e4
@@ -94,7 +95,7 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
             continue
         findings.load = report.lines()
         findings.backbone, findings.refused = name, False
-        use = ["python", "tools/run_transfer.py", "--task", "coco", "--backbone", name, "--checkpoint", str(path)]
+        use = [*command("transfer").split(), "--task", "coco", "--backbone", name, "--checkpoint", str(path)]
         findings.command = shlex.join([*use, *overrides])
         others = [other for other in names if other != name]
         if others:

@@ -64,8 +64,8 @@ def test_a_whole_account_with_the_line_to_use(tmp_path, main, capsys):
     assert "ignored: epoch: beside 'model'" in out
     use = out.splitlines()[-1].removeprefix("use: ")
     command = [
-        "python",
-        "tools/run_transfer.py",
+        "mae-transfer",
+        "transfer",
         "--task",
         "coco",
         "--backbone",

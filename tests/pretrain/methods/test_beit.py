@@ -417,7 +417,7 @@ def test_bad_input_is_one_line(tmp_path) -> None:
     save_tokenizer(KMeansTokenizer(torch.rand(5, 64), patch_size=8), tmp_path / "grey.safetensors")
     with pytest.raises(UserError, match=r"grey\.safetensors is for images of 1 channels, not 3"):
         beit.BeitViews(config_of(tokenizer=str(tmp_path / "grey.safetensors")))
-    with pytest.raises(UserError, match=r"--tokenizer dvae: train one first, by tools/run_pretrain\.py --method dvae"):
+    with pytest.raises(UserError, match=r"--tokenizer dvae: train one first, by mae-transfer pretrain --method dvae"):
         beit.BeitViews(config_of(tokenizer="dvae"))
     with pytest.raises(UserError, match=r"--tokenizer dalle: pass the path of OpenAI's encoder\.pkl"):
         beit.BeitViews(config_of(tokenizer="dalle"))

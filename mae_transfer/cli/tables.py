@@ -1,0 +1,64 @@
+"""`mae-transfer tables`: tables from the run records below a folder."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_transfer.cli.exit import add_runs_option, exit_code, make_folder, new_parser, records_of
+from mae_transfer.errors import EXIT_DONE
+from mae_transfer.files import atomic_write
+
+EXAMPLES = """\
+examples:
+  mae-transfer tables                              # results/runs -> results/tables.md, and printed
+  mae-transfer tables --runs /scratch/runs --format latex --output paper/tables.tex
+  mae-transfer tables --control random             # differences to training from random weights
+"""
+SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = new_parser(
+        "tables",
+        "Build the result tables from run records, next to the published numbers.",
+        EXAMPLES,
+    )
+    add_runs_option(parser)
+    parser.add_argument("--format", choices=list(SUFFIXES), default="markdown", help="default: markdown")
+    parser.add_argument("--output", type=Path, help="default: results/tables.md, or .tex, .csv, .html by the format")
+    parser.add_argument(
+        "--control",
+        metavar="INIT",
+        help="initialisation that differences are taken to, such as sup or random; default: supervised pre-training "
+        "where a table has it, else random (on ImageNet-1K always random)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return exit_code(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    from mae_transfer.results.tables.build import make_tables
+
+    output: Path = args.output or Path("results", f"tables.{SUFFIXES[args.format]}")
+    records, _ = records_of(args.runs, summary=True)
+    warnings: list[str] = []
+    tables = make_tables(records, style=args.format, control=args.control, warnings=warnings)
+    for line in warnings:
+        print(f"left out: {line}", file=sys.stderr)
+    if records:  # before they are printed, since a reader such as `head` may close the pipe
+        make_folder(output.parent)
+        with atomic_write(output) as file:
+            file.write(tables.encode("utf-8", "replace"))
+        print(f"{len(records)} runs; written to {output}", file=sys.stderr)
+    print(tables)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""`mae-transfer COMMAND` and the files of tools/: the same commands, and messages that name what was typed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT, TOOLS
+
+from mae_transfer import __version__
+from mae_transfer.cli.main import COMMANDS, main
+from mae_transfer.commands import TOOLS as FILES
+
+BLOCKED = "import sys; sys.modules['torch'] = sys.modules['pandas'] = None; sys.argv = {argv!r}; "
+
+
+def run(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_every_command_has_a_module_and_a_file() -> None:
+    modules = {path.stem for path in (ROOT / "mae_transfer" / "cli").glob("*.py")} - {"__init__", "main", "exit"}
+    assert modules == set(COMMANDS) == set(FILES)
+    assert {path.name for path in TOOLS.glob("*.py")} == set(FILES.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_waits_for_no_torch_and_says_what_was_typed(name: str) -> None:
+    code = BLOCKED.format(argv=["mae-transfer", name, "--help"]) + "from mae_transfer.cli.main import main; main()"
+    typed = run([sys.executable, "-c", code])
+    assert (typed.returncode, typed.stderr) == (0, "")
+    assert typed.stdout.startswith(f"usage: mae-transfer {name} ")
+    assert f"mae-transfer {name} " in typed.stdout.split("\nexample")[1]
+    assert "tools/" not in typed.stdout
+    tool = run([sys.executable, str(TOOLS / FILES[name]), "--help"])
+    assert tool.returncode == 0
+    assert tool.stdout.startswith(f"usage: {FILES[name]} ")
+    assert f"python tools/{FILES[name]} " in tool.stdout.split("\nexample")[1]
+
+
+def test_the_list_of_commands_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main([]) == main(["--version"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+    assert printed.endswith(f"mae-transfer {__version__}\n")
+    assert main(["tabels"]) == 2
+    assert "no command 'tabels', did you mean tables?" in capsys.readouterr().err
+
+
+def test_a_message_names_the_command_that_was_typed(tmp_path: Path) -> None:
+    tables = run([sys.executable, "-m", "mae_transfer", "tables"], cwd=tmp_path)
+    assert (tables.returncode, tables.stderr) == (
+        2,
+        "error: no folder results/runs; run mae-transfer transfer first or name the folder with --runs\n",
+    )
+    tool = run([sys.executable, str(TOOLS / "make_tables.py")], cwd=tmp_path)
+    assert "run python tools/run_transfer.py first" in tool.stderr
+
+
+def test_a_closed_pipe_does_not_keep_the_tables_from_their_file(tmp_path: Path) -> None:
+    command = (
+        f"{sys.executable} -m mae_transfer tables --runs {ROOT}/results/small_study --output tables.md | head -n 1"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert "written to tables.md" in done.stderr
+    assert (tmp_path / "tables.md").read_text().count("\n") > 50
