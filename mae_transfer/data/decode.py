@@ -42,10 +42,15 @@ def read_header(path: Path) -> Header:
     """Raises UndecodableImageError for what is no image, ImageError for what cannot be opened."""
     try:
         with Image.open(path) as file:
-            turned = "exif" in file.info and (exif_orientation(file) or 1) >= 5
-            return Header(file.size[::-1] if turned else file.size, file.size, file.mode)
+            return header_of(file)
     except DECODE_ERRORS as error:
         raise unusable(path, error) from None
+
+
+def header_of(file: Image.Image) -> Header:
+    """Of a file that is open and not decoded. Pillow turns TIFFs itself, and says their upright size."""
+    turned = file.format != "TIFF" and (exif_orientation(file) or 1) >= 5
+    return Header(file.size[::-1] if turned else file.size, file.size, file.mode)
 
 
 def read_rgb(path: str) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_transfer.data.decode import read_image, read_rgb
+from mae_transfer.data.decode import read_header, read_image, read_rgb
 from mae_transfer.data.images import ImageError, UndecodableImageError
 from mae_transfer.errors import UserError
 
@@ -131,3 +131,18 @@ def test_a_named_pipe_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match=r"pipe\.jpg: cannot be read \(no regular file\)"):
         read_rgb(str(tmp_path / "pipe.jpg"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "XMP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_header_says_the_size_that_is_read(tmp_path, kind, orientation):
+    exif, path = Image.Exif(), tmp_path / "image"
+    exif[274] = orientation
+    if kind == "XMP":
+        about = f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'
+        Image.fromarray(COLOURS).save(path, "JPEG", xmp=f"<x:xmpmeta>{about}</x:xmpmeta>".encode())
+    else:
+        Image.fromarray(COLOURS).save(path, kind, exif=exif)
+    size = (HEIGHT, WIDTH) if orientation == 6 else (WIDTH, HEIGHT)
+    assert read_header(path).size == size
+    assert read_image(path, size[1], size[0]).size == size

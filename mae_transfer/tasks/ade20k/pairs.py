@@ -13,7 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mae_transfer.data.images import DECODE_ERRORS, EXIF_ORIENTATION
+from mae_transfer.data.decode import header_of
+from mae_transfer.data.images import DECODE_ERRORS
 from mae_transfer.data.names import walk_files
 from mae_transfer.data.paths import find_paths
 from mae_transfer.errors import UserError
@@ -139,9 +140,8 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
     """(height, width) of the upright image, and Pillow's mode, without decoding it."""
     try:
         with Image.open(path) as file:
-            turned = "exif" in file.info and file.getexif().get(EXIF_ORIENTATION, 1) >= 5
-            size = file.size if turned else file.size[::-1]
-            return size, file.mode
+            header = header_of(file)
+            return header.size[::-1], header.mode
     except DECODE_ERRORS as error:
         reason = str(error).replace("\n", " ")
         raise UserError(f"{path}: not a readable image ({reason}); fetch it again or take the pair out") from None

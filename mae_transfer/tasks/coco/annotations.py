@@ -20,8 +20,10 @@ import numpy as np
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.checks import RLE, Objects, Polygons, Report, check_objects
 from mae_transfer.tasks.coco.fields import (
+    LARGEST_SIDE,
     areas_of,
     boxes_of,
+    check_masks_there,
     check_unique,
     fail,
     integers,
@@ -116,6 +118,8 @@ def _images(path: Path, rows: list[dict[str, Any]]) -> dict[int, ImageRecord]:
     for row in rows:
         if not isinstance(row.get("file_name"), str) or not row["file_name"]:
             fail(path, f"image {row['id']} has no file_name", "give the path of its file below the image folder")
+        if max(row["height"], row["width"]) > LARGEST_SIDE:
+            fail(path, f"image {row['id']} is {row['width']}x{row['height']}", "give its size in pixels")
     records = zip(ids.tolist(), (row["file_name"] for row in rows), heights, widths, strict=True)
     return {image_id: ImageRecord(image_id, name, height, width, []) for image_id, name, height, width in records}
 
@@ -138,6 +142,7 @@ def _add_objects(
     boxes, areas = boxes_of(path, rows), areas_of(path, rows)
     crowd = np.array([is_crowd(path, row) for row in rows])
     flat = np.array([is_flat(path, *item) for item in zip(rows, boxes.tolist(), crowd, strict=True)])
+    check_masks_there(path, rows)
     owners = [images[i] for i in image_ids.tolist()]
     masks = [segmentation_of(path, row, i.id, i.height, i.width) for row, i in zip(rows, owners, strict=True)]
     whole = [_whole_polygons(mask) if isinstance(mask, list) else mask for mask in masks]

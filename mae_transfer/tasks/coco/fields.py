@@ -15,6 +15,8 @@ from mae_transfer.tasks.coco.checks import RLE, Polygons
 FLAT_IN_COCO = {918: 200365, 2206849: 550395}
 LARGEST_ID = 2**63 - 1
 LARGEST_AREA = 2.0**63
+LARGEST_SIDE = 10**6
+"""Pixels of an image: the evaluator takes memory by the length of an outline."""
 
 
 def fail(path: Path, what: str, remedy: str) -> NoReturn:
@@ -127,12 +129,18 @@ def boxes_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
     return np.array([row["bbox"] for row in rows], dtype=np.float64)
 
 
+def check_masks_there(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Raise UserError unless every annotation has a segmentation."""
+    bare = [row["id"] for row in rows if not row.get("segmentation")]
+    if bare:
+        what = f"annotation {bare[0]} has no segmentation ({len(bare)} of {len(rows)} have none)"
+        fail(path, what, "mask AP needs a mask for every object, polygons or RLE; sets of boxes alone are not scored")
+
+
 def segmentation_of(path: Path, row: dict[str, Any], image_id: int, height: int, width: int) -> Polygons | RLE:
     """The annotation's polygons, finite but of any length, or its RLE compressed and known to fill the image."""
     value = row.get("segmentation")
     name = f"annotation {row['id']}"
-    if not value:
-        fail(path, f"{name} has no segmentation", "mask AP needs a mask for every object: polygons or RLE")
     if isinstance(value, list):
         for polygon in value:
             if not isinstance(polygon, np.ndarray) or not math.isfinite(polygon.sum()):
