@@ -24,7 +24,8 @@ from PIL import Image
 from torch.utils.data import default_collate
 from torchvision import transforms
 
-from mae_transfer.data.augment import normalise
+from mae_transfer.backbones import registry
+from mae_transfer.backbones.encoder import Encoder
 from mae_transfer.data.decode import read_rgb
 from mae_transfer.data.names import Names
 from mae_transfer.runs.resolve import load_config
@@ -81,7 +82,7 @@ def ours(paths: list[Path], *, normalised: bool = False) -> Callable[[], int]:
     listing = Listing(paths[0].parent, Names(str(path) for path in paths), np.zeros(len(paths), dtype=np.int64))
     indices = np.arange(len(paths))
     dataset = ClassificationTrain(listing, indices, TrainTransform(config, MEAN), seed=0, on_bad_image="error")
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    encoder = Encoder(registry.find("random_vit_b"), None, None, 224)
     epoch = 0
 
     def run() -> int:
@@ -91,7 +92,7 @@ def ours(paths: list[Path], *, normalised: bool = False) -> Callable[[], int]:
             keys = range(start, min(start + BATCH, len(paths)))
             batch = dataset.collate([dataset[(epoch, index)] for index in keys])
             if normalised:
-                normalise(batch["images"], mean, std)
+                encoder.normalise(batch["images"])
         return len(paths)
 
     return run

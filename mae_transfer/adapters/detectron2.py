@@ -23,7 +23,7 @@ from mae_transfer.adapters.vit_fpn import ViTFPN
 from mae_transfer.errors import UserError
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
 
 
 class ViTBackbone(Backbone):
@@ -41,7 +41,7 @@ class ViTBackbone(Backbone):
     maps = ("scale2", "scale3", "scale4", "scale5")
     """Names of the outputs, by the base 2 logarithm of their strides, as detectron2's MViT has them."""
 
-    def __init__(self, encoder: "ViTEncoder", square_pad: int = 0) -> None:
+    def __init__(self, encoder: "Encoder", square_pad: int = 0) -> None:
         super().__init__()
         if encoder.patch_size != 16:
             raise UserError(
@@ -82,7 +82,7 @@ class LastMapBackbone(Backbone):
 
     map = "last_feat"
 
-    def __init__(self, encoder: "ViTEncoder") -> None:
+    def __init__(self, encoder: "Encoder") -> None:
         super().__init__()
         if encoder.patch_size != 16:
             raise UserError(

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+from mae_transfer.backbones.encoder import Encoder
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.backbones.timm_vit import resolve
-from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.config.sections import BackboneConfig
 from mae_transfer.errors import UserError
 
 
-def encoder_of(backbone: BackboneConfig, options: Callable[[int], dict[str, Any]]) -> ViTEncoder:
+def encoder_of(backbone: BackboneConfig, options: Callable[[int], dict[str, Any]]) -> Encoder:
     """Build and load the encoder.
 
     Args:

@@ -1,14 +1,42 @@
-"""Floating-point operations of an encoder's forward pass on one image, in closed form."""
+"""Floating-point operations of an encoder's forward pass on one image."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 if TYPE_CHECKING:
+    from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.backbones.vit import ViTEncoder
 
 
-def encoder_flops(encoder: "ViTEncoder") -> int:
+def encoder_flops(encoder: "Encoder") -> int:
+    """Floating-point operations of the maps of one image of the size that the encoder was built for.
+
+    In closed form for the plain ViTs of this project; a module of a user's own is run once and counted by torch.
+    """
+    return vit_flops(encoder) if hasattr(encoder, "vit") else counted_flops(encoder)  # type: ignore[arg-type]
+
+
+def counted_flops(encoder: "Encoder") -> int:
+    """What torch's FlopCounterMode counts in a forward pass of zeros, fused attention on a CPU included."""
+    height, width = (side * encoder.patch_size for side in encoder.global_grid)
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    images = torch.zeros(1, len(encoder.mean), height, width, device=encoder.pixel_mean.device)
+    training = encoder.training
+    counter = FlopCounterMode(display=False, custom_mapping=fused)
+    with torch.no_grad(), counter:
+        encoder.eval()(images)
+    encoder.train(training)
+    return counter.get_total_flops()
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def vit_flops(encoder: "ViTEncoder") -> int:
     """Of one whole image of the size that the encoder was built for, a multiplication and an addition being two.
 
     Matrix products only, as in torch's `FlopCounterMode` and as ViT papers count: linear layers, patch embedding and

@@ -3,20 +3,25 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mae_transfer.backbones.checkpoints import files, hf_config
 from mae_transfer.backbones.checkpoints.layout import FINAL_NORM
 from mae_transfer.backbones.checkpoints.loader import load
 from mae_transfer.backbones.checkpoints.report import LoadReport
+from mae_transfer.backbones.encoder import Encoder
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.hub import published_weights
 from mae_transfer.backbones.initialise import as_beit
+from mae_transfer.backbones.load_module import load_module
+from mae_transfer.backbones.plugins import register_module
 from mae_transfer.backbones.timm_vit import build, new_final_norm, resolve
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
 
 
 def load_backbone(
-    name: str,
+    name: str | nn.Module,
     *,
     checkpoint: str | Path | None = None,
     weights: str = "pretrained",
@@ -33,24 +38,55 @@ def load_backbone(
     taps: tuple[int, ...] | None = None,
     checkpoint_key: str | None = None,
     final_norm: bool = False,
-) -> ViTEncoder:
-    """The encoder of a registered name or `timm:<model[.tag]>`, on the CPU in float32; `.load_report` tells its story.
+) -> Encoder:
+    """An encoder with its weights, on the CPU in float32; its `load_report` says what was loaded and what was edited.
 
-    Weights come from `checkpoint` if given, else from timm's hub (cache or download); `weights="random"`, which
-    `random_*` names imply, is timm's initialisation from torch's global generator, or BEiT's (`random_init="beit"`).
-    `checkpoint` is a file, a local
-    Hugging Face or timm model folder, or the folder of a run (its newest checkpoint); `checkpoint_key` is the entry of
-    the file to read where it has several (default: `model`, `state_dict`, `teacher`, in this order). `img_size`
-    (pixels, one number or height and width) is the size that global relative position tables are made for; any other
-    size still runs; `pos_embed="resized"` resamples the position embedding to it once, and `abs_pos` gives BEiT's
-    weights a new one of it. `rel_pos` adds zero-initialised tables; true shares them, and the one table of BEiT's
-    pre-training, among windowed and among global blocks. `final_norm` gives the encoder the weights' own LayerNorm
-    after the blocks as `norm` (a new one for random weights, None for a model of timm that has none). Raises UserError
-    for an unknown name, weights that cannot be had or do not fit, and options that do not fit the backbone.
+    Args:
+        name: a registered name, `timm:<model[.tag]>`, a name that was added (`register_backbone` or an entry point), or
+            a module of one's own, which is copied (docs/extending/encoder.md).
+        checkpoint: a file, a local Hugging Face or timm model folder, or the folder of a run (its newest checkpoint).
+            Without it the weights come from timm's hub (cache or download), or with the module of one's own.
+        weights: `random` draws them from torch's global generator; `random_*` names imply it.
+        random_init: how they are drawn: as `timm` or as `beit` does.
+        img_size: pixels, one number or height and width; tables of relative positions are made for this size. Any other
+            size still runs.
+        window_size, num_global_blocks: side of the attention windows in tokens (0: none); see `vit.py`.
+        rel_pos: zero-initialised relative positions to add: true, `per_block` or `decomposed`; see `positions/`. True
+            shares them, and the one table of BEiT's pre-training, among windowed and among global blocks.
+        pos_embed: `resized` resamples the position embedding once to `img_size`, `native` at every forward.
+        abs_pos: give BEiT's weights a new position embedding at `img_size`.
+        layer_scale: the value of a new LayerScale where the weights bring none.
+        drop_path: stochastic depth of the last block, linear from 0 over the blocks.
+        taps: 0-based numbers of the blocks to give maps of; default the last of each quarter.
+        checkpoint_key: the entry of the file to read where it has several (default: `model`, `state_dict`, `teacher`,
+            in this order).
+        final_norm: give the encoder the weights' own LayerNorm after the blocks as `norm` (a new one for random
+            weights, None for a model of timm that has none).
+
+    Raises:
+        UserError: an unknown name, weights that cannot be had or do not fit, options that do not fit the backbone.
     """
+    if isinstance(name, nn.Module):
+        name = register_module(name)
     spec = resolve(name)
     if weights not in ("pretrained", "random"):
         raise UserError(f"weights {weights!r}: unknown; use pretrained or random.")
+    if spec.origin is not None:
+        if weights == "random":
+            raise UserError(f"backbone {name!r}: {spec.origin} makes its weights itself; leave out weights=random.")
+        return load_module(
+            name,
+            checkpoint=checkpoint,
+            checkpoint_key=checkpoint_key,
+            img_size=img_size,
+            taps=taps,
+            window_size=window_size,
+            num_global_blocks=num_global_blocks,
+            rel_pos=rel_pos,
+            layer_scale=layer_scale,
+            drop_path=drop_path,
+            grad_checkpointing=grad_checkpointing,
+        )
     random = weights == "random" or spec.init == "random"
     if random and checkpoint is not None:
         raise UserError(f"backbone {name!r} with random weights takes no checkpoint; drop --checkpoint {checkpoint}.")

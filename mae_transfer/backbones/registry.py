@@ -20,6 +20,7 @@ one with patches of 8 pixels instead of the size's own.
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mae_transfer.errors import UserError
@@ -36,12 +37,17 @@ TIMM_PREFIX = "timm:"
 class Spec:
     """What a backbone name stands for.
 
-    `hub` is timm's `model.tag` of the published weights, None where there are none. `layer_scale` is the initial value
-    of LayerScale (None: no such layer). `position_prefix`: rows of the position embedding for prefix tokens, before the
-    patches' own. `rel_pos_tables`: each block has a BEiT relative position table; `decomposed_tables`: ViTDet's
-    two. `timm_arch`: built by this timm model instead of from the fields. `final_norm`: checkpoints of this model end
-    with a norm (which the encoder leaves out). `reg_tokens`: tokens beside the class token. `eps` of the LayerNorms,
-    None for timm's own (1e-6).
+    Attributes:
+        hub: timm's `model.tag` of the published weights, None where there are none.
+        layer_scale: the initial value of LayerScale (None: no such layer).
+        position_prefix: rows of the position embedding for prefix tokens, before the patches' own.
+        rel_pos_tables: each block has a BEiT relative position table.
+        decomposed_tables: each block has ViTDet's two tables.
+        timm_arch: the timm model that it is built by, instead of from the fields.
+        final_norm: checkpoints of this model end with a norm (which the encoder leaves out).
+        reg_tokens: tokens beside the class token.
+        eps: of the LayerNorms, None for timm's own (1e-6).
+        origin: where a module of the user's own is from; it is not built from the fields then.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Spec:
     reg_tokens: int = 0
     qkv_bias: bool = True
     eps: float | None = None
+    origin: str | None = None
 
 
 SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -135,12 +142,18 @@ def names() -> list[str]:
     return list(_SPECS)
 
 
-def find(name: str) -> Spec:
-    """The spec of a registered name; raises UserError with the nearest names if there is none."""
+def knows(name: str) -> bool:
+    """Whether the name is one of this project's own."""
+    return name in _SPECS or bool(_OWN_WITH_PATCH.fullmatch(name)) or name.startswith(TIMM_PREFIX)
+
+
+def find(name: str, added: Iterable[str] = ()) -> Spec:
+    """The spec of a registered name; raises UserError with the nearest names, of `added` too, if there is none."""
     if own := _OWN_WITH_PATCH.fullmatch(name):
         return _own(own[1], int(own[2]))
     if name not in _SPECS:
-        near = difflib.get_close_matches(name, _SPECS, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(_SPECS)}."
+        known = [*_SPECS, *added]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}."
         raise UserError(f"backbone {name!r}: unknown; {hint} Any plain ViT of timm is `{TIMM_PREFIX}<model[.tag]>`.")
     return _SPECS[name]

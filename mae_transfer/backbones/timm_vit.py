@@ -18,6 +18,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from mae_transfer.backbones import registry
+from mae_transfer.backbones.own_module import spec_of_plugin
+from mae_transfer.backbones.plugins import find_plugin, plugin_names
 from mae_transfer.backbones.positions.kinds import kind_in_weights
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
 from mae_transfer.errors import UserError
@@ -26,8 +28,14 @@ _PLAIN_MODULES = ["vision_transformer", "deit", "beit"]
 
 
 def resolve(name: str) -> Spec:
-    """The spec of a registered name or of `timm:<model[.tag]>`; raises UserError if there is no such plain ViT."""
-    return spec_of(name) if name.startswith(TIMM_PREFIX) else registry.find(name)
+    """The spec of a registered name, of `timm:<model[.tag]>` or of a name that the user has added.
+
+    Raises UserError for others.
+    """
+    if name.startswith(TIMM_PREFIX):
+        return spec_of(name)
+    plugin = find_plugin(name)
+    return spec_of_plugin(plugin) if plugin else registry.find(name, plugin_names())
 
 
 def spec_of(name: str) -> Spec:
@@ -42,11 +50,14 @@ def spec_of(name: str) -> Spec:
         raise UserError(
             f"backbone {name!r}: timm has no weights {tag!r} for {arch}; known: {', '.join(tags) or 'none'}."
         )
-    if not timm.models.is_model_in_modules(arch, _PLAIN_MODULES):
+    timms_own = timm.models.model_entrypoint(arch).__module__.startswith("timm.")
+    if timms_own and not timm.models.is_model_in_modules(arch, _PLAIN_MODULES):
         raise UserError(f"backbone {name!r}: not a plain ViT (timm's VisionTransformer or Beit); pass one that is.")
     model: Any
     with torch.device("meta"):
         model = timm.create_model(model_name, pretrained=False)
+    if not timms_own and type(model) is VisionTransformer:
+        _check_registered(name, model, model_name)
     if type(model) is VisionTransformer and isinstance(model.patch_embed, PatchEmbed):
         rows = 0 if model.no_embed_class else model.num_prefix_tokens
         return _describe(name, model, timm_arch=model_name, final_norm=_has_norm(model), position_prefix=rows)
@@ -55,6 +66,24 @@ def spec_of(name: str) -> Spec:
     if type(model) is Beit:
         return _describe_beit(name, model)
     raise UserError(f"backbone {name!r}: timm builds a {type(model).__name__}, not a plain ViT; pass one that is.")
+
+
+def _check_registered(name: str, model: Any, model_name: str) -> None:
+    """UserError for a plain ViT registered by a user that cannot be built at another size or has no statistics."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if not (config.get("mean") and config.get("std")):
+        raise UserError(
+            f"backbone {name!r}: its model has no pretrained_cfg with mean and std; make it by timm's "
+            "build_model_with_cfg, or set model.pretrained_cfg."
+        )
+    try:
+        with torch.device("meta"):
+            timm.create_model(model_name, num_classes=0, img_size=224, dynamic_img_size=True, drop_path_rate=0.0)
+    except TypeError as error:
+        raise UserError(
+            f"backbone {name!r}: its function does not take timm's options ({error}); let it pass **kwargs on to "
+            "VisionTransformer."
+        ) from error
 
 
 def _has_norm(model: Any) -> bool:
@@ -113,8 +142,10 @@ def build(
     """timm's VisionTransformer of a spec in float32, without final norm and head.
 
     `img_size` is the pixel size its position embedding and tables are for. Values are timm's initialisation; on the
-    meta device there are none, and a checkpoint must bring all of them.
+    meta device there are none, and a checkpoint must bring all of them. UserError for a module of a user's own.
     """
+    if spec.origin is not None:
+        raise UserError(f"backbone {spec.name!r} is {spec.origin}, a module of your own; this is for plain ViTs only.")
     shared: dict[str, Any] = {
         "num_classes": 0,
         "img_size": img_size,

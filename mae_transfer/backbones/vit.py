@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.backbones.checkpoints.report import LoadReport
-from mae_transfer.backbones.grid import Grid, grid_of, pair, text
+from mae_transfer.backbones.encoder import Encoder
+from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.initialise import cut_normal
-from mae_transfer.backbones.positions.kinds import kind_in_weights, kind_of
-from mae_transfer.backbones.positions.per_block import PerBlockTables
+from mae_transfer.backbones.positions.kinds import kind_of
 from mae_transfer.backbones.positions.position import OfForward
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import is_standard
@@ -35,18 +35,15 @@ from mae_transfer.backbones.windows import merge, partition
 from mae_transfer.errors import UserError
 
 
-class ViTEncoder(nn.Module):
-    """Normalised images (B, 3, H, W) -> one map (B, C, H / patch, W / patch) per tap; `tokens` gives token sequences.
+class ViTEncoder(Encoder):
+    """A plain ViT of timm as an encoder.
 
     Takes over `vit` (as `timm_vit.build` gives it, loaded or not) and edits it in place; each edit adds its line to
-    `report`. `taps` are 0-based block numbers, ascending, default the blocks that end each quarter. Blocks after the
-    last tap are frozen and not run. Every other parameter takes part in each forward, but for those of `norm`, the
-    weights' final norm (None unless `load_backbone(final_norm=True)`), which the caller applies. Raises UserError
-    for options that do not fit the backbone.
+    `report`. Blocks after the last tap are frozen and not run. `norm` is the weights' final norm, None unless
+    `load_backbone(final_norm=True)`. Raises UserError for options that do not fit the backbone.
     """
 
     vit: Any
-    norm: nn.Module | None
     rel_pos_window: nn.Parameter | None
     rel_pos_global: nn.Parameter | None
 
@@ -66,20 +63,16 @@ class ViTEncoder(nn.Module):
         grad_checkpointing: bool = False,
         taps: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__()
-        self.spec = spec
-        self.load_report = report or LoadReport(spec.name, "random initialisation")
-        self.name, self.mean, self.std = spec.name, spec.mean, spec.std
-        self.embed_dim, self.depth, self.patch_size = spec.embed_dim, spec.depth, spec.patch_size
-        self.num_heads = spec.num_heads
-        self.taps = _check_taps(spec, taps)
+        native_grid: Any = vit.patch_embed.grid_size
+        native_size = (native_grid[0] * spec.patch_size, native_grid[1] * spec.patch_size)
+        super().__init__(spec, report, taps, native_size if img_size is None else img_size)
+        self.native_grid: Grid = tuple(native_grid)
         self.window_size = window_size
         self.global_blocks = _global_blocks(spec, window_size, num_global_blocks)
         self.grad_checkpointing = grad_checkpointing
-        self.native_grid: Grid = tuple(vit.patch_embed.grid_size)
-        self.global_grid = self.native_grid if img_size is None else self.grid_of(*pair(img_size))
         self.pos_grid = self.native_grid
         self.prefix = 0 if window_size else vit.num_prefix_tokens
+        self.has_class_token = not window_size and vit.cls_token is not None
         bare = all(isinstance(getattr(block, "ls1", None), nn.Identity) for block in vit.blocks)
         new_layer_scale = layer_scale if bare else None  # what the weights bring is never replaced
         kind = kind_of(spec, rel_pos, vit)
@@ -94,50 +87,35 @@ class ViTEncoder(nn.Module):
                 f"backbone {spec.name!r}: windows, relative positions and a new LayerScale need timm's standard "
                 f"blocks, not {block}; set {' and '.join(setting for setting, asked in edits.items() if asked)}."
             )
+        self.rel_pos = rel_pos  # as asked for; `position` is what the weights and this came to
         self.position = kind(self)
         self.vit = vit
-        self.norm = None
         self.frozen_blocks = 0
-        self._resting: list[nn.Module] = []  # frozen, and kept in eval mode
         if window_size:
             self._drop_prefix()
-        if abs_pos and vit.pos_embed is None and kind_in_weights(spec) is PerBlockTables:
+        if abs_pos and vit.pos_embed is None and spec.rel_pos_tables:
             self._add_position_embedding()
         else:
             self._fit_position_embedding(once=pos_embed == "resized")
         self.position.fit(self, self.load_report)
-        if rel_pos is True and isinstance(self.position, PerBlockTables):
-            self.load_report.warnings.append("relative position tables differ by block, so that no blocks share one")
         if new_layer_scale is not None:
             self._add_layer_scale(new_layer_scale)
         self.vit.blocks[self.taps[-1] + 1 :].requires_grad_(False)
-
-    def grid_of(self, height: int, width: int) -> Grid:
-        """Tokens down and across for an image of this size; raises UserError if it is no multiple of the patch."""
-        return grid_of((height, width), self.patch_size, self.name)
 
     def grid_of_block(self, block: int) -> Grid:
         """The grid that a block attends over at `img_size`: the image's, or a window's."""
         return self.global_grid if block in self.global_blocks else (self.window_size, self.window_size)
 
     def layer_id(self, name: str) -> int:
-        """Layer of a parameter (named relative to the encoder) for layer-wise lr decay, as MAE's `util/lr_decay.py`.
-
-        0 for what comes before the blocks, i + 1 for block i and its own tables, depth + 1 for the rest: the final norm
-        (as in MAE) and the shared relative position tables, which are new (as in BEiT's `optim_factory.py`).
-        """
+        """A block's own tables count as of the block; the final norm (as in MAE) and the relative position tables that
+        blocks share, which are new (as in BEiT's `optim_factory.py`), are of the rest."""
         parts = name.removeprefix("vit.").split(".")
         if parts[0] in ("patch_embed", "pos_embed", "cls_token", "reg_token", "norm_pre"):
             return 0
         return int(parts[1]) + 1 if parts[0] == "blocks" else self.depth + 1
 
     def freeze(self, trainable: float) -> None:
-        """Let only the last `trainable` blocks learn (0.5: norm2 and MLP of the last); all before them is frozen.
-
-        Frozen parts run without autograd and stay in eval mode, `norm` too while `trainable` is 0. `trainable` equal to
-        the depth freezes nothing: that is fine-tuning of everything (as in MAE Figure 9). Raises UserError for another
-        number.
-        """
+        """As the contract says; 0.5 needs timm's standard block. `norm` rests too while `trainable` is 0."""
         half = trainable == 0.5
         if not half and not (float(trainable).is_integer() and 0 <= trainable <= self.depth):
             raise UserError(f"{trainable:g} trainable blocks: {self.name} takes 0, 0.5, 1, 2, ... {self.depth}.")
@@ -165,12 +143,6 @@ class ViTEncoder(nn.Module):
         self.tokens = torch.compile(self.tokens, *args, **kwargs)  # type: ignore[method-assign]
         self.visible_tokens = torch.compile(self.visible_tokens, *args, **kwargs)  # type: ignore[method-assign]
 
-    def train(self, mode: bool = True) -> "ViTEncoder":
-        super().train(mode)
-        for module in self._resting:
-            module.eval()
-        return self
-
     def forward(self, images: Tensor) -> list[Tensor]:
         grid = self.grid_of(images.shape[2], images.shape[3])
         tokens = self.tokens(images, self.taps)
@@ -183,7 +155,7 @@ class ViTEncoder(nn.Module):
         mask: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> list[Tensor]:
-        """The tokens (B, prefix + h * w, C), prefix tokens first, after each of `blocks` (0-based, ascending).
+        """As the contract says.
 
         Patches where `mask` bool (B, h * w) is true go in as the `mask_token` (C,), before positions are added: the
         pre-training of BEiT, and of MAE with mask tokens in the encoder.
@@ -207,6 +179,10 @@ class ViTEncoder(nn.Module):
             if i in blocks:
                 taken.append(x)
         return taken
+
+    def facts(self) -> dict[str, Any]:
+        grid = self.global_grid if self.vit.pos_embed is None else self.pos_grid
+        return {"img_size": [side * self.patch_size for side in grid]} | self.position.facts()
 
     def visible_tokens(self, patches: Tensor, keep: Tensor) -> Tensor:
         """The masked forward of MAE: the tokens (B, prefix + n, C) after the last block, of n patches of each image.
@@ -303,14 +279,6 @@ class ViTEncoder(nn.Module):
         for layer in self.vit.blocks:
             layer.ls1, layer.ls2 = LayerScale(self.embed_dim, value), LayerScale(self.embed_dim, value)
         self.load_report.new["blocks.*.ls1.gamma, blocks.*.ls2.gamma"] = f"{value:g}"
-
-
-def _check_taps(spec: Spec, taps: tuple[int, ...] | None) -> tuple[int, ...]:
-    if taps is None:
-        return tuple(spec.depth * (i + 1) // 4 - 1 for i in range(4))
-    if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= spec.depth:
-        raise UserError(f"taps {tuple(taps)}: give ascending block numbers from 0 to {spec.depth - 1} of {spec.name}.")
-    return tuple(taps)
 
 
 def _global_blocks(spec: Spec, window_size: int, groups: int) -> frozenset[int]:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from mae_transfer.backbones import registry
+from mae_transfer.backbones.plugins import plugin_names
 from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.errors import EXIT_DONE
 from mae_transfer.runs.tasks import check_transfers, task_cards
@@ -56,6 +57,8 @@ def backbone_names() -> str:
     """The registered names, a line for each initialisation."""
     specs = [registry.find(name) for name in registry.names()]
     lines = [" ".join(spec.name for spec in specs if spec.init == init) for init in registry.INITS]
+    added = plugin_names()
+    lines += [f"{' '.join(added)}, of packages installed here"] if added else []
     return "".join(f"  {line}\n" for line in lines) + "  timm:<model[.tag]>, any plain ViT of timm"
 
 

@@ -109,8 +109,3 @@ def seeded_globals(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy_state)
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) on any device -> float32, in the units of the encoder's weights."""
-    return images.to(torch.float32).sub_(255 * mean).div_(255 * std)

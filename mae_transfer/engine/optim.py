@@ -92,7 +92,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _lr_scale(model: nn.Module, name: str, layer_decay: float) -> float:
-    if not name.startswith("encoder."):
+    if layer_decay == 1.0 or not name.startswith("encoder."):
         return 1.0
     encoder: Any = model.encoder
     return float(layer_decay ** (encoder.depth + 1 - encoder.layer_id(name.removeprefix("encoder."))))

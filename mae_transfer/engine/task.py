@@ -14,7 +14,7 @@ from torch import nn
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.run_folder.folder import RunFolder
     from mae_transfer.run_folder.per_image import Arrays
     from mae_transfer.run_folder.pictures import Picture
@@ -84,7 +84,7 @@ class BaseTask(ABC):
         """`name`, `fingerprint`, `train_images`, `val_images`, `skipped_files`, and more for the record."""
 
     @abstractmethod
-    def build_model(self, encoder: "ViTEncoder", /) -> nn.Module:
+    def build_model(self, encoder: "Encoder", /) -> nn.Module:
         """The model to train, with the encoder as its attribute `encoder`.
 
         In training mode `model(batch)` is a dict of scalar losses, each a mean over the images of the batch; their sum
@@ -103,7 +103,7 @@ class BaseTask(ABC):
         """What `load_backbone` needs of the task: `img_size`, and `taps` if they are not the default ones."""
         return {}
 
-    def build_encoder(self) -> "ViTEncoder":
+    def build_encoder(self) -> "Encoder":
         """The encoder that the configuration names, as the task wants it, with its weights."""
         from mae_transfer.backbones.configured import encoder_of
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_transfer.data.augment import normalise
 from mae_transfer.engine.distributed import all_reduce, gather_objects
 from mae_transfer.engine.evaluation import evaluating
 from mae_transfer.pretrain.config import PretrainConfig
@@ -70,12 +69,11 @@ def _features(
 ) -> tuple[Tensor, Tensor]:
     """This rank's class tokens after the final norm, of unit length (n, C), and labels (n,)."""
     device = fabric.device
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (encoder.mean, encoder.std))
     found = [torch.empty(0, encoder.embed_dim, device=device)]
     labels = [torch.empty(0, dtype=torch.int64, device=device)]
     for batch in evaluation_batches(dataset, config, fabric, progress, title="knn"):
         with fabric.autocast():
-            (tokens,) = encoder.tokens(normalise(batch["images"], mean, std), (encoder.depth - 1,))
+            (tokens,) = encoder.tokens(encoder.normalise(batch["images"]), (encoder.depth - 1,))
             features = (encoder.norm or nn.Identity())(tokens)[:, 0]
         found.append(F.normalize(features.float(), dim=1))
         labels.append(batch["labels"])

@@ -95,7 +95,7 @@ class PretrainTask(BaseTask):
         encoder.load_report.trained_by = self.method.title()
         return encoder
 
-    def build_model(self, encoder: "ViTEncoder") -> nn.Module:
+    def build_model(self, encoder: Any) -> nn.Module:
         return self.method.build_model(encoder, self.num_classes)
 
     def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:

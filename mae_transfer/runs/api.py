@@ -3,6 +3,9 @@
 from contextlib import nullcontext
 from pathlib import Path
 
+from torch import nn
+
+from mae_transfer.backbones.plugins import register_module
 from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import make_fabric, shut_down
@@ -17,7 +20,7 @@ from mae_transfer.runs.unread import refuse_unread
 
 def run_transfer(
     task: str,
-    backbone: str,
+    backbone: str | nn.Module,
     *,
     protocol: str | None = None,
     checkpoint: str | Path | None = None,
@@ -38,6 +41,7 @@ def run_transfer(
     """Train and evaluate one backbone on one task; the same as `mae-transfer transfer` with the options of these names.
 
     Args:
+        backbone: a name, or a module of one's own (docs/extending/encoder.md), of which the run trains a copy.
         allow_unread: take overrides without effect too, such as `probe.k=5` in fine-tuning.
         overrides: for any field of the configuration: `key=value` strings, or a mapping such as {"optim.lr": 4e-5}.
         progress: show progress on standard error.
@@ -53,7 +57,7 @@ def run_transfer(
     check_transfers(task)
     config = resolve_config(
         task,
-        backbone,
+        backbone if isinstance(backbone, str) else register_module(backbone),
         protocol=protocol,
         checkpoint=checkpoint,
         weights=weights,

@@ -16,8 +16,8 @@ import torch
 from lightning_fabric import Fabric
 
 from mae_transfer.backbones.checkpoints.own import facts_of
+from mae_transfer.backbones.encoder import Encoder
 from mae_transfer.backbones.flops import encoder_flops
-from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.loop import TrainResult
 from mae_transfer.engine.task import BaseTask, Evaluation
@@ -35,7 +35,7 @@ VERSIONS_OF = (
 )
 
 
-def describe_backbone(config: RunConfig, encoder: ViTEncoder) -> dict[str, Any]:
+def describe_backbone(config: RunConfig, encoder: Encoder) -> dict[str, Any]:
     """What the record says of the encoder and its weights."""
     spec = encoder.spec
     return {
@@ -78,7 +78,7 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def make_origin(task: BaseTask, encoder: ViTEncoder, world_size: int) -> dict[str, Any]:
+def make_origin(task: BaseTask, encoder: Encoder, world_size: int) -> dict[str, Any]:
     """Plain values that name a run and its encoder, kept in every checkpoint; a resumed run keeps its first.
 
     An encoder that is trained here from new weights gets the settings id of its training as its name: its seeds may
@@ -101,7 +101,7 @@ def make_origin(task: BaseTask, encoder: ViTEncoder, world_size: int) -> dict[st
 
 def write_record(
     task: BaseTask,
-    encoder: ViTEncoder,
+    encoder: Encoder,
     result: TrainResult,
     evaluation: Evaluation,
     skipped: Sequence[Sequence[str]],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.backbones import registry
+from mae_transfer.backbones.plugins import find_plugin, plugin_names
 from mae_transfer.config.load import validate
 from mae_transfer.config.overrides import INSTEAD_OF, Overrides, assign, check_key, leaf_keys, parse_overrides
 from mae_transfer.config.recipe import layers, read_recipe
@@ -66,8 +67,9 @@ def load_config(
         if asked.get("backbone.weights") == "pretrained":
             raise UserError(f"backbone {backbone} has no pretrained weights; name another backbone or --weights random")
         values["backbone"]["weights"] = "random"
-    elif asked.get("backbone.checkpoint") is not None and "backbone.weights" not in asked:
-        values["backbone"]["weights"] = "pretrained"  # a preset's random weights give way to a checkpoint
+    elif (spec.origin or asked.get("backbone.checkpoint") is not None) and "backbone.weights" not in asked:
+        # a preset's random weights give way to a checkpoint, and to a module with weights of its own
+        values["backbone"]["weights"] = "pretrained"
     values["recipe"] = recipe.get("recipe", recipe_name)
     return validate(schema, values)
 
@@ -119,9 +121,9 @@ def names_data(schema: type[RunConfig], overrides: Overrides) -> bool:
 
 
 def backbone_spec(name: str) -> registry.Spec:
-    """The spec of a registered backbone, or of `timm:<model>`, for which timm has to be loaded."""
-    if not name.startswith(registry.TIMM_PREFIX):
-        return registry.find(name)
-    from mae_transfer.backbones.timm_vit import spec_of
+    """The spec of a backbone. timm is loaded for `timm:<model>`, and a user's package for a name that it adds."""
+    if find_plugin(name) is None and not name.startswith(registry.TIMM_PREFIX):
+        return registry.find(name, plugin_names())
+    from mae_transfer.backbones.timm_vit import resolve
 
-    return spec_of(name)
+    return resolve(name)

@@ -14,7 +14,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import nn
 
-from mae_transfer.backbones.vit import ViTEncoder
+from mae_transfer.backbones.encoder import Encoder
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import (
     check_eval_precision,
@@ -147,7 +147,7 @@ def _untrained(fabric: Fabric, model: nn.Module, origin: dict[str, Any]) -> Trai
     )
 
 
-def _announce(task: BaseTask, encoder: ViTEncoder, path: Path) -> None:
+def _announce(task: BaseTask, encoder: Encoder, path: Path) -> None:
     _LOG.info("run folder %s", path)
     if task.config.preset == "smoke":
         _LOG.info("smoke preset: a few steps on few images; its numbers mean nothing and stand in a table of their own")

@@ -338,7 +338,8 @@ def _check_weights(config: RunConfig, label: str) -> None:
         raise UserError(f"no weights file {checkpoint}; give another by --checkpoint {label}=PATH")
     if config.backbone.weights == "random" or checkpoint is not None or name.startswith(registry.TIMM_PREFIX):
         return
-    if registry.find(name).hub is None:
+    spec = backbone_spec(name)
+    if spec.origin is None and spec.hub is None:
         raise UserError(f"backbone '{name}' has no published weights; give them by --checkpoint {label}=PATH")
 
 

@@ -12,7 +12,7 @@ from timm.data.transforms_factory import transforms_imagenet_train
 from torchvision import transforms as v1
 from torchvision.transforms.v2 import functional as F
 
-from mae_transfer.data.augment import draw_crop, draw_single_crop, make_randaugment, normalise, posterize, resize
+from mae_transfer.data.augment import draw_crop, draw_single_crop, make_randaugment, posterize, resize
 from mae_transfer.data.synthetic.classification import draw
 from mae_transfer.errors import UserError
 
@@ -110,13 +110,6 @@ def test_no_bits_are_black_as_pillow_had_it_before_13() -> None:
     assert not np.asarray(posterize(image, 0)).any()
     for bits in range(1, 9):
         assert (np.asarray(posterize(image, bits)) == (np.asarray(image) & (256 - 2 ** (8 - bits)))).all()
-
-
-def test_normalisation_is_that_of_torchvision() -> None:
-    image = picture(30, 40)
-    reference = v1.Compose([v1.ToTensor(), v1.Normalize(MEAN, STD)])(image)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    torch.testing.assert_close(normalise(tensor(image)[None], mean, std)[0], reference, rtol=0, atol=2e-6)
 
 
 def test_an_unknown_policy_is_one_line() -> None:

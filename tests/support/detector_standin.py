@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mae_transfer.backbones.encoder import Encoder
+from mae_transfer.backbones.registry import Spec
 from mae_transfer.tasks.coco.config import CocoConfig
 
 
-class StandInEncoder(nn.Module):
+class StandInEncoder(Encoder):
     """Four 3x3 convolutions on a patch embedding: the encoder's contract without a transformer."""
 
     def __init__(self, embed_dim: int = 32, patch_size: int = 16) -> None:
-        super().__init__()
-        self.embed_dim, self.patch_size, self.taps = embed_dim, patch_size, (0, 1, 2, 3)
-        # Exact in fp32, also times 255: detectron2 keeps the statistics in 0..255 units.
-        self.mean, self.std = (0.5, 0.4375, 0.375), (0.25, 0.21875, 0.25)
+        # Statistics exact in fp32, also times 255: detectron2 keeps them in 0..255 units.
+        statistics: dict[str, Any] = {"mean": (0.5, 0.4375, 0.375), "std": (0.25, 0.21875, 0.25)}
+        spec = Spec("stand-in", "own", None, embed_dim, 4, 1, patch_size, **statistics)
+        super().__init__(spec, None, None, 16 * patch_size)
         self.embed = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
         self.blocks = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 3, padding=1) for _ in self.taps)
 

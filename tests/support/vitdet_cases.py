@@ -14,6 +14,7 @@ import torch
 from support.detector_standin import seeded_image, seeded_target, seeded_weights, small_config
 from torch import Tensor, nn
 
+from mae_transfer.adapters.square_input import square_batch
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.timm_vit import build
 from mae_transfer.backbones.vit import ViTEncoder
@@ -195,7 +196,8 @@ def in_float64(kind: str, model: MaskRCNN) -> Any:
 
 def on_our_maps(rcnn: Any, model: MaskRCNN, data: dict[str, Any]) -> Any:
     """detectron2's model with the pyramid that ours makes of a batch in place of its own."""
-    rcnn.backbone.forward = lambda _: model.pyramid(model.encoder(model.input(data["images"], data["file_names"])))
+    images = (model.encoder, data["images"], data["file_names"], model.side)
+    rcnn.backbone.forward = lambda _: model.pyramid(model.encoder(square_batch(*images)))
     return rcnn
 
 

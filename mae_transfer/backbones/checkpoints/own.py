@@ -28,7 +28,7 @@ from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.errors import UserError
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
 
 NAME = "mae_transfer"
 
@@ -82,14 +82,12 @@ def convert(state: State) -> Converted:
     )
 
 
-def facts_of(encoder: "ViTEncoder") -> dict[str, Any]:
+def facts_of(encoder: "Encoder") -> dict[str, Any]:
     """What a checkpoint of a run holds of its encoder, in plain values; see LoadReport for those of a pre-training.
 
     `img_size` is the size that its positions are for, which fine-tuning may have changed.
     """
-    found = dataclasses.asdict(encoder.spec) | encoder.position.facts()
-    grid = encoder.global_grid if encoder.vit.pos_embed is None else encoder.pos_grid
-    found["img_size"] = [side * encoder.patch_size for side in grid]
+    found = dataclasses.asdict(encoder.spec) | encoder.facts()
     report = encoder.load_report
     told = {"trained_by": report.trained_by, "trained_as": report.trained_as}
     return {name: found[name] for name in _FACTS} | told

@@ -41,6 +41,8 @@ class PerBlockTables(Position):
 
     def fit(self, encoder: "ViTEncoder", report: LoadReport) -> None:
         super().fit(encoder, report)
+        if encoder.rel_pos is True:
+            report.warnings.append("relative position tables differ by block, so that no blocks share one")
         native = encoder.native_grid
         for i, block in enumerate(encoder.vit.blocks):
             grid, name = encoder.grid_of_block(i), f"blocks.{i}.attn.{TABLE}"

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from mae_transfer.backbones.initialise import as_beit, cut_normal
 from mae_transfer.backbones.vit import ViTEncoder
-from mae_transfer.data.augment import normalise
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.block_masking import block_mask
 from mae_transfer.pretrain.config import BeitConfig
@@ -64,17 +63,12 @@ class Beit(nn.Module):
     depends on how a batch is cut, and this one does not. In eval mode {"loss": (B,), "accuracy": (B,) in percent}.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, encoder: ViTEncoder, vocab_size: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.tokens = Tokens()
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))
         self.lm_head = nn.Linear(encoder.embed_dim, vocab_size)
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).view(-1, 1, 1), persistent=False)
         self.initialise()
 
     @torch.no_grad()
@@ -87,7 +81,7 @@ class Beit(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         mask = batch["mask"]
-        images = normalise(batch["images"], self.mean, self.std)
+        images = self.encoder.normalise(batch["images"])
         image, patch = mask.nonzero(as_tuple=True)
         wanted = self.tokens(batch)[image, patch]
         logits = self.logits(images, mask, image, patch)

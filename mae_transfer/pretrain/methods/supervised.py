@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from mae_transfer.backbones.registry import IMAGENET_MEAN
 from mae_transfer.backbones.vit import ViTEncoder
-from mae_transfer.data.augment import make_randaugment, normalise, seeded_globals
+from mae_transfer.data.augment import make_randaugment, seeded_globals
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import SupervisedConfig
 from mae_transfer.pretrain.encoder import new_encoder, spec_of
@@ -47,7 +47,7 @@ class Supervised(Classifier):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if self.training:
             return cast(dict[str, Tensor], super().forward(batch))
-        logits = self.logits(normalise(batch["images"], self.mean, self.std)).float()
+        logits = self.logits(self.encoder.normalise(batch["images"])).float()
         labels = batch["labels"]
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         return {

@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from mae_transfer.adapters.norm import BatchNorm
-from mae_transfer.adapters.square_input import SquareInput
+from mae_transfer.adapters.square_input import pad_to_square, square_batch
 from mae_transfer.adapters.vit_pyramid import ViTPyramid
 from mae_transfer.backbones.grid import grid_of
 from mae_transfer.errors import UserError
@@ -25,7 +25,7 @@ from mae_transfer.tasks.ade20k.inference import Predictor
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
 
 AUX_TAP = 2
 """The auxiliary head reads the third map of the pyramid (`in_index=2`)."""
@@ -60,7 +60,7 @@ class UperNet(nn.Module):
 
     def __init__(
         self,
-        encoder: "ViTEncoder",
+        encoder: "Encoder",
         pyramid: ViTPyramid,
         decode_head: nn.Module,
         auxiliary_head: nn.Module,
@@ -74,7 +74,7 @@ class UperNet(nn.Module):
         self.decode_head = decode_head
         self.auxiliary_head = auxiliary_head
         self.aux_weight = aux_weight
-        self.input = SquareInput(encoder, image_size)
+        self.image_size = image_size
         self.predictor = predictor
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | list[Tensor]:
@@ -90,12 +90,15 @@ class UperNet(nn.Module):
             UserError: one image is all there is for batch norm, or a crop exceeds `image_size`.
         """
         if not self.training:
-            views = [[self.input.normalise(view) for view in image] for image in batch["views"]]
+            views = [[self.encoder.normalise(view) for view in image] for image in batch["views"]]
             return self.predictor(self.logits, views, batch["sizes"])
         check_norm_batch(len(batch["images"]))
         names = batch["file_names"]
-        images = self.input(batch["images"], names)
-        labels = [self.input.pad(label, IGNORE, name) for label, name in zip(batch["labels"], names, strict=True)]
+        images = square_batch(self.encoder, batch["images"], names, self.image_size)
+        labels = [
+            pad_to_square(label, self.image_size, IGNORE, name)
+            for label, name in zip(batch["labels"], names, strict=True)
+        ]
         targets = torch.stack(labels).to(images.device, torch.int64)
         maps = self.pyramid(self.encoder(images))
         return {
@@ -133,7 +136,7 @@ def check_crop(side: int, patch: int, backbone: str) -> None:
     grid_of(side, patch, backbone, what="data.image_size=", least=2)
 
 
-def build_upernet(encoder: "ViTEncoder", num_classes: int, config: Ade20kConfig) -> UperNet:
+def build_upernet(encoder: "Encoder", num_classes: int, config: Ade20kConfig) -> UperNet:
     """UperNet of the recipe's sizes on an encoder with four taps, new weights everywhere but in the encoder."""
     if len(encoder.taps) != 4:
         raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 model.taps")

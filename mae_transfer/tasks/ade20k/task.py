@@ -22,7 +22,7 @@ from mae_transfer.tasks.ade20k.values import check_values
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.run_folder.pictures import Picture
 
 SYNTHETIC = "synthetic"
@@ -89,7 +89,7 @@ class Ade20kTask(BaseTask):
         check_crop(side, patch_size, self.config.backbone.name)
         return {"img_size": side, "taps": model.taps, "pos_embed": model.pos_embed, "layer_scale": model.layer_scale}
 
-    def build_model(self, encoder: "ViTEncoder") -> nn.Module:
+    def build_model(self, encoder: "Encoder") -> nn.Module:
         return build_upernet(encoder, len(self.class_names), self.config)
 
     def sample_names(self, batch: Any) -> list[str]:

@@ -32,7 +32,7 @@ from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTra
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.run_folder.folder import RunFolder
     from mae_transfer.run_folder.pictures import Picture
 
@@ -143,7 +143,7 @@ class ClassificationTask(BaseTask):
         grid_of(side, patch_size, self.config.backbone.name, what="data.image_size=")
         return self.protocol.encoder_options()
 
-    def build_model(self, encoder: "ViTEncoder") -> ProbeModel:
+    def build_model(self, encoder: "Encoder") -> ProbeModel:
         return self.protocol.build_model(encoder, len(self.class_names))
 
     def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mae_transfer.adapters.norm import BatchNorm, ChannelNorm
 from mae_transfer.adapters.simple_pyramid import SimplePyramid
-from mae_transfer.adapters.square_input import SquareInput
+from mae_transfer.adapters.square_input import square_batch
 from mae_transfer.adapters.vit_fpn import ViTFPN
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
@@ -22,7 +22,7 @@ from mae_transfer.tasks.coco.detector.roi_heads import RoIHeads
 from mae_transfer.tasks.coco.detector.rpn import RPN
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
 
 
 class MaskRCNN(nn.Module):
@@ -36,7 +36,7 @@ class MaskRCNN(nn.Module):
 
     def __init__(
         self,
-        encoder: "ViTEncoder",
+        encoder: "Encoder",
         pyramid: ViTFPN | SimplePyramid,
         rpn: RPN,
         roi_heads: RoIHeads,
@@ -47,7 +47,7 @@ class MaskRCNN(nn.Module):
         self.pyramid = pyramid
         self.rpn = rpn
         self.roi_heads = roi_heads
-        self.input = SquareInput(encoder, square_side(image_size, encoder.patch_size))
+        self.side = square_side(image_size, encoder.patch_size)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | list[Detections]:
         """Training: `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls`, `loss_box_reg`, `loss_mask`, means over the images
@@ -63,7 +63,7 @@ class MaskRCNN(nn.Module):
         Raises:
             UserError: an image exceeds the square, or a target has an empty box or an unknown class.
         """
-        images = self.input(batch["images"], batch["file_names"])
+        images = square_batch(self.encoder, batch["images"], batch["file_names"], self.side)
         image_sizes = [(image.shape[1], image.shape[2]) for image in batch["images"]]
         features = list(self.pyramid(self.encoder(images)).values())
         if not self.training:
@@ -78,7 +78,7 @@ class MaskRCNN(nn.Module):
     def load_targets(self, targets: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
         """Boxes and classes to the device, once they are checked where they lie."""
         check_targets(targets, names, self.roi_heads.num_classes)
-        device = self.input.mean.device
+        device = self.encoder.pixel_mean.device
         return [t | {"boxes": t["boxes"].to(device), "classes": t["classes"].to(device)} for t in targets]
 
 
@@ -101,7 +101,7 @@ def square_side(image_size: int, patch_size: int) -> int:
     return -(-image_size // multiple) * multiple
 
 
-def build_mask_rcnn(encoder: "ViTEncoder", num_classes: int, config: CocoConfig) -> MaskRCNN:
+def build_mask_rcnn(encoder: "Encoder", num_classes: int, config: CocoConfig) -> MaskRCNN:
     """Mask R-CNN of the recipe's kind and sizes, new weights everywhere but in the encoder.
 
     Raises UserError unless the encoder has the four taps that the FPN needs; the simple pyramid takes the last of any.

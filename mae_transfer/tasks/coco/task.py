@@ -23,7 +23,7 @@ from mae_transfer.tasks.coco.pictures import draw_pictures
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.run_folder.pictures import Picture
 
 SYNTHETIC = "synthetic"
@@ -98,7 +98,7 @@ class CocoTask(BaseTask):
             "random_init": model.random_init,
         }
 
-    def build_model(self, encoder: "ViTEncoder") -> nn.Module:
+    def build_model(self, encoder: "Encoder") -> nn.Module:
         if self.config.model.implementation == "detectron2":
             from mae_transfer.tasks.coco.detectron2.engine import build_detectron2
 

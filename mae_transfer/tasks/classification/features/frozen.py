@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.data.augment import normalise
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.data import Batch
 from mae_transfer.tasks.classification.protocols.config import Pooling
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
 
 
 class FrozenFeatures:
@@ -28,12 +27,12 @@ class FrozenFeatures:
     encoder has fewer blocks.
     """
 
-    def __init__(self, encoder: "ViTEncoder", blocks: int, poolings: Sequence[Pooling]) -> None:
+    def __init__(self, encoder: "Encoder", blocks: int, poolings: Sequence[Pooling]) -> None:
         if blocks > encoder.depth:
             raise UserError(f"probe.blocks: the last {blocks} blocks of {encoder.name}, which has {encoder.depth}")
         self.encoder = encoder
         encoder.freeze(0)
-        self.has_class_token = encoder.vit.cls_token is not None
+        self.has_class_token = encoder.has_class_token
         if not self.has_class_token and set(poolings) != {"avg"}:
             encoder.load_report.warnings.append("no class token: the probe reads the average of the patch tokens")
         self.blocks = tuple(range(encoder.depth - blocks, encoder.depth))
@@ -57,11 +56,7 @@ class FrozenFeatures:
     @torch.no_grad()
     def tokens(self, batch: Batch) -> list[Tensor]:
         """The tokens (B, prefix + h * w, C) after each of the blocks and the final norm, float32."""
-        mean, std = (
-            torch.tensor(values, device=batch["images"].device).view(3, 1, 1)
-            for values in (self.encoder.mean, self.encoder.std)
-        )
-        images = normalise(batch["images"], mean, std)
+        images = self.encoder.normalise(batch["images"])
         norm = self.encoder.norm or nn.Identity()
         return [norm(x).float() for x in self.encoder.tokens(images, self.blocks)]
 

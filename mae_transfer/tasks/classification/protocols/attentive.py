@@ -22,7 +22,7 @@ from mae_transfer.tasks.classification.protocols.frozen import FrozenProtocol
 from mae_transfer.tasks.classification.protocols.protocol import TRAINING, ProbeModel
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
 
 
 class AttentiveProbe(ProbeModel):
@@ -33,7 +33,7 @@ class AttentiveProbe(ProbeModel):
 
     head_names = ("attentive",)
 
-    def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> None:
+    def __init__(self, encoder: "Encoder", num_classes: int, config: ClassificationConfig) -> None:
         super().__init__()
         probe = config.probe
         heads = probe.attention_heads or encoder.num_heads
@@ -71,5 +71,5 @@ class Attentive(FrozenProtocol[AttentiveProbe]):
     )
 
     @override
-    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> AttentiveProbe:
+    def build_model(self, encoder: "Encoder", num_classes: int) -> AttentiveProbe:
         return AttentiveProbe(encoder, num_classes, self.config)

@@ -7,20 +7,18 @@ checkpoint's own final norm is not used. The position embedding is resampled onc
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from mae_transfer.data.augment import normalise
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import ClassifierConfig
 from mae_transfer.tasks.classification.protocols.protocol import TRAINING, ProbeModel, Protocol
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
 
 
 class Classifier(ProbeModel):
@@ -31,10 +29,8 @@ class Classifier(ProbeModel):
     """
 
     head_names = ("classifier",)
-    mean: Tensor
-    std: Tensor
 
-    def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassifierConfig) -> None:
+    def __init__(self, encoder: "Encoder", num_classes: int, config: ClassifierConfig) -> None:
         super().__init__()
         self.encoder = encoder
         self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=encoder.spec.eps or 1e-6)
@@ -43,11 +39,9 @@ class Classifier(ProbeModel):
         nn.init.zeros_(self.head.bias)
         self.label_smoothing = config.label_smoothing
         self.erase, self.mix = make_erasing(config), make_mixup(config, num_classes)
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | Tensor:
-        images = normalise(batch["images"], self.mean, self.std)
+        images = self.encoder.normalise(batch["images"])
         if not self.training:
             return self.logits(images).float()[None]
         targets: Tensor = batch["labels"]
@@ -109,7 +103,7 @@ class Finetune(Protocol[Classifier]):
         return super().encoder_options() | {"pos_embed": "resized"}
 
     @override
-    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> Classifier:
+    def build_model(self, encoder: "Encoder", num_classes: int) -> Classifier:
         return Classifier(encoder, num_classes, self.config.model)
 
     @override

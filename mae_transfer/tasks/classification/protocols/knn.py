@@ -31,7 +31,7 @@ from mae_transfer.tasks.classification.splits import ImageSplits, Splits
 from mae_transfer.tasks.classification.transforms import EvalTransform
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.run_folder.folder import RunFolder
 
 NEIGHBOURS = 5
@@ -53,7 +53,7 @@ class NeighboursModel(ProbeModel):
     bank_sets: tuple[FeatureSet, ...] = ()
     """Where the bank's rows come from, in order."""
 
-    def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> None:
+    def __init__(self, encoder: "Encoder", num_classes: int, config: ClassificationConfig) -> None:
         super().__init__()
         self.encoder = encoder
         self.num_classes, self.temperature = num_classes, config.probe.temperature
@@ -102,7 +102,7 @@ class NearestNeighbours(FrozenProtocol[NeighboursModel]):
     reads = (*FrozenProtocol.reads, "data.holdout", "probe.pooling", "probe.k", "probe.temperature")
 
     @override
-    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> NeighboursModel:
+    def build_model(self, encoder: "Encoder", num_classes: int) -> NeighboursModel:
         probe = self.config.probe
         if len(probe.pooling) > 1:
             raise UserError(f"probe.pooling={list(probe.pooling)}: knn reads one kind of feature; name one")

@@ -31,7 +31,7 @@ from mae_transfer.tasks.classification.protocols.protocol import TRAINING, Probe
 from mae_transfer.tasks.classification.splits import ImageSplits, Splits
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.run_folder.folder import RunFolder
 
 
@@ -94,7 +94,7 @@ class LinearProbe(ProbeModel):
     gradient is what it would be alone. Evaluation: scores float32 (heads, B, K).
     """
 
-    def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> None:
+    def __init__(self, encoder: "Encoder", num_classes: int, config: ClassificationConfig) -> None:
         super().__init__()
         probe = config.probe
         self.encoder = encoder
@@ -150,7 +150,7 @@ class Linear(FrozenProtocol[LinearProbe]):
     )
 
     @override
-    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> LinearProbe:
+    def build_model(self, encoder: "Encoder", num_classes: int) -> LinearProbe:
         model = LinearProbe(encoder, num_classes, self.config)
         if len(model.heads) > 1 and not self.config.data.holdout:
             raise UserError(

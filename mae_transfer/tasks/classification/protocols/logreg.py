@@ -30,7 +30,7 @@ from mae_transfer.tasks.classification.protocols.protocol import ProbeModel, Sel
 from mae_transfer.tasks.classification.splits import ImageSplits, Splits
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.run_folder.folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class LogisticProbe(ProbeModel):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, encoder: "ViTEncoder", num_classes: int, config: ClassificationConfig) -> None:
+    def __init__(self, encoder: "Encoder", num_classes: int, config: ClassificationConfig) -> None:
         super().__init__()
         self.encoder = encoder
         self.num_classes, self.pooling = num_classes, config.probe.pooling[0]
@@ -100,7 +100,7 @@ class LogisticRegression(FrozenProtocol[LogisticProbe]):
     )
 
     @override
-    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> LogisticProbe:
+    def build_model(self, encoder: "Encoder", num_classes: int) -> LogisticProbe:
         probe = self.config.probe
         if len(probe.pooling) > 1:
             raise UserError(f"probe.pooling={list(probe.pooling)}: logreg reads one kind of feature; name one")

@@ -14,7 +14,7 @@ from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.protocols.finetune import Classifier, Finetune
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
 
 
 class Partial(Finetune):
@@ -27,6 +27,6 @@ class Partial(Finetune):
         self._blocks = config.model.blocks
 
     @override
-    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> Classifier:
+    def build_model(self, encoder: "Encoder", num_classes: int) -> Classifier:
         encoder.freeze(self._blocks)
         return super().build_model(encoder, num_classes)

@@ -19,7 +19,7 @@ from mae_transfer.tasks.classification.splits import ImageSplits, Splits
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.run_folder.folder import RunFolder
     from mae_transfer.run_folder.pictures import Picture
 
@@ -48,7 +48,7 @@ class ProbeModel(nn.Module):
     place of the images, a batch has "features" instead.
     """
 
-    encoder: "ViTEncoder"
+    encoder: "Encoder"
     head_names: tuple[str, ...]
     """Of several heads the best on the images set aside counts."""
     selection: Selection | None = None
@@ -74,7 +74,7 @@ class Protocol(Contract, ABC, Generic[Model]):
         return {"img_size": self.config.data.image_size}
 
     @abstractmethod
-    def build_model(self, encoder: "ViTEncoder", num_classes: int) -> Model:
+    def build_model(self, encoder: "Encoder", num_classes: int) -> Model:
         """The model, with the encoder as its attribute `encoder`.
 
         Raises:

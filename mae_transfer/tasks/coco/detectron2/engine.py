@@ -64,7 +64,7 @@ from mae_transfer.tasks.coco.detectron2.names import (
 from mae_transfer.tasks.coco.model import build_mask_rcnn, check_targets, square_side
 
 if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
+    from mae_transfer.backbones.encoder import Encoder
 
 MAPS = ["p2", "p3", "p4", "p5", "p6"]
 NORMS = {"BN": BatchNorm, "LN": "LN"}
@@ -81,7 +81,7 @@ class Detectron2RCNN(nn.Module):
     """
 
     def __init__(
-        self, encoder: "ViTEncoder", rcnn: GeneralizedRCNN, pairs: list[tuple[str, str]], image_size: int
+        self, encoder: "Encoder", rcnn: GeneralizedRCNN, pairs: list[tuple[str, str]], image_size: int
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -139,7 +139,7 @@ class ObjectMasks:
         return crops
 
 
-def build_detectron2(encoder: "ViTEncoder", num_classes: int, config: CocoConfig) -> Detectron2RCNN:
+def build_detectron2(encoder: "Encoder", num_classes: int, config: CocoConfig) -> Detectron2RCNN:
     """The recipe's (Cascade) Mask R-CNN of detectron2's parts, with the weights that `build_mask_rcnn` gives.
 
     Raises:

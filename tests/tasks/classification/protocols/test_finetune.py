@@ -75,7 +75,8 @@ def test_scores_are_timms_with_the_same_weights() -> None:
         model.head.weight.normal_(std=0.5)
         model.fc_norm.weight.uniform_(0.5, 2)
         scores = model.eval()(batch())
-        images = (batch()["images"] / 255 - model.mean) / model.std
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (model.encoder.mean, model.encoder.std))
+        images = (batch()["images"] / 255 - mean) / std
         reference = as_timm(model)(images)
     assert scores.shape == (1, 4, CLASSES)
     torch.testing.assert_close(scores[0], reference, rtol=1e-4, atol=1e-5)
@@ -134,7 +135,8 @@ def test_erasing_and_mixing_are_timms_objects_in_timms_order(seed: int) -> None:
         model.head.weight.normal_()
         seeded(seed)
         loss = model.train()(data)["loss_ce"]
-        images = (data["images"] / 255 - model.mean) / model.std
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (model.encoder.mean, model.encoder.std))
+        images = (data["images"] / 255 - mean) / std
         seeded(seed)
         images = RandomErasing(0.25, mode="pixel", max_count=1, device="cpu")(images)
         mixup = Mixup(

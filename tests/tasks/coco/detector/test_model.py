@@ -7,6 +7,7 @@ import torch
 from support.detector_standin import StandInEncoder, seeded_image, seeded_target, seeded_weights, small_config
 from torch import nn
 
+from mae_transfer.adapters.square_input import square_batch
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.model import MaskRCNN, build_mask_rcnn
@@ -133,9 +134,9 @@ def test_boxes_stay_fp32_under_bf16_autocast(training: bool) -> None:
 
 def test_padding_is_zeros_after_normalising_up_to_two_patches() -> None:
     model = detector(small_config(100), patch=14)
-    assert model.input.side == 112
+    assert model.side == 112
     image = torch.full((3, 50, 70), 51, dtype=torch.uint8)
-    padded = model.input([image], ["x"])
+    padded = square_batch(model.encoder, [image], ["x"], model.side)
     assert padded.shape == (1, 3, 112, 112)
     wanted = [(0.2 - m) / s for m, s in zip(model.encoder.mean, model.encoder.std, strict=True)]
     assert padded[0, :, 49, 69].tolist() == pytest.approx(wanted, rel=1e-5)
