@@ -48,6 +48,7 @@ class Spec:
         reg_tokens: tokens beside the class token.
         eps: of the LayerNorms, None for timm's own (1e-6).
         origin: where a module of the user's own is from; it is not built from the fields then.
+        pos_resampling: rule by which the position embedding is resampled (`positions/resampling.py`).
     """
 
     name: str
@@ -75,6 +76,7 @@ class Spec:
     qkv_bias: bool = True
     eps: float | None = None
     origin: str | None = None
+    pos_resampling: str = "bicubic"
 
 
 SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -110,6 +112,8 @@ def _own(size: str, patch: int | None = None) -> Spec:
 _BEIT = {"mean": HALF, "std": HALF, "abs_pos": False, "rel_pos_tables": True}
 _DEIT3 = {"layer_scale": 1e-6, "position_prefix": 0}
 
+_DINO = {"pos_resampling": "offset"}
+
 _SPECS = {
     spec.name: spec
     for spec in (
@@ -128,8 +132,8 @@ _SPECS = {
         _spec("beit", "l", "beit_large_patch16_224.in22k_ft_in22k", layer_scale=1e-5, **_BEIT),
         _spec("mocov3", "s", num_heads=12),
         _spec("mocov3", "b"),
-        _spec("dino", "s", "vit_small_patch16_224.dino"),
-        _spec("dino", "b", "vit_base_patch16_224.dino"),
+        _spec("dino", "s", "vit_small_patch16_224.dino", **_DINO),
+        _spec("dino", "b", "vit_base_patch16_224.dino", **_DINO),
         *(_own(size) for size in SIZES),
         *(_spec("random", size) for size in SIZES),
     )

@@ -90,6 +90,14 @@ def _has_norm(model: Any) -> bool:
     return not (isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity))
 
 
+def _pos_resampling(config: Any) -> str:
+    """The rule of the code that the weights of a timm model are from, not timm's own."""
+    model = f"{config['architecture']}.{config.get('tag') or ''}"
+    if "dinov2" in model:
+        return "antialias" if "_reg" in model else "offset"
+    return "offset" if model.endswith(".dino") else "bicubic"
+
+
 def _describe(name: str, model: Any, **fields: object) -> Spec:
     config = model.pretrained_cfg
     tag = f".{config['tag']}" if config.get("tag") else ""
@@ -105,6 +113,7 @@ def _describe(name: str, model: Any, **fields: object) -> Spec:
         "std": tuple(config["std"]),
         "hub": f"{config['architecture']}{tag}" if config.get("hf_hub_id") else None,
         "img_size": model.patch_embed.img_size[0],
+        "pos_resampling": _pos_resampling(config),
         **fields,
     }
     return Spec(**values)

@@ -7,8 +7,8 @@ Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent
 - with windows the prefix tokens (class, registers) and their positions are dropped; without, they are kept;
 - no head; no final norm in the maps (`norm` holds it for tasks that use the tokens, if `final_norm` asks for it);
 - the absolute position embedding stays a parameter at its own grid and is resampled at every forward, as in ViTDet, or
-  (`pos_embed="resized"`) is resampled once to the grid of `img_size` and trained there, as in Li et al.: bicubic,
-  align_corners=False, no antialiasing (timm's own resampling has antialias=True and so differs off the native grid);
+  (`pos_embed="resized"`) is resampled once to the grid of `img_size` and trained there, as in Li et al.: bicubic, by
+  the rule of the code that the weights are from (`positions/resampling.py`; timm's own has antialias=True for all);
 - relative positions, of several kinds: `positions/`, one file each.
 """
 
@@ -29,6 +29,7 @@ from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.initialise import cut_normal
 from mae_transfer.backbones.positions.kinds import kind_of
 from mae_transfer.backbones.positions.position import OfForward
+from mae_transfer.backbones.positions.resampling import RULES, resample
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import is_standard
 from mae_transfer.backbones.windows import merge, partition
@@ -229,7 +230,7 @@ class ViTEncoder(Encoder):
             return position
         rows = 0 if self.vit.no_embed_class else self.prefix
         native = position[:, rows:].unflatten(1, self.pos_grid).permute(0, 3, 1, 2)
-        resampled = F.interpolate(native, size=grid, mode="bicubic", align_corners=False)
+        resampled = resample(native, grid, self.spec.pos_resampling)
         return torch.cat([position[:, :rows], resampled.flatten(2).transpose(1, 2)], dim=1)
 
     def _run_block(self, x: Tensor, block: Any, windowed: bool, grid: Grid, shared: OfForward) -> Tensor:
@@ -262,7 +263,7 @@ class ViTEncoder(Encoder):
         if position is not None and self.global_grid != self.native_grid:
             when = "once" if once else "at every forward"
             grids = f"{text(self.native_grid)} -> {text(self.global_grid)}"
-            self.load_report.resized["pos_embed"] = f"{grids}, bicubic {when}"
+            self.load_report.resized["pos_embed"] = f"{grids}, {RULES[self.spec.pos_resampling]} {when}"
         if once:
             self.vit.pos_embed = None if position is None else nn.Parameter(position.detach().clone())
             self.pos_grid = self.global_grid

@@ -3,7 +3,7 @@
 `backbone.*` is the encoder, in DINO's and iBOT's timm names or DINOv2's own; `head.*`, `dino_head.*` and `ibot_head.*`
 are of the pre-training (iBOT's `head` ends in a second layer for patches, `last_layer2`, also where both share their
 weights). iBOT's student has a `masked_embed`. Which of teacher and student is read is the container's
-matter: `loader.unwrap` takes the teacher unless told otherwise.
+matter: `state_dict.unwrap` takes the teacher unless told otherwise.
 """
 
 import re
@@ -31,6 +31,7 @@ def convert(state: State) -> Converted:
     embed = backbone.pop("masked_embed", None)
     reader = dinov2 if dinov2.detects(backbone) else timm_names
     converted = reader.convert(backbone).within(lambda key: prefix + key)
+    converted.facts.setdefault("pos_resampling", "offset")
     width = width_of(converted.tensors)
     if embed is not None:
         converted.ignored[f"{prefix}masked_embed"] = "mask token of the pre-training"

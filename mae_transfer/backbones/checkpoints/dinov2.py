@@ -41,6 +41,7 @@ def convert(state: State) -> Converted:
     width = width_of(tensors)
     without_class_position(tensors, width)
     converted = timm_names.convert(tensors).within(outer)
+    converted.facts["pos_resampling"] = "antialias" if "reg_token" in tensors else "offset"
     if "mask_token" in state:
         converted.ignored["mask_token"] = "mask token of the pre-training"
         converted.promised["mask_token"] = (1, width)

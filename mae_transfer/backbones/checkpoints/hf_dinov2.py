@@ -37,7 +37,7 @@ def convert(state: State) -> Converted:
     registers = f"{root}embeddings.register_tokens"
     own = {registers: "reg_token"}
     converted = hf_names.convert(state, names, width, own=own)
-    converted.facts |= {"eps": 1e-6}
+    converted.facts |= {"eps": 1e-6, "pos_resampling": "antialias" if registers in state else "bicubic"}
     if split:
         _join_gate(converted, state, stem)
     without_class_position(converted.tensors, width)

@@ -195,6 +195,7 @@ def _differences(spec: Spec, settled: Spec) -> list[str]:
         "eps": "LayerNorm eps",
         "reg_tokens": "tokens beside the class token",
         "qkv_bias": "bias of query, key and value",
+        "pos_resampling": "resampling of positions",
     }
     found = [
         (text, getattr(settled, name)) for name, text in what.items() if getattr(spec, name) != getattr(settled, name)

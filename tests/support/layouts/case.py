@@ -94,8 +94,9 @@ def hooked(model, blocks, prefix, call=None):
     return maps
 
 
-def timm_maps(model):
-    """timm's forward; at another size with its position embedding resampled as detectron2's get_abs_pos does."""
+def timm_maps(model, resampling=None):
+    """timm's forward; at another size with its position embedding resampled as detectron2's get_abs_pos does, or by
+    `resampling(native, grid)`, a source's own way."""
 
     def maps(images):
         size = tuple(images.shape[2:])
@@ -106,7 +107,7 @@ def timm_maps(model):
                 rows = model.pos_embed.shape[1] - GRID**2
                 native = model.pos_embed[:, rows:].reshape(1, GRID, GRID, -1).permute(0, 3, 1, 2)
                 grid = (size[0] // PATCH, size[1] // PATCH)
-                new = F.interpolate(native, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+                new = (resampling or bicubic)(native, grid).flatten(2).transpose(1, 2)
                 resized.pos_embed.data = torch.cat([model.pos_embed[:, :rows], new], dim=1)
         return hooked(resized, resized.blocks, resized.num_prefix_tokens, resized.forward_features)(images)
 
@@ -121,8 +122,12 @@ def beit(**kwargs):
     return randomise(Beit(**{**SHAPE, "init_values": 0.1, "use_abs_pos_emb": False, **kwargs}))
 
 
-def of_timm(reader, model, content, sizes=OTHER, **kwargs):
-    return Layout(reader, content, timm_maps(model), sizes=sizes, model=model, **kwargs)
+def bicubic(native, grid):
+    return F.interpolate(native, size=grid, mode="bicubic", align_corners=False)
+
+
+def of_timm(reader, model, content, sizes=OTHER, resampling=None, **kwargs):
+    return Layout(reader, content, timm_maps(model, resampling), sizes=sizes, model=model, **kwargs)
 
 
 @functools.cache

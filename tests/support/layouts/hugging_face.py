@@ -103,6 +103,6 @@ def hf_dinov2(new=False, registers=0, swiglu=False):
     else:
         config, kind, root = transformers.Dinov2Config(**options), transformers.Dinov2ForImageClassification, "dinov2"
     layout = _hf(kind, config, new, root, "encoder.layer", reader=NAMES["hf_dinov2"], spec=spec, prefix=1 + registers)
-    layout.sizes = () if registers else OTHER  # with registers its own resampling has antialiasing
+    layout.sizes = OTHER
     layout.spare = (f"{root}.embeddings.mask_token".lstrip("."),)
     return layout

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from support.layouts.case import (
     BEIT,
     DEPTH,
@@ -109,13 +110,26 @@ def dino_head(name="head", hidden=24, patches=False, normalised=weight_norm):
     return {f"{name}.{key}": t for key, t in head.state_dict().items()}
 
 
+def interpolated_by_dino(native, grid):
+    """dino and dinov2 vision_transformer.py `interpolate_pos_encoding`; ibot's is a copy."""
+    w0, h0 = grid[0] + 0.1, grid[1] + 0.1
+    side = native.shape[2]
+    return F.interpolate(native, scale_factor=(w0 / side, h0 / side), mode="bicubic")
+
+
+def interpolated_with_registers(native, grid):
+    """The same with dinov2 hub/backbones.py: interpolate_antialias=True, interpolate_offset=0.0."""
+    return F.interpolate(native, size=grid, mode="bicubic", antialias=True)
+
+
 def dino():
     """main_dino.py: DDP student, teacher without, both encoder (`backbone`) and head."""
     model = vit()
     teacher = {f"backbone.{key}": t for key, t in model.state_dict().items()} | dino_head()
     student = {f"module.{key}": torch.randn(t.shape) for key, t in teacher.items()}
     training = {"optimizer": {}, "epoch": 9, "dino_loss": {"center": torch.ones(1, 40)}}
-    return of_timm(NAMES["dino"], model, {"student": student, "teacher": teacher, **training})
+    content = {"student": student, "teacher": teacher, **training}
+    return of_timm(NAMES["dino"], model, content, resampling=interpolated_by_dino)
 
 
 def ibot():
@@ -124,7 +138,8 @@ def ibot():
     teacher = {f"backbone.{key}": t for key, t in model.state_dict().items()} | dino_head(patches=True)
     student = {f"module.{key}": torch.randn(t.shape) for key, t in teacher.items()}
     student["module.backbone.masked_embed"] = torch.randn(1, DIM)
-    return of_timm(NAMES["dino"], model, {"student": student, "teacher": teacher, "optimizer": {}, "epoch": 9})
+    content = {"student": student, "teacher": teacher, "optimizer": {}, "epoch": 9}
+    return of_timm(NAMES["dino"], model, content, resampling=interpolated_by_dino)
 
 
 def ibot_student():
@@ -134,7 +149,13 @@ def ibot_student():
         f"module.{key}": t for key, t in dino_head(patches=True).items()
     }
     state["module.backbone.masked_embed"] = torch.randn(1, DIM)
-    return of_timm(NAMES["dino"], model, {"state_dict": state}, spare=("module.backbone.masked_embed",))
+    return of_timm(
+        NAMES["dino"],
+        model,
+        {"state_dict": state},
+        spare=("module.backbone.masked_embed",),
+        resampling=interpolated_by_dino,
+    )
 
 
 def dinov2(registers=0, swiglu=False, chunks=False, training=False):
@@ -166,7 +187,9 @@ def dinov2(registers=0, swiglu=False, chunks=False, training=False):
         )
         spare = "backbone.mask_token"
     content = {"teacher": state} if training else state
-    return of_timm(NAMES["dino"] if training else "DINOv2", model, content, spec=spec, spare=(spare,))
+    reader, resampling = NAMES["dino"] if training else "DINOv2", interpolated_by_dino
+    resampling = interpolated_with_registers if registers else resampling
+    return of_timm(reader, model, content, spec=spec, spare=(spare,), resampling=resampling)
 
 
 def beit_native(shared=False):
