@@ -98,7 +98,8 @@ def _check_whole(ours: dict[str, Tensor], source: str, to: Form) -> None:
     """Raises UserError that names, as the file would, the first tensor that a whole detector has and `ours` lacks."""
     options = options_of(ours)
     del options["blocks"]
-    wanted = set(_names_outside_the_encoder(**options))
+    batch_norm = any(name.endswith(".running_mean") for name in ours if not name.startswith("encoder."))
+    wanted = set(_names_outside_the_encoder(**options, batch_norm=batch_norm))
     inner = {name.removeprefix("encoder.vit.blocks.") for name in ours if name.startswith("encoder.vit.blocks.")}
     blocks = {name.split(".", 1)[0] for name in inner}
     leaves = {name.split(".", 1)[1] for name in inner}
@@ -116,14 +117,14 @@ def _check_whole(ours: dict[str, Tensor], source: str, to: Form) -> None:
 
 @cache
 def _names_outside_the_encoder(
-    rpn_convs: int, box_convs: int, mask_convs: int, simple_pyramid: bool, stages: int
+    rpn_convs: int, box_convs: int, mask_convs: int, simple_pyramid: bool, stages: int, batch_norm: bool
 ) -> frozenset[str]:
     """Of a detector of these depths and kinds; the names do not depend on its widths."""
     strides = (4, 8, 16, 32, 64)
-    norm = ChannelNorm if simple_pyramid else BatchNorm
+    norm = BatchNorm if batch_norm else ChannelNorm
     heads = CascadeRoIHeads if stages else RoIHeads
     parts = {
-        "pyramid": SimplePyramid(32, 8) if simple_pyramid else ViTFPN(32, 8, norm=norm),
+        "pyramid": SimplePyramid(32, 8, norm=norm) if simple_pyramid else ViTFPN(32, 8, norm=norm),
         "rpn": RPN(8, strides, rpn_convs, 1),
         "roi_heads": heads(
             8, strides[:4], 1, norm=norm, head_channels=8, box_fc=8, box_convs=box_convs, mask_convs=mask_convs

@@ -99,6 +99,17 @@ def test_every_missing_and_every_strange_tensor_is_named() -> None:
     assert refused == 4 * (len(state) - len(optional))
 
 
+def test_the_norm_is_read_off_the_tensors_whatever_the_pyramid() -> None:
+    """An FPN with layer norm, as `model.norm=LN` on the recipe of Li et al. builds it."""
+    state = detector(norm="LN")
+    assert not any("running_mean" in name for name in state)
+    theirs = translate(state, "detectron2", "a")
+    assert_equal(translate(theirs, "mae_transfer", "a"), state)
+    for name in ("pyramid.fpn.inner_blocks.0.1.weight", "roi_heads.box_head.0.1.bias"):
+        with pytest.raises(UserError, match=f"lacks {name}"):
+            translate({key: value for key, value in state.items() if key != name}, "detectron2", "a")
+
+
 @pytest.mark.parametrize("kind", vitdet_cases.KINDS)
 def test_vitdets_detectors_go_there_and_back(kind: str) -> None:
     """Under the names of the released weights; every tensor outside the encoder that lacks is named."""
