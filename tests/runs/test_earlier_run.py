@@ -1,0 +1,60 @@
+"""A run folder of release 0.1.0 before records described themselves: it resumes, evaluates and stands in tables.
+
+`goldens/earlier_run` holds its data, `finished` (6 steps, record of schema 2) and `stopped`, the same run as a kill
+after step 3 leaves it. Both were made by commit a74307d with the options below.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support.paths import GOLDENS
+
+from mae_transfer.cli.transfer import main
+from mae_transfer.results.tables.build import make_tables
+from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.run_folder.record import find_records, read_record
+
+EARLIER = GOLDENS / "earlier_run"
+OPTIONS = [
+    *("--task", "folder", "--protocol", "linear", "--backbone", "random_vit_nano", "--preset", "smoke"),
+    *("--device", "cpu", "data.image_size=32", "schedule.steps=6", "train.checkpoint_every=3"),
+    *("train.keep_checkpoints=10", "train.global_batch=4", "train.micro_batch=4", "eval.pictures=0", "optim.lr=0.001"),
+]
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    return shutil.copytree(EARLIER, tmp_path / "earlier")
+
+
+def test_it_resumes_to_what_it_would_have_come_to_and_evaluates(earlier: Path) -> None:
+    command = [*OPTIONS, "--data", str(earlier / "data"), "--output", str(earlier / "stopped")]
+    before = json.loads((earlier / "finished" / "record.json").read_text())
+    assert before["schema"] == 2
+    assert main([*command, "--resume"]) == 0
+    record = read_record(earlier / "stopped" / "record.json")
+    assert (record["schema"], record["run_id"], record["steps"]) == (3, before["run_id"], 6)
+    assert record["metrics"] == before["metrics"]
+    losses = [line["loss"] for line in read_metrics(earlier / "stopped") if "loss" in line]
+    assert losses == pytest.approx([line["loss"] for line in read_metrics(earlier / "finished")], rel=1e-3)
+    assert main([*command, "--eval-only"]) == 0
+    again = read_record(earlier / "stopped" / "record.json")
+    assert (again["metrics"], again["settings_id"]) == (record["metrics"], record["settings_id"])
+
+
+def test_another_recipe_is_still_refused(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*OPTIONS, "--data", str(earlier / "data"), "--output", str(earlier / "stopped"), "--resume"]
+    assert main([*command, "optim.lr=0.002"]) == 2
+    assert "optim.lr: 0.001 -> 0.002" in capsys.readouterr().err
+
+
+def test_its_record_stands_in_tables() -> None:
+    records, left_out = find_records(EARLIER)
+    assert not left_out
+    (record,) = records
+    assert record["row"] == {"name": "linear", "frozen": True, "rank": 2}
+    tables = make_tables(records)
+    assert "## folder, smoke: 2 classes (8 train, 4 val images)" in tables
+    assert f"| linear, random (frozen) | {record['metrics']['top1']:.1f} (n=1) |" in tables
