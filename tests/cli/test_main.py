@@ -1,5 +1,6 @@
 """`mae-transfer COMMAND` and the files of tools/: the same commands, and messages that name what was typed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from support.paths import ROOT, TOOLS
 from mae_transfer import __version__
 from mae_transfer.cli.main import COMMANDS, main
 from mae_transfer.commands import TOOLS as FILES
+from mae_transfer.tasks.card import load_object
 
 BLOCKED = "import sys; sys.modules['torch'] = sys.modules['pandas'] = None; sys.argv = {argv!r}; "
 
@@ -45,6 +47,12 @@ def test_the_list_of_commands_and_the_version(capsys: pytest.CaptureFixture[str]
     assert printed.endswith(f"mae-transfer {__version__}\n")
     assert main(["tabels"]) == 2
     assert "no command 'tabels', did you mean tables?" in capsys.readouterr().err
+
+
+def test_the_installed_command_is_this_one() -> None:
+    """By the checkout's own pyproject.toml: the installed metadata may be older."""
+    (target,) = re.findall(r'^mae-transfer = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert load_object(target) is main
 
 
 def test_a_message_names_the_command_that_was_typed(tmp_path: Path) -> None:
