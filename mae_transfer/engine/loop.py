@@ -1,9 +1,6 @@
 """The one training loop of all tasks.
 
-A step: this rank's micro-batches forward and backward, each loss weighted by its share of the images, so that the
-gradient is that of the mean over the global batch however it is cut; one small all-reduce of losses and flags, and one
-wait for the device; stop if anything is not finite; clip; update. Then, in this order: metrics line, checkpoint
-if due or asked for by a signal, evaluation if due.
+A step (`step.py`), then, in this order: metrics line, checkpoint if due or asked for by a signal, evaluation if due.
 
 To resume: load the newest checkpoint, cut metrics.jsonl to its step, make up for an evaluation that was due there and
 was not done, go on. The sample stream and the random state are functions of the step (sampler.py, rng.py), so nothing
@@ -12,7 +9,6 @@ else has to be restored. On CPU the result is that of an uninterrupted run bit f
 
 import importlib.util
 import logging
-import math
 import resource
 import sys
 import time
@@ -25,28 +21,25 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.engine.distributed import all_reduce, eval_precision, gather_objects, on_rank_zero, share_buffers
+from mae_transfer.engine.distributed import all_reduce, eval_precision, on_rank_zero
 from mae_transfer.engine.ema import make_ema
-from mae_transfer.engine.optim import build_optimizer, set_lr
+from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.engine.progress import Progress
-from mae_transfer.engine.rng import seed_for_micro_batch
+from mae_transfer.engine.resume import restore
 from mae_transfer.engine.sampler import StreamSampler, load_batches
 from mae_transfer.engine.schedule import Schedule, make_schedule
 from mae_transfer.engine.signals import StopRequest
+from mae_transfer.engine.step import Step, StepResult
 from mae_transfer.engine.task import BaseTask
-from mae_transfer.errors import DivergedError, StoppedBySignal, UserError
-from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from mae_transfer.errors import StoppedBySignal, UserError
+from mae_transfer.run_folder.checkpoints import save_checkpoint
 from mae_transfer.run_folder.folder import RunFolder
 from mae_transfer.run_folder.metrics import epoch_history, read_metrics
 
 _LOG = logging.getLogger(__name__)
-MUST_AGREE = {"norm_batch": "batch norm over images:", "data_fingerprint": "data of fingerprint"}
-"""Entries of a run's origin that a resume cannot change without changing the result, and how a message names them."""
-_LOWEST_SCALE = 1e-4  # of fp16 gradients; below it no step is taken any more (the limit of fairseq's scaler)
 
 
 @dataclass(frozen=True)
@@ -115,8 +108,6 @@ def train(
     optimizer = build_optimizer(model, config.optim)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     precision: Any = fabric.strategy.precision
-    scaler = getattr(precision, "scaler", None)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def state_after(step: int) -> dict[str, Any]:
         return {
@@ -144,7 +135,7 @@ def train(
 
     start, seconds_before, started = 0, 0.0, time.perf_counter()
     if resume:
-        state = _restore(fabric, folder, model, optimizer, ema, precision, images, origin)
+        state = restore(fabric, folder, model, optimizer, ema, precision, images, origin)
         if state is not None:
             start, seconds_before, origin = state["step"], state["seconds"], state["origin"]
         del state
@@ -175,80 +166,26 @@ def train(
             )
             tensorboard = stack.enter_context(_tensorboard(folder, start)) if config.train.tensorboard else None
 
+        make_step = Step(
+            *(fabric, task, config, folder, schedule, sampler, batches),
+            *(model, wrapped, optimizer, wrapped_optimizer, ema, start + 1),
+        )
         for step in range(start + 1, schedule.total + 1):  # counted from 1: the state after it is that of `step` steps
-            step_started, waited = time.perf_counter(), 0.0
-            lr = config.optim.lr * schedule.factor(step - 1)
-            set_lr(optimizer, lr)
-            wrapped.train()
-            optimizer.zero_grad()
-
-            micro_batches = sampler.micro_batches(step - 1)
-            names: list[str] = []
-            samples: list[list[str]] = []
-            micro_losses: list[Tensor] = []  # per micro-batch, a vector in the order of names, weighted
-            for index, positions in enumerate(micro_batches):
-                wait_started = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - wait_started
-                samples.append([str(name) for name in task.sample_names(batch)])
-                batch = fabric.to_device(batch)
-                if fabric.world_size > 1 and step == start + 1 and index == 0:
-                    _settle_buckets(fabric, wrapped, model, batch)
-                seed_for_micro_batch(config.seed, positions.start)
-                with fabric.no_backward_sync(wrapped, enabled=index < len(micro_batches) - 1):
-                    losses: dict[str, Tensor] = wrapped(batch)
-                    weighted = {name: loss * (len(positions) / sampler.per_rank) for name, loss in losses.items()}
-                    fabric.backward(torch.stack(list(weighted.values())).sum())
-                names = list(weighted)
-                micro_losses.append(torch.stack([loss.detach().double() for loss in weighted.values()]))
-                del batch, losses, weighted  # not to be held while the next one is computed
-
-            if step == start + 1:
-                _check_all_used(model)
-            precision.unscale_gradients(optimizer)
-            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            local = torch.stack(micro_losses)
-            flags = torch.tensor([float(stop.received is not None)], dtype=torch.float64, device=local.device)
-            mean = all_reduce(fabric, torch.cat([local.sum(0), grad_norm.double()[None], flags]), "mean")
-            *loss_values, norm_value, stop_value = mean.tolist()
-
-            bad = [name for name, value in zip(names, loss_values, strict=True) if not math.isfinite(value)]
-            if not math.isfinite(norm_value) and (scaler is None or scaler.get_scale() < _LOWEST_SCALE):
-                bad.append("the gradient norm")
-            if bad:
-                raise DivergedError(_diverged_message(fabric, folder, step, bad, local, samples))
-            if config.optim.clip_grad is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.clip_grad, grad_norm)
-            wrapped_optimizer.step()
-            share_buffers(fabric, model)
-            if ema:
-                ema.update_parameters(model)
-
+            step_started = time.perf_counter()
+            done = make_step(step, stop=stop.received is not None)
             elapsed = time.perf_counter() - step_started
             step_seconds += elapsed
             if folder and progress:
-                line = {
-                    "step": step,
-                    "epoch": step * global_batch / images,
-                    "lr": lr,
-                    "loss": sum(loss_values),
-                    **dict(zip(names, loss_values, strict=True)),
-                    "grad_norm": norm_value,
-                    "images_per_second": global_batch / elapsed,
-                    "data_wait": waited / elapsed,
-                    "memory": _peak_memory(fabric),
-                    "seconds": seconds_before + time.perf_counter() - started,
-                }
+                seconds = seconds_before + time.perf_counter() - started
+                line = _metrics_line(step, done, global_batch, images, elapsed, seconds, _peak_memory(fabric))
                 folder.append_metrics(line)
                 progress.show(line, step_seconds / (step - start))
-                if tensorboard:
-                    for name, value in line.items():
-                        tensorboard.add_scalar(name, value, step)
+                for name, value in line.items() if tensorboard else ():
+                    tensorboard.add_scalar(name, value, step)
 
-            stopping = stop_value > 0
-            if step % config.train.checkpoint_every == 0 or step == schedule.total or stopping:
+            if step % config.train.checkpoint_every == 0 or step == schedule.total or done.stop:
                 path = on_rank_zero(fabric, partial(_save, folder, config, state_after, step))
-            if stopping:
+            if done.stop:
                 raise StoppedBySignal(
                     f"stopped by a signal after step {step}, saved in {path}; --resume goes on from it"
                 )
@@ -266,6 +203,24 @@ def train(
     )
 
 
+def _metrics_line(
+    step: int, done: StepResult, global_batch: int, images: int, elapsed: float, seconds: float, memory: int
+) -> dict[str, float]:
+    """A line of metrics.jsonl. elapsed: of the step; seconds: of the run."""
+    return {
+        "step": step,
+        "epoch": step * global_batch / images,
+        "lr": done.lr,
+        "loss": sum(done.losses.values()),
+        **done.losses,
+        "grad_norm": done.grad_norm,
+        "images_per_second": global_batch / elapsed,
+        "data_wait": done.waited / elapsed,
+        "memory": memory,
+        "seconds": seconds,
+    }
+
+
 def _sampler(
     config: RunConfig, images: int, world_size: int, rank: int = 0, start: int = 0, total: int = 0
 ) -> StreamSampler:
@@ -281,77 +236,10 @@ def _sampler(
     )
 
 
-def _restore(
-    fabric: Fabric,
-    folder: RunFolder | None,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: AveragedModel | None,
-    precision: Any,
-    images: int,
-    origin: dict[str, Any] | None,
-) -> dict[str, Any] | None:
-    """Load the newest checkpoint on every rank; its content, or None if there is none yet."""
-    paths = on_rank_zero(fabric, lambda: list_checkpoints(folder.checkpoints) if folder else [])
-    if not paths:
-        _LOG.info("no checkpoint yet: starting from step 0")
-        return None
-    path = paths[-1]
-    state = load_checkpoint(path)
-    for key in MUST_AGREE:
-        before, now = (state["origin"] or {}).get(key), (origin or {}).get(key)
-        if before != now:
-            raise UserError(
-                f"checkpoint {path} is of a run with {MUST_AGREE[key]} {before}, now it is {now}; resume with the same"
-            )
-    if state["sampler"]["images"] != images:
-        raise UserError(
-            f"checkpoint {path} was trained on {state['sampler']['images']} images, the training set now has {images}; "
-            "resume with the same data"
-        )
-    names = [group["names"] for group in optimizer.param_groups]
-    if [group["names"] for group in state["optimizer"]["param_groups"]] != names:
-        raise UserError(
-            f"checkpoint {path} has other parameter groups than this model; resume with the code it is from"
-        )
-    try:
-        model.load_state_dict(state["model"])
-        if ema:
-            ema.load_state_dict(state["ema"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"checkpoint {path} does not fit this model: {reason}") from error
-    optimizer.load_state_dict(state["optimizer"])
-    precision.load_state_dict(state["scaler"])
-    _LOG.info("resuming after step %d from %s", state["step"], path)
-    return state
-
-
 def _save(folder: RunFolder | None, config: RunConfig, state_after: Callable[[int], dict[str, Any]], step: int) -> Path:
     assert folder is not None, "only rank 0 saves"
     folder.flush_metrics()
     return save_checkpoint(folder.checkpoints, step, state_after(step), config.train.keep_checkpoints)
-
-
-def _settle_buckets(fabric: Fabric, wrapped: nn.Module, model: nn.Module, batch: Any) -> None:
-    """One backward pass that is thrown away.
-
-    DDP lays out its buckets anew by the order of its first backward pass. That changes the order in which the gradients
-    of more than two ranks are summed; so it has to happen before the first step, or a resumed run differs in that step.
-    """
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    fabric.backward(torch.stack(list(wrapped(batch).values())).sum())
-    _check_all_used(model)
-    model.zero_grad()
-    with torch.no_grad():
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-
-
-def _check_all_used(model: nn.Module) -> None:
-    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    if unused:
-        raise RuntimeError(f"no loss depends on {', '.join(unused)}: freeze them or let them take part in every batch")
 
 
 def _evaluation_due(config: RunConfig, step: int, images: int, total: int) -> bool:
@@ -361,20 +249,6 @@ def _evaluation_due(config: RunConfig, step: int, images: int, total: int) -> bo
         return False
     per_step = config.train.global_batch / (images * every)
     return int(step * per_step) > int((step - 1) * per_step)
-
-
-def _diverged_message(
-    fabric: Fabric, folder: RunFolder | None, step: int, bad: list[str], local: Tensor, samples: list[list[str]]
-) -> str:
-    """One line; names the images of those micro-batches, on any rank, whose losses are not finite, else of all."""
-    finite = local.isfinite().all(1).tolist()
-    guilty = [name for ok, names in zip(finite, samples, strict=True) if not ok for name in names]
-    everyone = gather_objects(fabric, (guilty, [name for names in samples for name in names]))
-    names = [name for part, _ in everyone for name in part] or [name for _, part in everyone for name in part]
-    shown = ", ".join(names[:32]) + (f" and {len(names) - 32} more" if len(names) > 32 else "")
-    good = on_rank_zero(fabric, lambda: [path.name for path in list_checkpoints(folder.checkpoints)] if folder else [])
-    kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    return f"step {step}: {', '.join(bad)} not finite; images: {shown}; {kept}"
 
 
 def peak_memory(fabric: Fabric) -> int:

@@ -1,0 +1,64 @@
+"""Going on from the newest checkpoint of a run."""
+
+import logging
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from mae_transfer.engine.distributed import on_rank_zero
+from mae_transfer.errors import UserError
+from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
+from mae_transfer.run_folder.folder import RunFolder
+
+_LOG = logging.getLogger(__name__)
+MUST_AGREE = {"norm_batch": "batch norm over images:", "data_fingerprint": "data of fingerprint"}
+"""Entries of a run's origin that a resume cannot change without changing the result, and how a message names them."""
+
+
+def restore(
+    fabric: Fabric,
+    folder: RunFolder | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: AveragedModel | None,
+    precision: Any,
+    images: int,
+    origin: dict[str, Any] | None,
+) -> dict[str, Any] | None:
+    """Load the newest checkpoint on every rank; its content, or None if there is none yet."""
+    paths = on_rank_zero(fabric, lambda: list_checkpoints(folder.checkpoints) if folder else [])
+    if not paths:
+        _LOG.info("no checkpoint yet: starting from step 0")
+        return None
+    path = paths[-1]
+    state = load_checkpoint(path)
+    for key in MUST_AGREE:
+        before, now = (state["origin"] or {}).get(key), (origin or {}).get(key)
+        if before != now:
+            raise UserError(
+                f"checkpoint {path} is of a run with {MUST_AGREE[key]} {before}, now it is {now}; resume with the same"
+            )
+    if state["sampler"]["images"] != images:
+        raise UserError(
+            f"checkpoint {path} was trained on {state['sampler']['images']} images, the training set now has {images}; "
+            "resume with the same data"
+        )
+    names = [group["names"] for group in optimizer.param_groups]
+    if [group["names"] for group in state["optimizer"]["param_groups"]] != names:
+        raise UserError(
+            f"checkpoint {path} has other parameter groups than this model; resume with the code it is from"
+        )
+    try:
+        model.load_state_dict(state["model"])
+        if ema:
+            ema.load_state_dict(state["ema"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint {path} does not fit this model: {reason}") from error
+    optimizer.load_state_dict(state["optimizer"])
+    precision.load_state_dict(state["scaler"])
+    _LOG.info("resuming after step %d from %s", state["step"], path)
+    return state
