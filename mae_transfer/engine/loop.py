@@ -133,18 +133,14 @@ def train(
             shown = [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # not per class
             _LOG.info("step %d: %s", step, "  ".join(shown))
 
-    start, seconds_before, started = 0, 0.0, time.perf_counter()
+    start, seconds_before, step_seconds, started = 0, 0.0, 0.0, time.perf_counter()
     if resume:
         state = restore(fabric, folder, model, optimizer, ema, precision, images, origin)
         if state is not None:
             start, seconds_before, origin = state["step"], state["seconds"], state["origin"]
-        del state
     if folder:
         folder.start_metrics(start)
-    if _evaluation_due(config, start, images, schedule.total) and not on_rank_zero(
-        fabric,
-        lambda: folder is not None and any(m["step"] == start and "eval" in m for m in read_metrics(folder.path)),
-    ):
+    if _evaluation_due(config, start, images, schedule.total) and not _evaluated(fabric, folder, start):
         evaluate(start)
 
     sampler = _sampler(config, images, fabric.world_size, fabric.global_rank, start, schedule.total)
@@ -155,11 +151,11 @@ def train(
         rank=fabric.global_rank,
         pin_memory=fabric.device.type == "cuda",
     )
-    step_seconds = 0.0
     with ExitStack() as stack:
         stack.enter_context(closing(batches))
         stop = stack.enter_context(StopRequest())
-        progress = tensorboard = None
+        progress: Progress | None = None
+        tensorboard: Any = None
         if folder:
             progress = stack.enter_context(
                 Progress(start=start, total=schedule.total, log_every=config.train.log_every)
@@ -201,6 +197,15 @@ def train(
         images_per_second=(schedule.total - start) * global_batch / step_seconds if step_seconds else None,
         origin=origin,
     )
+
+
+def _evaluated(fabric: Fabric, folder: RunFolder | None, step: int) -> bool:
+    """Whether metrics.jsonl has the evaluation after a step."""
+
+    def found() -> bool:
+        return folder is not None and any(m["step"] == step and "eval" in m for m in read_metrics(folder.path))
+
+    return on_rank_zero(fabric, found)
 
 
 def _metrics_line(
