@@ -1,8 +1,7 @@
 """The contract of an encoder: what the tasks, the engine and the record read of it, and what is the same for all.
 
-Two classes keep it: `vit.ViTEncoder`, plain ViTs that this project builds, and `module_encoder.ModuleEncoder`, any
-module of a user's own that offers what
-`own_module.EncoderModule` lists.
+Two classes keep it: `vit.ViTEncoder`, the plain ViTs that this project builds, and `module_encoder.ModuleEncoder`, any
+module of a user's own that offers what `own_module.EncoderModule` lists.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ bias of a query is h + w numbers, not h * w, and nothing of the size of the logi
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,10 @@ from torch.autograd.function import once_differentiable
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.positions.bias_attention import PIECE_BYTES
-from mae_transfer.backbones.positions.position import Position
+from mae_transfer.backbones.positions.position import Host, Position
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.errors import UserError
-
-if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
 
 
 class DecomposedTables(Position):
@@ -53,7 +50,7 @@ class DecomposedTables(Position):
         for name, size in zip(DECOMPOSED_TABLES, grid, strict=True):
             attn.register_parameter(name, nn.Parameter(torch.zeros(2 * size - 1, attn.head_dim)))
 
-    def __init__(self, encoder: "ViTEncoder") -> None:
+    def __init__(self, encoder: Host) -> None:
         super().__init__(encoder)
         if self.prefix:
             raise UserError(
@@ -61,7 +58,7 @@ class DecomposedTables(Position):
                 "backbone.window_size, which drops that, or another backbone.rel_pos."
             )
 
-    def fit(self, encoder: "ViTEncoder", report: LoadReport) -> None:
+    def fit(self, encoder: Host, report: LoadReport) -> None:
         super().fit(encoder, report)
         brought = self.in_weights(encoder.spec)
         if not brought:

@@ -1,7 +1,7 @@
 """BEiT's bias from a table of each block's own: of the weights (BEiT), or new (segmentation in MAE and BEiT)."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.layers import resize_rel_pos_bias_table
@@ -11,13 +11,10 @@ from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.positions import tables
 from mae_transfer.backbones.positions.bias_attention import attention
-from mae_transfer.backbones.positions.position import Position
+from mae_transfer.backbones.positions.position import Host, Position
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.errors import UserError
-
-if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
 
 
 class PerBlockTables(Position):
@@ -39,7 +36,7 @@ class PerBlockTables(Position):
         rows = tables.table_rows(grid, prefix)
         attn.register_parameter(TABLE, nn.Parameter(torch.zeros(rows, attn.num_heads)))
 
-    def fit(self, encoder: "ViTEncoder", report: LoadReport) -> None:
+    def fit(self, encoder: Host, report: LoadReport) -> None:
         super().fit(encoder, report)
         if encoder.rel_pos is True:
             report.warnings.append("relative position tables differ by block, so that no blocks share one")

@@ -1,19 +1,39 @@
 """What attention knows of the places of its tokens: the base of all kinds, which is the kind that knows nothing."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.errors import UserError
 
-if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
-
 OfForward = tuple[Tensor | None, Tensor | None]
 """What all windowed blocks and what all global blocks share in one forward pass."""
+
+
+class Host(Protocol):
+    """The encoder, as a kind of positions sees it (`vit.ViTEncoder`)."""
+
+    vit: Any
+    spec: Spec
+    name: str
+    num_heads: int
+    prefix: int
+    taps: tuple[int, ...]
+    window_size: int
+    global_blocks: frozenset[int]
+    global_grid: Grid
+    native_grid: Grid
+    """That of the weights' own position embedding or tables."""
+    rel_pos: bool | str
+    rel_pos_window: nn.Parameter | None
+    rel_pos_global: nn.Parameter | None
+
+    def grid_of_block(self, block: int) -> Grid: ...
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None: ...
 
 
 class Position:
@@ -37,11 +57,11 @@ class Position:
     def new_tables(cls, attn: Any, grid: Grid, prefix: int) -> None:
         """Give a block's attention zero tables for a grid and `prefix` prefix tokens, in place of those it has."""
 
-    def __init__(self, encoder: "ViTEncoder") -> None:
+    def __init__(self, encoder: Host) -> None:
         self.prefix, self.window_size = encoder.prefix, encoder.window_size
         self.global_grid = encoder.global_grid
 
-    def fit(self, encoder: "ViTEncoder", report: LoadReport) -> None:
+    def fit(self, encoder: Host, report: LoadReport) -> None:
         """Make the tables, or resize those of the weights to the encoder's windows and grid, and report what was done.
 
         Raises UserError for tables that cannot be those of this encoder.
@@ -49,7 +69,7 @@ class Position:
         for name, table in report.shared_tables.items():
             raise misfit(report, name, table, "none")
 
-    def of_forward(self, encoder: "ViTEncoder", x: Tensor, grid: Grid) -> OfForward:
+    def of_forward(self, encoder: Host, x: Tensor, grid: Grid) -> OfForward:
         """What the blocks share in the forward pass of tokens x (B, prefix + h * w, C) of a grid."""
         return None, None
 

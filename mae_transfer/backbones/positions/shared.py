@@ -1,6 +1,6 @@
 """BEiT's bias from two tables: one that all windowed blocks share, one for all global blocks (Li et al. 3.1(2))."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,8 @@ from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.positions import tables
 from mae_transfer.backbones.positions.bias_attention import attention
 from mae_transfer.backbones.positions.per_block import resize_table
-from mae_transfer.backbones.positions.position import OfForward, Position, misfit
+from mae_transfer.backbones.positions.position import Host, OfForward, Position, misfit
 from mae_transfer.backbones.positions.tables import TABLE
-
-if TYPE_CHECKING:
-    from mae_transfer.backbones.vit import ViTEncoder
 
 
 class SharedTables(Position):
@@ -25,7 +22,7 @@ class SharedTables(Position):
     option = True
     in_attention = True
 
-    def fit(self, encoder: "ViTEncoder", report: LoadReport) -> None:
+    def fit(self, encoder: Host, report: LoadReport) -> None:
         brought = self._take_from_blocks(encoder, report)
         is_global = [i in encoder.global_blocks for i in range(encoder.taps[-1] + 1)]
         window = (self.window_size, self.window_size)
@@ -51,7 +48,7 @@ class SharedTables(Position):
                 report.new[name] = f"{tuple(table.shape)}, zeros"
 
     @staticmethod
-    def _take_from_blocks(encoder: "ViTEncoder", report: LoadReport) -> Tensor | None:
+    def _take_from_blocks(encoder: Host, report: LoadReport) -> Tensor | None:
         """The one table that the blocks of the weights have, which is taken off them; None if they have none."""
         table = None
         for i, block in enumerate(encoder.vit.blocks):
@@ -62,7 +59,7 @@ class SharedTables(Position):
                     report.loaded.remove(name)
         return table
 
-    def of_forward(self, encoder: "ViTEncoder", x: Tensor, grid: Grid) -> OfForward:
+    def of_forward(self, encoder: Host, x: Tensor, grid: Grid) -> OfForward:
         """On a CPU the table (rows, heads) of the grid; elsewhere the bias (heads, N, N) that is gathered from it, one
         mask for the fused attention of all blocks."""
         kind = x.device.type
