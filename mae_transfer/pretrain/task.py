@@ -86,9 +86,6 @@ class PretrainTask(BaseTask):
     def check_batches(self, sizes: Collection[int]) -> None:
         self.method.check_batches(sizes)
 
-    def encoder_options(self, patch_size: int) -> dict[str, Any]:
-        return {"img_size": self.config.data.size}
-
     def build_encoder(self) -> "ViTEncoder":
         """New weights from the global generator; the method gives them its own initialisation."""
         encoder = self.method.build_encoder()

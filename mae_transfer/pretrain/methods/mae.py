@@ -51,9 +51,6 @@ class MaskedAutoencoder(nn.Module):
     "patch_mean": (B,)}; the latter is the loss if each patch's own mean were predicted (targets of pixels only).
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self, encoder: ViTEncoder, target: Target, config: MaeConfig, *, mask_token_width: int | None = None
     ) -> None:
@@ -74,9 +71,6 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_norm = NORM(width)
         self.decoder_pred = nn.Linear(width, target.width)
         self.target, self.tokens = target, Tokens()
-        values = encoder.patch_size**2  # mean and std once for each value of a patch, whose channels are last
-        self.register_buffer("mean", torch.tensor(encoder.mean).repeat(values), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).repeat(values), persistent=False)
         self.initialize_weights()
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -131,15 +125,14 @@ class MaskedAutoencoder(nn.Module):
         """uint8 (B, C, H, W) -> float32 (B, L, p * p * C), normalised; channels last within a patch."""
         p = self.encoder.patch_size
         batch, channels, height, width = images.shape
-        x = images.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 3, 5, 1)
-        x = x.reshape(batch, -1, p * p * channels).to(torch.float32)
-        return x.sub_(255 * self.mean).div_(255 * self.std)
+        x = self.encoder.normalise(images).reshape(batch, channels, height // p, p, width // p, p)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * channels)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """(B, L, p * p * C) normalised -> (B, C, H, W) in 0 .. 1, not clipped."""
-        return self._to_images(patches * self.std + self.mean)
+        return (self.to_images(patches) * self.encoder.pixel_std + self.encoder.pixel_mean) / 255
 
-    def _to_images(self, patches: Tensor) -> Tensor:
+    def to_images(self, patches: Tensor) -> Tensor:
         """(B, L, p * p * C) -> (B, C, H, W), the same values."""
         p, (h, w) = self.encoder.patch_size, self.encoder.native_grid
         x = patches.reshape(len(patches), h, w, p, p, -1).permute(0, 5, 1, 3, 2, 4)
@@ -178,7 +171,7 @@ class MaskTokensInEncoder(MaskedAutoencoder):
     def forward_encoder(self, patches: Tensor, order: Shuffle) -> Tensor:
         """Patches (B, L, p * p * C) -> the latents of the class token and of all patches, shuffled, (B, 1 + L, C)."""
         assert self.encoder.norm is not None
-        images, last = self._to_images(patches), self.encoder.depth - 1
+        images, last = self.to_images(patches), self.encoder.depth - 1
         (tokens,) = self.encoder.tokens(images, (last,), order.mask, self.mask_token[0, 0])
         return self.encoder.norm(torch.cat([tokens[:, :1], gather_patches(tokens[:, 1:], order.ids_shuffle)], dim=1))
 
@@ -211,9 +204,11 @@ def reconstruct(model: MaskedAutoencoder, batch: dict[str, Any], ratio: float, *
     len_keep = num_visible(model.encoder.native_grid, ratio)
     patches, mask = model.patchify(batch["images"]), shuffle(batch["noise"], len_keep).mask
     pred = model.target.to_pixels(model.predictions(batch, len_keep), patches, mask if honest else None)
-    grey, masked = ((pictures.GREY - model.mean) / model.std).expand_as(patches), mask[:, :, None]
-    stages = [patches, torch.where(masked, grey, patches), pred, torch.where(masked, pred, patches)]
-    return torch.stack([model.unpatchify(stage) for stage in stages], dim=1).clamp(0, 1).expand(-1, -1, 3, -1, -1)
+    pasted = torch.where(mask[:, :, None], pred, patches)
+    image, pred, pasted = (model.unpatchify(stage).clamp(0, 1) for stage in (patches, pred, pasted))
+    masked = model.to_images(mask[:, :, None].expand_as(patches))
+    stages = [image, image.masked_fill(masked, pictures.GREY), pred, pasted]
+    return torch.stack(stages, dim=1).expand(-1, -1, 3, -1, -1)
 
 
 class MaeViews(Views):

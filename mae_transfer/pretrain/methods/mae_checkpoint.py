@@ -1,7 +1,6 @@
 """A whole masked autoencoder, decoder included, from a run of this project or a file of the official code."""
 
 from pathlib import Path
-from typing import Any
 
 from mae_transfer.backbones.checkpoints import files
 from mae_transfer.backbones.checkpoints import mae as official
@@ -10,11 +9,12 @@ from mae_transfer.backbones.checkpoints.loader import unwrap
 from mae_transfer.backbones.registry import size_of
 from mae_transfer.config.load import validate
 from mae_transfer.config.old_names import renamed
+from mae_transfer.config.recipe import layers, merge, read_recipe
 from mae_transfer.errors import UserError
+from mae_transfer.pretrain.card import CARDS
 from mae_transfer.pretrain.config import MaeConfig
 from mae_transfer.pretrain.methods.mae import MaeMethod, MaskedAutoencoder
 from mae_transfer.run_folder.checkpoints import evaluated_weights
-from mae_transfer.runs.resolve import resolve_config
 
 DECODER = ("mask_token", "decoder_")
 
@@ -74,12 +74,19 @@ def _config_of(state: State, source: str, target: str | None) -> MaeConfig:
     if patch is None or position is None or width is None or size is None:
         raise UserError(f"checkpoint {source}: is no whole official MAE of a usual size; fetch it again")
     side = round((position.shape[1] - 1) ** 0.5) * patch.shape[-1]
-    overrides: list[Any] = [
-        f"data.image_size={side}",
-        f"model.target={target}",
-        f"model.decoder_depth={depth_of(state, 'decoder_blocks')}",
-        f"model.decoder_width={len(width)}",
-    ]
-    config = resolve_config("pretrain", protocol="mae", backbone=f"vit_{size}_p{patch.shape[-1]}", overrides=overrides)
-    assert isinstance(config, MaeConfig)
-    return config
+    (card,) = CARDS
+    values = layers(read_recipe(card.folder, "mae"), size=size, init="own", task=card.name, preset="full")
+    of_file = {
+        "task": card.name,
+        "preset": "full",
+        "recipe": "mae",
+        "backbone": {"name": f"vit_{size}_p{patch.shape[-1]}"},
+        "data": {"image_size": side},
+        "model": {
+            "target": target,
+            "decoder_depth": depth_of(state, "decoder_blocks"),
+            "decoder_width": len(width),
+        },
+    }
+    merge(values, of_file)
+    return validate(MaeConfig, values)
