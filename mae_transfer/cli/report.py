@@ -44,11 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from mae_transfer.results.report.page import make_page
+    from mae_transfer.runs.tasks import descriptions
 
     records, left_out = records_of(args.runs)
     if not records:
         raise UserError(f"no run record below {args.runs}; run {command('transfer')} first or name another --runs")
-    page = make_page(records, left_out, picture_bytes=int(args.picture_mb * 1e6), control=args.control)
+    page = make_page(
+        records, left_out, picture_bytes=int(args.picture_mb * 1e6), control=args.control, descriptions=descriptions()
+    )
     make_folder(args.output.parent)
     with atomic_write(args.output) as file:
         file.write(page.encode("utf-8", "replace"))

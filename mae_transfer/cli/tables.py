@@ -44,13 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from mae_transfer.results.tables.build import make_tables
+    from mae_transfer.runs.tasks import descriptions
 
     output: Path = args.output or Path("results", f"tables.{SUFFIXES[args.format]}")
     records, _ = records_of(args.runs, summary=True)
     warnings: list[str] = []
-    tables = make_tables(records, style=args.format, control=args.control, warnings=warnings)
+    tables = make_tables(
+        records, style=args.format, control=args.control, descriptions=descriptions(), warnings=warnings
+    )
     for line in warnings:
-        print(f"left out: {line}", file=sys.stderr)
+        print(f"warning: {line}", file=sys.stderr)
     if records:  # before they are printed, since a reader such as `head` may close the pipe
         make_folder(output.parent)
         with atomic_write(output) as file:

@@ -23,6 +23,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from mae_transfer.config.schedule import Schedule, make_schedule
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import all_reduce, eval_precision, on_rank_zero
 from mae_transfer.engine.ema import make_ema
@@ -30,7 +31,6 @@ from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.engine.progress import Progress
 from mae_transfer.engine.resume import restore
 from mae_transfer.engine.sampler import StreamSampler, load_batches
-from mae_transfer.engine.schedule import Schedule, make_schedule
 from mae_transfer.engine.signals import StopRequest
 from mae_transfer.engine.step import Step, StepResult
 from mae_transfer.engine.task import BaseTask

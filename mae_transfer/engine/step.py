@@ -15,12 +15,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from mae_transfer.config.schedule import Schedule
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import all_reduce, gather_objects, on_rank_zero, share_buffers
 from mae_transfer.engine.optim import set_lr
 from mae_transfer.engine.rng import seed_for_micro_batch
 from mae_transfer.engine.sampler import StreamSampler
-from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import DivergedError
 from mae_transfer.run_folder.checkpoints import list_checkpoints

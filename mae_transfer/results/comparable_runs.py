@@ -14,8 +14,8 @@ Pair = tuple[int, int]
 
 
 @dataclass
-class LikeRuns:
-    """Runs of one backbone, weights, size and protocol: they differ in seed and draw alone.
+class ComparableRuns:
+    """Runs of one backbone, weights, size and settings: they differ in seed and draw alone.
 
     A seed (and draw of few shots) that was run twice counts once: the run with the last run id, which starts with its
     time.
@@ -25,11 +25,11 @@ class LikeRuns:
     size: str
     backbone: str
     weights: str
-    protocol_id: str
-    kind: str
+    settings_id: str
+    protocol: str
     recipe: str
     blocks: float
-    protocol: Mapping[str, Any]
+    settings: Mapping[str, Any]
     first: str
     """The first run id."""
     runs: dict[Pair, dict[str, Any]] = field(default_factory=dict)
@@ -52,18 +52,18 @@ class LikeRuns:
         return Cell(f"{mean:.1f} ± {std:.1f} (n={len(values)})", mean, std, len(values))
 
 
-KEYS = ("size", "backbone", "weights", "protocol_id")
+KEYS = ("size", "backbone", "weights", "settings_id")
 FACTS = ("run_id", "processor", "hours", "peak_memory_bytes", "parameters", "encoder_flops", "folder", "per_image")
 
 
-def like_runs(table: pd.DataFrame) -> list[LikeRuns]:
-    """All sets of like runs of a long table, of one data set, in the order of size, backbone, weights and protocol."""
-    found: dict[tuple[Any, ...], LikeRuns] = {}
+def comparable_runs(table: pd.DataFrame) -> list[ComparableRuns]:
+    """All sets of comparable runs of one data set, in the order of size, backbone, weights and settings."""
+    found: dict[tuple[Any, ...], ComparableRuns] = {}
     for row in table.to_dict("records"):
         key = (row["init"], *(row[name] for name in KEYS))
         if key not in found:
-            names = (*KEYS, "init", "kind", "recipe", "blocks", "protocol")
-            found[key] = LikeRuns(first=row["run_id"], **{name: row[name] for name in names})
+            names = (*KEYS, "init", "protocol", "recipe", "blocks", "settings")
+            found[key] = ComparableRuns(first=row["run_id"], **{name: row[name] for name in names})
         group, pair = found[key], (row["seed"], row["draw"])
         if pair not in group.runs or group.runs[pair]["run_id"] != row["run_id"]:  # rows are in the order of run ids
             group.runs[pair] = {name: row[name] for name in FACTS}
@@ -73,30 +73,30 @@ def like_runs(table: pd.DataFrame) -> list[LikeRuns]:
     return [found[key] for key in sorted(found)]
 
 
-def references(groups: Iterable[LikeRuns]) -> dict[str, LikeRuns]:
-    """Per size the runs that the others' protocols are compared with: MAE's where there are some, else the first."""
-    best: dict[str, LikeRuns] = {}
+def references(groups: Iterable[ComparableRuns]) -> dict[str, ComparableRuns]:
+    """Per size the runs that the others' settings are compared with: MAE's where there are some, else the first."""
+    best: dict[str, ComparableRuns] = {}
     for group in sorted(groups, key=lambda g: (g.init != "mae", g.first)):
         best.setdefault(group.size, group)
     return best
 
 
-def changes(group: LikeRuns, reference: LikeRuns, ignore: Sequence[str] = ()) -> str:
+def changes(group: ComparableRuns, reference: ComparableRuns, ignore: Sequence[str] = ()) -> str:
     """'optim.lr 8e-05 -> 4e-05, ...' from the reference to the group, empty where they agree."""
     found = []
     if group.init == reference.init:
         old, new = vars(reference), vars(group)
         found = [f"{key} {old[key]} -> {new[key]}" for key in ("backbone", "weights") if old[key] != new[key]]
-    if group.protocol_id != reference.protocol_id:
-        old, new = dict(reference.protocol), dict(group.protocol)
+    if group.settings_id != reference.settings_id:
+        old, new = dict(reference.settings), dict(group.settings)
         keys = sorted({*old, *new} - {*ignore})
         found += [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     return ", ".join(found)
 
 
-def stacked(groups: Iterable[LikeRuns]) -> list[dict[str, LikeRuns]]:
-    """Rows of a table, size -> like runs: the k-th set of a size stands in the k-th row, so no cell mixes any."""
-    rows: list[dict[str, LikeRuns]] = []
+def stacked(groups: Iterable[ComparableRuns]) -> list[dict[str, ComparableRuns]]:
+    """Rows of a table, size -> comparable runs: the k-th set of a size stands in the k-th row, so no cell mixes any."""
+    rows: list[dict[str, ComparableRuns]] = []
     depth: dict[str, int] = {}
     for group in groups:
         k = depth.get(group.size, 0)

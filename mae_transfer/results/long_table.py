@@ -7,24 +7,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mae_transfer.run_folder.schema import RunRecord
+
 COLUMNS = {
     "run_id": "starts with the time of the run's start",
     "task": "coco, ade20k, imagenet, ..., or pretrain",
-    "kind": "protocol of image classification (finetune, linear, ...) or method of a pre-training; empty if none",
-    "frozen": "whether the encoder's weights stayed as they were, as the record says",
+    "task_title": "the task in a table's title",
+    "transfers": "false for a pre-training",
+    "benchmark": "title of the data set that published numbers are of, empty if there is none",
+    "controls": "initialisations to compare with, the best first",
+    "protocol": "protocol of a task that has some, or method of a pre-training; empty if none",
+    "rank": "place of the protocol among those of its task",
+    "frozen": "whether the encoder's weights stayed as they were",
     "recipe": "name of the recipe",
     "preset": "full, mini or smoke",
     "data": "name of the data set",
     "data_fingerprint": "of the images, labels and subset",
+    "skipped": "number of images that could not be decoded and were skipped",
+    "overlap": "number of val images that are training images too",
     "init": "initialisation: random, sup, mae, ...",
     "backbone": "name of the backbone",
-    "weights": "fingerprint of the weights, the protocol id of this project's own pre-training, or random",
+    "weights": "fingerprint of the weights, the settings id of this project's own pre-training, or random",
     "size": "b, l, h, ...; with the image size where classification has other than 224 pixels (h448)",
     "blocks": "trained blocks of partial fine-tuning, else NaN",
     "seed": "seed of the run",
     "draw": "which draw of few shots, 0 where there is one",
-    "protocol_id": "of all that may change the metric and is not compared",
-    "protocol": "the flat protocol itself (one dict is shared by runs of the same id)",
+    "settings_id": "of all that may change the metric and is not compared",
+    "settings": "the flat settings themselves (one dict is shared by runs of the same id)",
     "blind": "top-1 in percent of naming the commonest class, NaN where the record does not say",
     "classes": "number of classes, NaN where the record does not say",
     "processor": "GPU or CPU",
@@ -36,53 +45,73 @@ COLUMNS = {
     "per_image": "the record's entry of that name: the file of its results of single images, None if it has none",
     "metric": "name of the metric",
     "value": "its value, NaN if it has none",
+    "metric_title": "the metric in a column's head; None for one that the record does not describe",
+    "better": "higher or lower",
+    "unit": "of the metric",
+    "main": "whether runs are judged by it",
+    "group": "the table that the metric stands in: empty for the first one, details for none",
 }
 """Column -> what it holds."""
+_OF_METRIC = ("metric", "value", "metric_title", "better", "unit", "main", "group")
+_UNTOLD = {"title": None, "better": "higher", "unit": "", "main": False, "group": ""}
 
 
-def long_table(records: Iterable[Mapping[str, Any]], *, details: bool = False) -> pd.DataFrame:
+def long_table(records: Iterable[RunRecord], *, details: bool = False) -> pd.DataFrame:
     """One row per run and metric with the columns of `COLUMNS`, in the order of run ids and of a record's metrics.
 
     details: also metrics with a slash in their names, such as the AP of a class or the top-1 of a head of a sweep.
     """
     ordered = sorted(records, key=lambda record: str(record["run_id"]))
     runs = pd.DataFrame([_run(record) for record in ordered], columns=[c for c in COLUMNS if c not in _OF_METRIC])
-    metrics = [
-        [(name, value) for name, value in record["metrics"].items() if details or "/" not in name] for record in ordered
-    ]
+    metrics = [_metrics(record, details) for record in ordered]
     rows = np.repeat(np.arange(len(ordered)), [len(of_run) for of_run in metrics])
-    flat = [pair for of_run in metrics for pair in of_run]
     table = runs.iloc[rows].reset_index(drop=True)
-    table["metric"] = pd.Series([name for name, _ in flat], dtype=object)
-    table["value"] = np.array([value for _, value in flat], dtype=float)  # None is NaN
+    flat = [of_metric for of_run in metrics for of_metric in of_run]
+    for i, column in enumerate(_OF_METRIC):
+        kind = float if column == "value" else object  # None is NaN
+        table[column] = pd.Series([of_metric[i] for of_metric in flat], dtype=kind)
     return table
 
 
-_OF_METRIC = ("metric", "value")
+def _metrics(record: RunRecord, details: bool) -> list[tuple[Any, ...]]:
+    told: dict[str, Any] = {report["key"]: report for report in record["reports"]}
+    found = []
+    for name, value in record["metrics"].items():
+        if details or "/" not in name:
+            of = told.get(name, _UNTOLD)
+            found.append((name, value, *(of[key] for key in ("title", "better", "unit", "main", "group"))))
+    return found
 
 
-def _run(record: Mapping[str, Any]) -> dict[str, Any]:
-    backbone, data, protocol = record["backbone"], record["data"], record["settings"]
+def _run(record: RunRecord) -> dict[str, Any]:
+    backbone, data, settings = record["backbone"], record["data"], record["settings"]
     processor, hours = _cost(record)
     return {
         "run_id": record["run_id"],
         "task": record["task"],
-        "kind": protocol.get("protocol") or protocol.get("method") or "",
+        "task_title": record["title"],
+        "transfers": record["transfers"],
+        "benchmark": record["benchmark"] or "",
+        "controls": tuple(record["controls"]),
+        "protocol": record["row"]["name"],
+        "rank": record["row"]["rank"],
         "frozen": record["row"]["frozen"],
-        "recipe": protocol.get("recipe", ""),
+        "recipe": settings.get("recipe", ""),
         "preset": record["preset"],
         "data": data["name"],
         "data_fingerprint": data["fingerprint"],
+        "skipped": len(data.get("skipped_files") or ()),
+        "overlap": data.get("overlap") or 0,
         "init": backbone["init"],
         "backbone": backbone["name"],
-        # of pre-trainings by one protocol each seed has weights of its own, which may share a cell
+        # of pre-trainings by the same settings each seed has weights of its own, which may share a cell
         "weights": backbone.get("trained_as") or backbone.get("fingerprint") or "random",
-        "size": _size(backbone["size"], protocol),
-        "blocks": _number(protocol.get("model.blocks")),
+        "size": _size(backbone["size"], settings),
+        "blocks": _number(settings.get("model.blocks")),
         "seed": record["seed"],
         "draw": data.get("draw", 0),
-        "protocol_id": record["settings_id"],
-        "protocol": protocol,
+        "settings_id": record["settings_id"],
+        "settings": settings,
         "blind": _number(data.get("blind")),
         "classes": _number(data.get("classes")),
         "processor": processor,
@@ -95,12 +124,12 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _size(size: str, protocol: Mapping[str, Any]) -> str:
-    pixels = protocol.get("data.image_size") if "protocol" in protocol else None
+def _size(size: str, settings: Mapping[str, Any]) -> str:
+    pixels = settings.get("data.image_size") if "protocol" in settings else None
     return size if pixels in (None, 224) else f"{size}{pixels}"
 
 
-def _cost(record: Mapping[str, Any]) -> tuple[str, float]:
+def _cost(record: RunRecord) -> tuple[str, float]:
     device, seconds = record.get("device"), record.get("wall_seconds")
     threads = re.fullmatch(r"cpu \((\d+) threads\)", device or "")
     factor = int(threads[1]) if threads else 1

@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from mae_transfer.backbones.encoder import Encoder
+from mae_transfer.config.schedule import Schedule
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import (
     check_eval_precision,
@@ -25,7 +26,6 @@ from mae_transfer.engine.distributed import (
 )
 from mae_transfer.engine.loop import TrainResult, check_plan, micro_batch_sizes, peak_memory, train
 from mae_transfer.engine.rng import seed_for_model
-from mae_transfer.engine.schedule import Schedule
 from mae_transfer.engine.signals import stop_at_once
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError

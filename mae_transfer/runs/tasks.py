@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mae_transfer.commands import command
 from mae_transfer.errors import UserError, nearest
@@ -53,6 +53,11 @@ def task_card(name: str) -> TaskCard:
         known = [card.name for card in task_cards(transfers=True)]
         raise UserError(f"unknown task '{name}'{nearest(name.lower(), known)}; tasks: {', '.join(known)}")
     return cards[name][0]
+
+
+def descriptions() -> list[dict[str, Any]]:
+    """What tables are told of the tasks, for published numbers and protocols that no record has."""
+    return [card.describe() | {"rows": card.rows()} for card in task_cards()]
 
 
 def check_transfers(name: str) -> None:

@@ -112,6 +112,10 @@ class TaskCard:
             return {"name": "", "frozen": False, "rank": 0}
         return {"name": found.name, "frozen": found.frozen, "rank": self.protocols.index(found)}
 
+    def rows(self) -> "list[Row]":
+        """The rows of all protocols."""
+        return [self.row(protocol.name) for protocol in self.protocols]
+
     def describe(self) -> dict[str, Any]:
         """What a record, or a table of published numbers alone, says of the task (`run_folder/schema.py`)."""
         return {

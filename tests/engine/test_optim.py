@@ -7,10 +7,10 @@ import timm
 import torch
 from torch import nn
 
+from mae_transfer.config.schedule import make_schedule
 from mae_transfer.config.sections import OptimConfig, ScheduleConfig
 from mae_transfer.engine.ema import make_ema
 from mae_transfer.engine.optim import build_optimizer, param_groups, set_lr
-from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
 
 ALL_KINDS = ("norm", "encoder_norm", "bias", "pos_embed", "rel_pos", "token", "layer_scale")

@@ -1,8 +1,8 @@
 """The committed study: its records are whole, and its tables are those that its records give."""
 
 from support.paths import ROOT
+from support.tables import make_tables
 
-from mae_transfer.results.tables.build import make_tables
 from mae_transfer.run_folder.record import find_records
 
 STUDY = ROOT / "results" / "small_study"

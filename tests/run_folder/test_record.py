@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support.paths import TOOLS
 from support.records import described
+from support.tables import make_tables
 
 from mae_transfer.errors import UserError
-from mae_transfer.results.tables.build import make_tables
 from mae_transfer.run_folder.record import FILE, find_records, read_record, write_json
 from mae_transfer.run_folder.schema import DESCRIPTION, REQUIRED, SCHEMA
 from mae_transfer.run_folder.validation import validate

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from support.paths import GOLDENS
+from support.tables import make_tables
 
 from mae_transfer.cli.transfer import main
-from mae_transfer.results.tables.build import make_tables
 from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.run_folder.record import find_records, read_record
 

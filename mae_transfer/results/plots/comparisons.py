@@ -1,35 +1,30 @@
 """Plots over many runs: model size, cost, mask ratio (MAE Figure 5), trained blocks (Figure 9). No torch.
 
 All are made from the long table. Points are means over seeds and draws with the standard deviation as error bars; runs
-that followed unlike protocols are never averaged: they are series of their own. Presets and data sets have plots of
+of unlike settings are never averaged: they are series of their own. Presets and data sets have plots of
 their own, and published numbers join those of full runs on the benchmark itself.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from mae_transfer.results.long_table import long_table
+from mae_transfer.results.names import INIT_ORDER, SIZE_ORDER, init_title, metric_title
 from mae_transfer.results.plots.figure import Plot, Series
-from mae_transfer.results.tables.build import (
-    BENCHMARK_DATA,
-    INIT_ORDER,
-    INIT_TITLES,
-    METRICS,
-    SIZE_ORDER,
-    read_published,
-)
-from mae_transfer.results.tables.classification import ACCURACY, TITLES
-from mae_transfer.run_folder.settings import settings_id as protocol_id
+from mae_transfer.results.published import read_published
+from mae_transfer.results.tables.partial import LINEAR, LINEAR_RECIPE, PARTIAL
+from mae_transfer.run_folder.schema import RunRecord
+from mae_transfer.run_folder.settings import settings_id
 
-COMPARABLE = ["task", "kind", "recipe", "preset", "data", "data_fingerprint"]
+COMPARABLE = ["task", "protocol", "recipe", "preset", "data", "data_fingerprint"]
 """Columns of the long table that runs in one plot agree in."""
 UNITS = {"GPU": "GPU-hours", "CPU": "CPU core-hours"}
 
 
-def comparison_plots(records: Iterable[Mapping[str, Any]]) -> list[Plot]:
+def comparison_plots(records: Iterable[RunRecord]) -> list[Plot]:
     """Every plot that has something to compare, in a fixed order, whatever the order of the records."""
     records = list(records)
     table = main_metrics(long_table(records))
@@ -39,18 +34,19 @@ def comparison_plots(records: Iterable[Mapping[str, Any]]) -> list[Plot]:
 
 
 def main_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of what a task is judged by, with a column `title` of the metric's name."""
-    titles = {(task, metric): title for task, names in METRICS.items() for metric, title in names.items()}
-    titles |= {(task, "top1"): f"{ACCURACY['top1']} (%)" for task in {*table["task"]} - METRICS.keys() - {"pretrain"}}
-    found = [titles.get(pair) for pair in zip(table["task"], table["metric"], strict=True)]
-    table = table.assign(title=pd.Series(found, index=table.index, dtype=object))
-    return table[table["title"].notna() & table["value"].notna()]
+    """The rows of the metrics that a task is judged by, with a column `title` of the metric's name and unit."""
+    table = table[(table["main"] == True) & table["transfers"] & table["value"].notna()]  # noqa: E712, None is no main
+    titles = [
+        metric_title(str(row.metric_title) + (f" ({row.unit!s})" if row.unit else ""), str(row.better))
+        for row in table.itertuples()
+    ]
+    return table.assign(title=pd.Series(titles, index=table.index, dtype=object))
 
 
 def size_plots(table: pd.DataFrame) -> list[Plot]:
     """The metric over the encoder's size, a series each initialisation."""
     plots = []
-    table = table[table["kind"] != "partial"]
+    table = table[table["protocol"] != PARTIAL]
     for keys, group in _groups(table):
         series = []
         for init, name, rows in _series_of(group):
@@ -58,7 +54,7 @@ def size_plots(table: pd.DataFrame) -> list[Plot]:
             series.append(_series(name, sorted(points, key=lambda point: _size_place(point[0])), key=init))
         for init, source, quoted in _published(group.iloc[0]):
             quoted = quoted.sort_values("size", key=lambda sizes: sizes.map(_size_place))
-            name = f"{_title(init)}, published ({source})"
+            name = f"{init_title(init)}, published ({source})"
             series.append(Series(name, tuple(quoted["size"]), tuple(quoted["value"]), key=init, published=True))
         places = sorted({size for s in series for size in s.x}, key=_size_place)
         shown = {size: _size_title(size) for size in places}
@@ -78,7 +74,7 @@ def size_plots(table: pd.DataFrame) -> list[Plot]:
 
 
 def cost_plots(table: pd.DataFrame) -> list[Plot]:
-    """The metric over the cost of training, a point for each set of like runs, with the encoder's size beside it."""
+    """The metric over the cost of training, a point for each set of comparable runs, its encoder's size beside it."""
     plots = []
     table = table[(table["hours"] > 0) & (table["preset"] != "smoke")]  # the cost of a few steps says nothing
     for keys, group in _groups(table, ["processor"]):
@@ -114,28 +110,28 @@ def partial_plots(table: pd.DataFrame) -> list[Plot]:
     """
     plots = []
     like = [
-        protocol_id({key: value for key, value in protocol.items() if key != "model.blocks"})
-        for protocol in table["protocol"]
+        settings_id({key: value for key, value in settings.items() if key != "model.blocks"})
+        for settings in table["settings"]
     ]
     table = table.assign(like=pd.Series(like, index=table.index, dtype=object))
-    probes = table[(table["kind"] == "linear") & (table["recipe"] == "linear_mae")].assign(blocks=0.0)
+    probes = table[(table["protocol"] == LINEAR) & (table["recipe"] == LINEAR_RECIPE)].assign(blocks=0.0)
     same = ["backbone", "weights", "task", "preset", "data_fingerprint", "size"]
-    for keys, group in _groups(table[table["kind"] == "partial"]):
+    for keys, group in _groups(table[table["protocol"] == PARTIAL]):
         series, names = [], list[str]()
         order = ["init", "size", "backbone", "weights", "like"]
         found: list[Any] = list(group.groupby(order))
         for values, rows in sorted(found, key=lambda item: (_init_place(item[0][0]), item[0])):
             init, backbone = values[0], values[2]
             linear = probes[(probes[same] == rows.iloc[0][same]).all(axis=1)]
-            if linear["protocol_id"].nunique() == 1:
+            if linear["settings_id"].nunique() == 1:
                 rows = pd.concat([linear, rows])
             points = [(float(str(blocks)), *_mean(at)) for blocks, at in rows.groupby("blocks", sort=True)]
-            names.append(f"{_title(init)} {backbone}")
+            names.append(f"{init_title(init)} {backbone}")
             series.append(_series(_unique(names), points, key=init))
         for init, source, quoted in _published(group.iloc[0]):
             for size, of_size in quoted[quoted["size"].isin(set(group["size"]))].groupby("size", sort=True):
                 ordered = of_size.sort_values("blocks")
-                name = f"{_title(init)} {_size_title(str(size))}, published ({source})"
+                name = f"{init_title(init)} {_size_title(str(size))}, published ({source})"
                 x, y = tuple(ordered["blocks"]), tuple(ordered["value"])
                 series.append(Series(name, x, y, key=init, published=True))
         plots.append(
@@ -145,34 +141,34 @@ def partial_plots(table: pd.DataFrame) -> list[Plot]:
                 "blocks fine-tuned (0: linear probe)",
                 str(group["title"].iloc[0]),
                 tuple(series),
-                ("blocks", "top1"),
+                ("blocks", str(group["metric"].iloc[0])),
                 tuple(sorted({x for s in series for x in s.x})),  # evenly spaced, as in the paper
             )
         )
     return plots
 
 
-def mask_ratio_plots(table: pd.DataFrame, records: Iterable[Mapping[str, Any]]) -> list[Plot]:
+def mask_ratio_plots(table: pd.DataFrame, records: Iterable[RunRecord]) -> list[Plot]:
     """The metric of transfer over the mask ratio of the pre-training, for weights whose pre-training has a record.
 
     Pre-trainings that differ in the ratio alone are a series.
     """
     ratios, others = {}, {}
     for record in records:
-        protocol = record["settings"]
-        if record["task"] == "pretrain" and "mask.ratio" in protocol:
-            ratios[record["settings_id"]] = float(protocol["mask.ratio"])
-            others[record["settings_id"]] = protocol_id({k: v for k, v in protocol.items() if k != "mask.ratio"})
+        settings = record["settings"]
+        if not record["transfers"] and "mask.ratio" in settings:
+            ratios[record["settings_id"]] = float(settings["mask.ratio"])
+            others[record["settings_id"]] = settings_id({k: v for k, v in settings.items() if k != "mask.ratio"})
     known = table[table["weights"].isin(ratios)]
     known = known.assign(ratio=known["weights"].map(ratios), pretraining=known["weights"].map(others))
     plots = []
     for keys, group in _groups(known):
         series, names = [], list[str]()
-        order = ["init", "size", "backbone", "pretraining", "protocol_id", "blocks"]
+        order = ["init", "size", "backbone", "pretraining", "settings_id", "blocks"]
         values: Any
         for values, rows in group.groupby(order, sort=True, dropna=False):
             blocks = "" if values[-1] != values[-1] else f", {values[-1]:g} blocks"
-            names.append(f"{_title(values[0])} {values[2]}{blocks}")
+            names.append(f"{init_title(values[0])} {values[2]}{blocks}")
             points = [(float(str(ratio)), *_mean(at)) for ratio, at in rows.groupby("ratio", sort=True)]
             series.append(_series(_unique(names), points))
         plots.append(
@@ -193,8 +189,8 @@ def _groups(table: pd.DataFrame, more: Iterable[str] = ()) -> list[tuple[str, pd
     found = []
     keys: Any
     for keys, group in table.groupby([*COMPARABLE, *more, "metric"], sort=True):
-        task, kind, recipe, preset, _, fingerprint, *_, metric = keys
-        parts = (task, kind, recipe, preset, metric, str(fingerprint)[:6])
+        task, protocol, recipe, preset, _, fingerprint, *_, metric = keys
+        parts = (task, protocol, recipe, preset, metric, str(fingerprint)[:6])
         found.append((re.sub("[^a-z0-9]+", "-", "-".join(filter(None, parts)).lower()), group))
     return found
 
@@ -205,16 +201,18 @@ def _series_of(group: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     for init in sorted({*group["init"]}, key=_init_place):
         rows: list[list[pd.DataFrame]] = []
         for _, of_size in group[group["init"] == init].groupby(["size", "blocks"], sort=True, dropna=False):
-            for k, (_, like) in enumerate(of_size.groupby(["backbone", "weights", "protocol_id"], sort=True)):
+            for k, (_, like) in enumerate(of_size.groupby(["backbone", "weights", "settings_id"], sort=True)):
                 if k == len(rows):
                     rows.append([])
                 rows[k].append(like)
-        found += [(init, _title(init) + (f" ({k + 1})" if k else ""), pd.concat(parts)) for k, parts in enumerate(rows)]
+        found += [
+            (init, init_title(init) + (f" ({k + 1})" if k else ""), pd.concat(parts)) for k, parts in enumerate(rows)
+        ]
     return found
 
 
 def _mean(rows: pd.DataFrame) -> tuple[float, float, int]:
-    """Mean, standard deviation and number over seeds and draws, each counted once: as `tables.run_cell`."""
+    """Mean, standard deviation and number over seeds and draws, each counted once."""
     values = _once(rows)["value"]
     return float(values.mean()), float(values.std(ddof=1)), len(values)
 
@@ -234,12 +232,15 @@ def _renamed(series: Series, shown: dict[str, str]) -> Series:
 
 def _published(run: pd.Series) -> list[tuple[str, str, pd.DataFrame]]:
     """(initialisation, source, rows) of the published numbers that runs like this one are comparable with."""
-    benchmark = {**BENCHMARK_DATA, **TITLES}.get(run["task"])
-    if run["preset"] != "full" or run["data"] != benchmark:
+    if run["preset"] != "full" or not run["benchmark"] or run["data"] != run["benchmark"]:
         return []
     quoted = read_published()
-    same = (quoted["task"] == run["task"]) & (quoted["metric"] == run["metric"]) & (quoted["protocol"] == run["kind"])
+    same = (
+        (quoted["task"] == run["task"]) & (quoted["metric"] == run["metric"]) & (quoted["protocol"] == run["protocol"])
+    )
     same &= quoted["recipe"].isin(["", run["recipe"]])
+    for column in ("task", "metric", "protocol"):
+        same &= quoted[column] == run[column]
     groups = quoted[same].groupby(["init", "source"], sort=True)
     found = [(str(init), str(source), rows) for (init, source), rows in groups]
     return sorted(found, key=lambda item: (_init_place(item[0]), item[1]))
@@ -247,12 +248,8 @@ def _published(run: pd.Series) -> list[tuple[str, str, pd.DataFrame]]:
 
 def _about(group: pd.DataFrame) -> str:
     run = group.iloc[0]
-    what = " ".join(filter(None, (run["task"], run["kind"])))
+    what = " ".join(filter(None, (run["task"], run["protocol"])))
     return f"{what}, {run['preset']}, {run['data']}, recipe {run['recipe']}"
-
-
-def _title(init: str) -> str:
-    return INIT_TITLES.get(init, init)
 
 
 def _init_place(init: str) -> tuple[int, str]:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mae_transfer.config.schedule import Schedule
 from mae_transfer.config.sections import ScheduleConfig
-from mae_transfer.engine.schedule import Schedule
 from mae_transfer.results.plots.figure import Plot, Series
-from mae_transfer.results.tables.build import METRICS
 
 POINTS = 240
 """Of a learning-rate curve."""
@@ -46,9 +45,8 @@ def metric_plot(record: Mapping[str, Any]) -> Plot | None:
     evaluations = [(line["epoch"], line["eval"]) for line in history if line.get("eval")]
     if history:
         evaluations.append((history[-1]["epoch"], record["metrics"]))
-    task = record["task"]
-    names = METRICS.get(task, {"top1": "top-1"})
-    if task == "pretrain":
+    names = {report["key"]: report["title"] for report in record["reports"] if report["main"]}
+    if not record["transfers"] or not names:
         names = {name: name for _, metrics in evaluations for name in metrics}
     found = []
     for name, title in names.items():
@@ -65,17 +63,17 @@ def schedule_plot(record: Mapping[str, Any]) -> Plot | None:
 
     Where layers have rates of their own this is the largest, that of the head.
     """
-    protocol, total = record["settings"], record.get("steps") or 0
+    settings, total = record["settings"], record.get("steps") or 0
     keys = {name: f"schedule.{name}" for name in ScheduleConfig.model_fields}
     images = record["data"].get("train_images")
-    if total < 2 or not images or not {*keys.values(), "optim.lr", "train.global_batch"} <= protocol.keys():
+    if total < 2 or not images or not {*keys.values(), "optim.lr", "train.global_batch"} <= settings.keys():
         return None
-    config = ScheduleConfig(**{name: protocol[key] for name, key in keys.items()})
-    per_epoch = images / protocol["train.global_batch"]
+    config = ScheduleConfig(**{name: settings[key] for name, key in keys.items()})
+    per_epoch = images / settings["train.global_batch"]
     warmup = config.warmup_steps if config.warmup_steps is not None else config.warmup_epochs * per_epoch
     schedule = Schedule(total, float(warmup), config)
     at = sorted({round(i * (total - 1) / (POINTS - 1)) for i in range(POINTS)})
-    rates = tuple(protocol["optim.lr"] * schedule.factor(step) for step in at)
+    rates = tuple(settings["optim.lr"] * schedule.factor(step) for step in at)
     found = [Series("by the recipe", tuple((step + 1) / per_epoch for step in at), rates)]
     lines = [line for line in record.get("history") or [] if line.get("lr") is not None]
     if lines:

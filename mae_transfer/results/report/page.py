@@ -2,8 +2,9 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -24,15 +25,20 @@ RUN_HEADS = (
 
 
 def make_page(
-    records: Sequence[RunRecord], left_out: Sequence[str], *, picture_bytes: int, control: str | None = None
+    records: Sequence[RunRecord],
+    left_out: Sequence[str],
+    *,
+    picture_bytes: int,
+    control: str | None = None,
+    descriptions: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The HTML of all records (`find_records`); `left_out` names what was found and could not be counted.
 
     picture_bytes: the most that pictures may take, as they are in the page.
-    control: as of `tables.build_tables`.
+    control, descriptions: as of `tables.build_tables`.
     """
     warnings: list[str] = []
-    tables = build_tables(records, control=control, warnings=warnings)
+    tables = build_tables(records, control=control, descriptions=descriptions, warnings=warnings)
     runs = [read_run(record, number) for number, record in enumerate(records, 1)]
     notes = [*_add_curves(runs), *_add_pictures(runs, picture_bytes)]
     plots = [page_svg(plot, f"p{number}-") for number, plot in enumerate(comparison_plots(records), 1)]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.errors import UserError
+from mae_transfer.results.names import init_title
 from mae_transfer.results.plots.curves import curve_plots
 from mae_transfer.results.plots.figure import Plot
-from mae_transfer.results.tables.build import INIT_TITLES, METRICS
 from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.run_folder.pictures import StoredPicture, read_pictures
 
@@ -45,8 +45,8 @@ class Run:
         metric, value = self.headline or ("-", None)
         seconds, memory = record.get("wall_seconds"), record.get("peak_memory_bytes")
         return [
-            (" ".join(filter(None, (record["task"], _kind(record)))), None),
-            (INIT_TITLES.get(backbone["init"], backbone["init"]), None),
+            (" ".join(filter(None, (record["task"], _row(record)))), None),
+            (init_title(backbone["init"]), None),
             (backbone["name"], None),
             (record["data"]["name"], None),
             (record["preset"], None),
@@ -66,7 +66,7 @@ class Run:
             ("run", record["run_id"]),
             ("finished", record.get("finished")),
             ("recipe", record["settings"].get("recipe")),
-            ("protocol id", record["settings_id"]),
+            ("settings id", record["settings_id"]),
             ("seed", record["seed"]),
             ("weights", backbone.get("checkpoint") or backbone.get("weights")),
             ("weights fingerprint", backbone.get("fingerprint")),
@@ -109,7 +109,7 @@ class Run:
 def read_run(record: Mapping[str, Any], number: int) -> Run:
     """`number` makes the anchor; what is wrong with a file of the folder becomes a warning on the page."""
     backbone = record["backbone"]
-    name = " · ".join(filter(None, (record["task"], _kind(record), backbone["name"], f"seed {record['seed']}")))
+    name = " · ".join(filter(None, (record["task"], _row(record), backbone["name"], f"seed {record['seed']}")))
     run = Run(f"run-{number}", name, headline(record), record, [], [], [], None)
     steps: list[dict[str, Any]] = []
     if record.get("folder"):
@@ -126,16 +126,24 @@ def read_run(record: Mapping[str, Any], number: int) -> Run:
     if skipped:
         names = ", ".join(map(str, skipped[:10])) + (" and others" if len(skipped) > 10 else "")
         run.warnings.append(f"{len(skipped)} images could not be decoded and were skipped: {names}")
-    run.plots = curve_plots(record, steps)
+    overlap = record["data"].get("overlap")
+    if overlap:
+        run.warnings.append(f"{overlap} val images are training images too")
+    try:
+        run.plots = curve_plots(record, steps)
+    except (KeyError, TypeError, ValueError) as error:
+        run.warnings.append(f"no curves: {folder_of(record)}/metrics.jsonl or its record holds odd values ({error})")
     return run
 
 
+def folder_of(record: Mapping[str, Any]) -> str:
+    return str(record.get("folder") or f"run {record['run_id']}")
+
+
 def headline(record: Mapping[str, Any]) -> tuple[str, float] | None:
-    """The metric that a run is judged by; of a pre-training the first that it has."""
-    names = METRICS.get(record["task"], {"top1": "top-1"})
-    if record["task"] == "pretrain":
-        names = {name: name for name in ("knn_top1", *record["metrics"])}
-    for name, title in names.items():
+    """The metric that a run is judged by: the first main one that it has, else the first that it has."""
+    names = {report["key"]: report["title"] for report in record["reports"] if report["main"]}
+    for name, title in (names | {name: name for name in record["metrics"] if name not in names}).items():
         if record["metrics"].get(name) is not None:
             return title, record["metrics"][name]
     return None
@@ -156,12 +164,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _kind(record: Mapping[str, Any]) -> str:
-    protocol = record["settings"]
-    blocks = protocol.get("model.blocks")
-    return str(protocol.get("protocol") or protocol.get("method") or "") + (
-        f" {blocks:g} blocks" if isinstance(blocks, (int, float)) else ""
-    )
+def _row(record: Mapping[str, Any]) -> str:
+    """Protocol or method, with the number of blocks."""
+    blocks = record["settings"].get("model.blocks")
+    return str(record["row"]["name"]) + (f" {blocks:g} blocks" if isinstance(blocks, (int, float)) else "")
 
 
 def _logged(path: Path) -> list[str]:

@@ -1,11 +1,10 @@
 """What the runs of a table cost."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from mae_transfer.results.tables.differences import Row
+from mae_transfer.results.tables.block import Block
 from mae_transfer.results.tables.table import MISSING, Cell, Table
 
 NOTE = (
@@ -16,10 +15,10 @@ NOTE = (
 HEAD = ("runs", "GPU-hours", "CPU-hours", "peak memory (GiB)", "parameters (M)", "encoder GFLOPs")
 
 
-def cost_table(title: str, first: str, sections: Sequence[Sequence[Row]], name: Callable[[Any], str]) -> Table | None:
-    """A row for each set of like runs; None where there are no runs. `name`: of the place of a row where they stand."""
+def cost_table(block: Block) -> Table | None:
+    """A row for each set of comparable runs; None where there are no runs."""
     rows = []
-    for row in (row for section in sections for row in section):
+    for row in (row for section in block.sections for row in block.runs_of(section)):
         for where, group in row.places.items():
             runs = [run for _, run in sorted(group.runs.items())]
             hours = {
@@ -34,8 +33,8 @@ def cost_table(title: str, first: str, sections: Sequence[Sequence[Row]], name: 
                 _mean([run["parameters"] for run in runs], 1e6),
                 _mean([run["encoder_flops"] for run in runs], 1e9),
             )
-            rows.append((f"{row.label}, {name(where)}", cells))
-    return Table(title, NOTE, (first, *HEAD), tuple(rows)) if rows else None
+            rows.append((f"{row.label}, {block.place_title(where)}", cells))
+    return Table(f"{block.title}: costs", NOTE, (block.first, *HEAD), tuple(rows)) if rows else None
 
 
 def _mean(values: Sequence[float], unit: float) -> Cell:

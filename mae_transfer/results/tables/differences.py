@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from mae_transfer.errors import UserError
-from mae_transfer.results.comparable_runs import LikeRuns, changes
+from mae_transfer.results.comparable_runs import ComparableRuns, changes
+from mae_transfer.results.names import init_title
 from mae_transfer.results.statistics import Interval, accuracy_interval, miou_interval, t_interval
+from mae_transfer.results.tables.block import Block, Place, Row
 from mae_transfer.results.tables.table import MISSING, Cell, Table
 from mae_transfer.run_folder.per_image import Arrays, dense, read_per_image, same_images
 
@@ -27,21 +29,6 @@ NOTE = (
 
 
 @dataclass
-class Row:
-    """A row of a table: its place (a size, or a number of blocks) -> the like runs that stand there."""
-
-    label: str
-    places: Mapping[Any, LikeRuns]
-
-
-@dataclass(frozen=True)
-class Column:
-    head: str
-    metric: str
-    place: Any
-
-
-@dataclass
 class Comparison:
     """What to compare with, the per-image results read so far, and what was wrong with some."""
 
@@ -49,11 +36,11 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
     _read: dict[str, Arrays | None] = field(default_factory=dict)
 
-    def controls(self, task: str) -> tuple[str, ...]:
-        """Initialisations that may be the control, the best first."""
+    def controls(self, of_task: Sequence[str]) -> list[str]:
+        """Initialisations that may be the control, the best first: the one asked for, else those of the task."""
         if self.control is not None:
-            return (self.control,)
-        return ("random",) if task == "imagenet" else (*SUPERVISED, "random")
+            return [self.control]
+        return [init for control in of_task for init in (SUPERVISED if control == "sup" else (control,))]
 
     def images(self, run: Mapping[str, Any]) -> Arrays | None:
         """The per-image results of a run, None if it has none that can be used."""
@@ -69,27 +56,19 @@ class Comparison:
         return self._read[folder]
 
 
-def difference_table(
-    title: str,
-    first: str,
-    sections: Sequence[Sequence[Row]],
-    columns: Sequence[Column],
-    titles: Mapping[str, str],
-    task: str,
-    comparison: Comparison,
-) -> Table | None:
+def difference_table(block: Block, comparison: Comparison) -> Table | None:
     """The rows of each section against its control; None where no section has a control and another run to compare."""
     rows, notes = [], list[str]()
-    for section in sections:
+    for section in map(block.runs_of, block.sections):
         groups = [group for row in section for group in row.places.values()]
-        control = next((c for c in comparison.controls(task) if any(g.init == c for g in groups)), None)
+        control = next((c for c in comparison.controls(block.controls) if any(g.init == c for g in groups)), None)
         for row in section:
             others = {place: group for place, group in row.places.items() if group.init != control}
             if control is None or not others:
                 continue
             found = {place: _control(section, place, control, group) for place, group in others.items()}
             cells, said = [], list[str]()
-            for column in columns:
+            for column in block.columns:
                 against = found.get(column.place)
                 cells.append(
                     MISSING if against is None else difference(others[column.place], against, column.metric, comparison)
@@ -101,22 +80,22 @@ def difference_table(
                     said.append(f"{_title(place)}: no seed that both have")
             if all(cell is MISSING for cell in cells) and not said:
                 continue
-            label = f"{row.label} − {titles.get(control, control)}"
+            label = f"{row.label} − {init_title(control)}"
             if said:
                 notes.append(f"[d{len(notes) + 1}] unlike its control in {'; '.join(said)}.")
                 label += f" [d{len(notes)}]"  # the label has the number of its own table's footnote already
             rows.append((label, tuple(cells)))
-    head = (first, *(column.head for column in columns))
-    return Table(title, NOTE, head, tuple(rows), tuple(notes)) if rows else None
+    head = (block.first, *(column.head for column in block.columns))
+    return Table(f"{block.title}: differences", NOTE, head, tuple(rows), tuple(notes)) if rows else None
 
 
-def _control(section: Sequence[Row], place: Any, control: str, group: LikeRuns) -> LikeRuns | None:
-    """At this place the control's runs of the same protocol, else its first ones."""
+def _control(section: Sequence[Row], place: Place, control: str, group: ComparableRuns) -> ComparableRuns | None:
+    """At this place the control's runs of the same settings, else its first ones."""
     there = [row.places[place] for row in section if place in row.places and row.places[place].init == control]
-    return next((g for g in there if g.protocol_id == group.protocol_id), there[0] if there else None)
+    return next((g for g in there if g.settings_id == group.settings_id), there[0] if there else None)
 
 
-def difference(group: LikeRuns, control: LikeRuns, metric: str, comparison: Comparison) -> Cell:
+def difference(group: ComparableRuns, control: ComparableRuns, metric: str, comparison: Comparison) -> Cell:
     """'+2.4 [+1.8, +3.0]* (n=3)', '+2.4 [+0.9, +3.9]* (images)', '+2.4 (n=1)', or '-' without a pair."""
     of_group, of_control = group.of(metric), control.of(metric)
     pairs = sorted(of_group.keys() & of_control.keys())
@@ -158,5 +137,5 @@ def _signed(value: float) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
-def _title(place: Any) -> str:
+def _title(place: Place) -> str:
     return f"{place:g} blocks" if isinstance(place, float) else str(place)

@@ -28,14 +28,21 @@ def markdown(tables: Sequence[Table]) -> str:
 
 def _markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(_one_line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(cells)} |"
 
-    lines = [f"## {_one_line(table.title)}", ""]
+    lines = [f"## {_escape_markdown(table.title)}", ""]
     lines += [table.note, ""] if table.note else []
-    lines += [line(table.head), "|---|" + "---:|" * (len(table.head) - 1)]
-    lines += [line([label, *(cell.text for cell in cells)]) for label, cells in table.rows]
-    lines += ["", *(_one_line(note) for note in table.footnotes)] if table.footnotes else []
+    lines += [line([_escape_markdown(head) for head in table.head]), "|---|" + "---:|" * (len(table.head) - 1)]
+    for label, cells in table.rows:  # a cell with a value is a number of our own writing, such as <0.01
+        texts = [cell.text if cell.value is not None else _escape_markdown(cell.text) for cell in cells]
+        lines.append(line([_escape_markdown(label), *texts]))
+    lines += ["", *map(_escape_markdown, table.footnotes)] if table.footnotes else []
     return "\n".join([*lines, ""])
+
+
+def _escape_markdown(text: str) -> str:
+    """A name of somebody else's must not open a cell, a link, code or HTML."""
+    return re.sub(r"([|`<\\])", r"\\\1", _one_line(text))
 
 
 def latex(tables: Sequence[Table]) -> str:
@@ -71,7 +78,7 @@ def _escape_latex(text: str) -> str:
 
 
 def html_page(tables: Sequence[Table]) -> str:
-    """One plain page, without script or style; `tools/make_report.py` makes the one to read."""
+    """One plain page, without script or style; the report is the one to read."""
     parts = ['<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>mae_transfer: results</title>']
     for table in tables:
         heads = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in table.head)

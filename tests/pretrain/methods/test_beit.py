@@ -11,9 +11,9 @@ from support.pretraining import resolve_pretrain
 from torch import Tensor
 
 from mae_transfer.backbones.load import load_backbone
+from mae_transfer.config.schedule import make_schedule
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.rng import seed_for_model
-from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.methods import beit
 from mae_transfer.pretrain.tokenizers.dalle import DalleTokenizer

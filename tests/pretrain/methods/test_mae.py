@@ -9,9 +9,9 @@ from support.mae_reference import loss_of, patches_of, predict, sin_cos
 from support.pretraining import resolve_pretrain
 from torch import Tensor
 
+from mae_transfer.config.schedule import make_schedule
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.rng import seed_for_model
-from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.pretrain.methods import mae
 
 TINY = ("data.image_size=32", "model.decoder_depth=2", "model.decoder_width=32", "model.decoder_heads=4")

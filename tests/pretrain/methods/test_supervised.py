@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as vision
 
 from mae_transfer.backbones.load import load_backbone
+from mae_transfer.config.schedule import make_schedule
 from mae_transfer.data.augment import make_randaugment, seeded_globals
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.rng import seed_for_model
-from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.methods import supervised
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint

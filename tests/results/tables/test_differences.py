@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from scipy import stats
 from support.records import described
+from support.tables import build_tables, make_tables
 
 from mae_transfer.errors import UserError
 from mae_transfer.results.long_table import COLUMNS, long_table
-from mae_transfer.results.tables.build import build_tables, make_tables
 from mae_transfer.results.tables.render import FORMATS
 from mae_transfer.run_folder import per_image
 from mae_transfer.run_folder.schema import SCHEMA

@@ -17,8 +17,8 @@ from mae_transfer.backbones import registry
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.backbones.timm_vit import build
 from mae_transfer.backbones.vit import ViTEncoder
+from mae_transfer.config.schedule import make_schedule
 from mae_transfer.engine.optim import param_groups
-from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.model import build_upernet, pixel_loss

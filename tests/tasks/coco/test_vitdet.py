@@ -31,8 +31,8 @@ from torchvision.models.detection._utils import BoxCoder
 
 from mae_transfer.adapters.norm import ChannelNorm
 from mae_transfer.adapters.simple_pyramid import SimplePyramid
+from mae_transfer.config.schedule import make_schedule
 from mae_transfer.engine.optim import param_groups
-from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.detector.cascade import BOX_WEIGHTS, CascadeRoIHeads

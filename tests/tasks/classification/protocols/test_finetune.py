@@ -15,8 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mae_transfer.backbones.load import load_backbone
+from mae_transfer.config.schedule import make_schedule
 from mae_transfer.engine.optim import param_groups
-from mae_transfer.engine.schedule import make_schedule
 from mae_transfer.errors import UserError
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.classification.config import ClassificationConfig

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from mae_transfer.config.schedule import make_schedule
 from mae_transfer.config.sections import OptimConfig, ScheduleConfig
 from mae_transfer.engine.optim import build_optimizer, set_lr
-from mae_transfer.engine.schedule import make_schedule
 
 
 def problem():

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from mae_transfer.config.schedule import lr_factor, make_schedule
 from mae_transfer.config.sections import ScheduleConfig
-from mae_transfer.engine.schedule import lr_factor, make_schedule
 from mae_transfer.errors import UserError
 
 # Values of fvcore 0.1.5.post20221221 (CompositeParamScheduler over CosineParamScheduler, MultiStepParamScheduler and

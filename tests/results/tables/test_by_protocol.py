@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from support.records import described
+from support.tables import make_tables
 
-from mae_transfer.results.tables.build import make_tables, read_published
+from mae_transfer.results.published import read_published
 from mae_transfer.run_folder.schema import SCHEMA
 
 COUNT = itertools.count()

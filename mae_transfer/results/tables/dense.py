@@ -1,0 +1,39 @@
+"""The blocks of a task without protocols: a table for each recipe, data set and preset."""
+
+import pandas as pd
+
+from mae_transfer.results.names import PRESET_NOTES, PRESETS
+from mae_transfer.results.tables.block import Block
+from mae_transfer.results.tables.by_size import Section, block_by_size
+from mae_transfer.results.tables.described import TaskTables
+
+
+def dense_blocks(task: TaskTables, published: pd.DataFrame) -> list[Block]:
+    """Each recipe on the benchmark, then other data sets and presets.
+
+    The published numbers of a recipe stand in the table of its full runs on the whole benchmark, which is there even
+    while no run is.
+    """
+    runs, metrics, found = task.shown(""), task.metrics(""), list[Block]()
+    if not metrics:
+        return []
+
+    def block(title: str, note: str, group: pd.DataFrame, quoted: pd.DataFrame) -> Block:
+        return block_by_size(title, note, [Section(group, quoted)], metrics, task.controls)
+
+    whole = task.on_benchmark(runs)
+    for recipe, group in runs[whole].groupby("recipe", sort=True):
+        quoted = published[published["recipe"].isin(["", recipe])]
+        found.append(block(f"{task.title}: {task.benchmark}, recipe {recipe}", "", group, quoted))
+    for recipe, quoted in published.groupby("recipe", sort=True):
+        if recipe in set(runs[whole]["recipe"]) or (not recipe and whole.any()):
+            continue
+        which = f", recipe {recipe!s}" if recipe else ""
+        title = f"{task.title}: {task.benchmark}{which} (no full run recorded yet)"
+        found.append(block(title, "", runs.iloc[:0], quoted))
+    for preset in PRESETS:
+        others = runs[(runs["preset"] == preset) & ~whole]
+        for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):
+            title = f"{task.title}, {preset}: {data}, recipe {recipe}"
+            found.append(block(title, PRESET_NOTES[preset], group, published.iloc[:0]))
+    return found

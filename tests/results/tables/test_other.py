@@ -1,0 +1,95 @@
+"""A record of an unknown task, protocol or metric: each is said on standard error, none is lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.records import described
+
+from mae_transfer.cli.tables import main
+
+SETTINGS = {"recipe": "r", "optim.lr": 1e-4}
+
+
+def put(
+    folder: Path, name: str, task: str, metrics: dict[str, float], settings: dict[str, object], **change: object
+) -> None:
+    record = {
+        **described(task, settings),
+        **{"schema": 3, "run_id": name, "preset": "mini", "seed": 0, "metrics": metrics},
+        "backbone": {"name": "mae_vit_b", "init": "mae", "size": "b", "fingerprint": "w"},
+        "data": {"name": "my set", "fingerprint": "f"},
+        **change,
+    }
+    (folder / name).mkdir(parents=True)
+    (folder / name / "record.json").write_text(json.dumps(record))
+
+
+def tables(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
+    assert main(["--runs", str(folder), "--output", str(folder / "tables.md")]) == 0
+    printed = capsys.readouterr()
+    return printed.out, printed.err.splitlines()
+
+
+def test_an_unknown_task_of_an_old_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "a", "coco", {"box_AP": 40.0, "mask_AP": 30.0}, SETTINGS)
+    record = json.loads((tmp_path / "a" / "record.json").read_text())
+    old = {key: record[key] for key in ("run_id", "preset", "seed", "backbone", "data")}
+    old |= {"schema": 2, "task": "depth", "metrics": {"rmse": 3.25}, "run_id": "b"}
+    old |= {"protocol": record["settings"], "protocol_id": record["settings_id"]}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "record.json").write_text(json.dumps(old))
+    out, err = tables(tmp_path, capsys)
+    assert f"warning: {tmp_path}/b: its record does not describe the task depth" in "\n".join(err)
+    assert "| depth mae_vit_b seed 0 | mini | my set | rmse 3.25 |" in out.split("## Other runs")[1]
+    assert "| MAE | 40.0 (n=1) |" in out
+
+
+def test_an_unknown_metric_stands_in_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "a", "ade20k", {"mIoU": 40.0, "boundary_F1": 55.5, "IoU/wall": 3.0}, SETTINGS)
+    out, err = tables(tmp_path, capsys)
+    assert "does not describe the metric boundary_F1;" in "\n".join(err)
+    assert "| ade20k mae_vit_b seed 0 | mini | my set | boundary_F1 55.5 |" in out
+    assert "| MAE | 40.0 (n=1) |" in out
+
+
+def test_an_unknown_protocol_has_its_row_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "a", "folder", {"top1": 40.0}, SETTINGS | {"protocol": "knn"})
+    row = {"name": "mean_head", "frozen": True, "rank": 9}
+    put(tmp_path, "b", "folder", {"top1": 50.0}, SETTINGS | {"protocol": "knn"}, row=row)
+    out, err = tables(tmp_path, capsys)
+    assert f"warning: {tmp_path}/b: the task folder here has no protocol mean_head; its row stands last" in err
+    assert out.index("| knn, MAE | 40.0 (n=1) |") < out.index("| mean_head, MAE | 50.0 (n=1) |")
+    assert "Other runs" not in out
+
+
+def test_a_task_of_another_package_that_describes_itself_has_tables_like_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = [{"key": "rmse", "title": "RMSE", "better": "lower", "unit": "m", "main": True, "group": ""}]
+    own = {"task": "depth", "title": "Depth", "reports": reports, "benchmark": None, "controls": ["random"]}
+    for seed, (mae, random) in enumerate([(3.0, 4.0), (3.2, 4.1), (3.1, 4.3)]):
+        put(tmp_path, f"m{seed}", "coco", {"rmse": mae}, SETTINGS, **own, seed=seed)
+        backbone = {"name": "random_vit_b", "init": "random", "size": "b", "fingerprint": None}
+        put(tmp_path, f"r{seed}", "coco", {"rmse": random}, SETTINGS, **own, seed=seed, backbone=backbone)
+    out, err = tables(tmp_path, capsys)
+    assert not [line for line in err if line.startswith("warning")]
+    block = out.split("## Depth, mini: my set, recipe r\n")[1]
+    assert "| initialisation | RMSE B (lower is better) |" in block
+    assert "| MAE | 3.1 ± 0.1 (n=3) |" in block
+    assert "| MAE − random | −1.0 " in out.split("## Depth, mini: my set, recipe r: differences\n")[1]
+
+
+def test_odd_images_have_a_footnote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"name": "my set", "fingerprint": "f", "skipped_files": ["a.jpg", "b.jpg"], "overlap": 7}
+    put(tmp_path, "a", "coco", {"box_AP": 40.0, "mask_AP": 30.0}, SETTINGS, data=data)
+    out, _ = tables(tmp_path, capsys)
+    assert "1 of 1 runs skipped images that could not be decoded (2)." in out
+    assert "1 of 1 runs were evaluated on val images that are training images too (7)." in out
+
+
+def test_names_cannot_break_out_of_their_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"name": "a|b\n## c `x` <b>", "fingerprint": "f"}
+    put(tmp_path, "a", "coco", {"box_AP": 40.0, "mask_AP": 30.0}, SETTINGS, data=data)
+    out, _ = tables(tmp_path, capsys)
+    assert "## COCO, mini: a\\|b ## c \\`x\\` \\<b>, recipe r" in out
