@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: help setup demo test lint slow clean
+.PHONY: help setup demo test quick lint slow clean
 
 help:
 	@echo "make demo   COCO transfer of mae_vit_l, smoke preset, on generated images; prints the AP table"
 	@echo "make test   lint, types and the test suite"
+	@echo "make quick  the tests that take seconds, for daily work (under 4 minutes)"
 	@echo "make slow   the long tests: real-size learning and resume checks"
 	@echo "make clean  remove .venv and the demo's runs"
 
@@ -27,12 +28,16 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	[ ! -x $(VENV)/bin/lint-imports ] || $(VENV)/bin/lint-imports  # it needs Python 3.11
 
 # Browser tests of the report want Debian's Chromium; they are skipped, with that reason, where there is none.
 test: lint
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "no Chromium: browser tests are skipped"
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+quick: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow and not process and not reference"
 
 slow: setup
 	$(PY) -m pytest -m slow

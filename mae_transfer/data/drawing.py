@@ -5,18 +5,14 @@ after the metrics, so a run's numbers are the same with pictures and without.
 """
 
 import colorsys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
-
-from mae_transfer.engine.evaluation import evaluating
+from torch import Tensor
 
 SIDE = 448
 """Longer side in pixels of a panel."""
@@ -24,13 +20,6 @@ GAP = 6
 BACKGROUND, INK = (32, 38, 45), (255, 255, 255)
 RIGHT, WRONG = (64, 200, 120), (240, 100, 90)
 Colour = tuple[int, int, int]
-
-
-@contextmanager
-def drawing(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, and no compilation for the few batches of other shapes."""
-    with evaluating(model), torch.compiler.set_stance("force_eager"):
-        yield
 
 
 @cache

@@ -36,6 +36,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+@contextmanager
+def drawing(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, and no compilation for the few batches of other shapes."""
+    with evaluating(model), torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def evaluation_batches(
     dataset: EvalDataset,
     *,

@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from mae_transfer.backbones.checkpoints.fixed_position import table
 from mae_transfer.backbones.lean_mlp import LeanMlp
 from mae_transfer.backbones.vit import ViTEncoder
-from mae_transfer.data.drawing import drawing
 from mae_transfer.engine.distributed import on_rank_zero
+from mae_transfer.engine.evaluation import drawing
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain import pictures
 from mae_transfer.pretrain.config import MaeConfig

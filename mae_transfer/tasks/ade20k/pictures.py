@@ -11,7 +11,6 @@ from mae_transfer.data.drawing import (
     INK,
     class_colour,
     cut,
-    drawing,
     font,
     headed,
     scaled_size,
@@ -19,6 +18,7 @@ from mae_transfer.data.drawing import (
     stacked,
 )
 from mae_transfer.data.images import choose_subset
+from mae_transfer.engine.evaluation import drawing
 from mae_transfer.run_folder.pictures import Picture
 from mae_transfer.tasks.ade20k.data import Ade20kEval
 from mae_transfer.tasks.ade20k.transforms import IGNORE

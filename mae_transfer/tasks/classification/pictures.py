@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 from torch import nn
 
-from mae_transfer.data.drawing import RIGHT, WRONG, Colour, drawing, headed, side_by_side, stacked, to_image
+from mae_transfer.data.drawing import RIGHT, WRONG, Colour, headed, side_by_side, stacked, to_image
 from mae_transfer.data.images import choose_subset
+from mae_transfer.engine.evaluation import drawing
 from mae_transfer.run_folder.pictures import Picture
 from mae_transfer.tasks.classification.data import Batch, ClassificationEval
 

@@ -7,8 +7,9 @@ from faster_coco_eval.core import mask as rle
 from PIL import Image, ImageDraw
 from torch import nn
 
-from mae_transfer.data.drawing import blend, class_colour, drawing, font, headed, scaled_size, side_by_side
+from mae_transfer.data.drawing import blend, class_colour, font, headed, scaled_size, side_by_side
 from mae_transfer.data.images import choose_subset
+from mae_transfer.engine.evaluation import drawing
 from mae_transfer.run_folder.pictures import Picture
 from mae_transfer.tasks.coco.annotations import ObjectRecord
 from mae_transfer.tasks.coco.data import CocoEval

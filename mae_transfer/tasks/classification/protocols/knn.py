@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from mae_transfer.data.drawing import RIGHT, WRONG, drawing, side_by_side, to_image
+from mae_transfer.data.drawing import RIGHT, WRONG, side_by_side, to_image
+from mae_transfer.engine.evaluation import drawing
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.pictures import Picture
 from mae_transfer.tasks.classification.config import ClassificationConfig
