@@ -8,13 +8,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.errors import EXIT_DONE, UserError
+from mae_transfer.suites.launcher import LAUNCHERS, Launcher, Options, launcher_card
 
 if TYPE_CHECKING:
-    from mae_transfer.suites.local import Launcher
     from mae_transfer.suites.plan import SuiteRun
 
 EXAMPLES = """\
@@ -59,9 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--launcher",
-        choices=["local", "slurm", "submitit-local"],
-        default="local",
-        help="this machine (default), SLURM through submitit, or submitit's stand-in for it on this machine",
+        choices=[card.name for card in LAUNCHERS],
+        default=LAUNCHERS[0].name,
+        help="; ".join(f"{card.name}: {card.about}" for card in LAUNCHERS),
     )
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one for each GPU, 1 on a CPU, all on SLURM")
     parser.add_argument(
@@ -110,8 +110,9 @@ def run(args: argparse.Namespace) -> int:
         steps = {run.place.path: run.config.schedule.steps for run in runs}
         print(matrix())
         return EXIT_DONE
-    visible = visible_gpus(runs) if args.launcher == "local" else []
-    gpus = args.gpus if args.gpus is not None else int(bool(visible) or args.launcher == "slurm")
+    card = launcher_card(args.launcher)
+    visible = visible_gpus(runs) if card.here else []
+    gpus = args.gpus if args.gpus is not None else 1 if visible else card.gpus
     steps = check_runs([run for run in runs if not run.place.record.exists()], max(1, gpus) * args.nodes)
     if args.dry_run:
         import shlex
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         print(matrix(), end="\n\n")
         for run in runs:
             if not run.place.record.exists():
-                command = run.command(resume=run.place.begun, processes=max(1, gpus) if args.launcher == "local" else 1)
+                command = run.command(resume=run.place.begun, processes=max(1, gpus) if card.here else 1)
                 print(f"# {run.title}\n{shlex.join(command)}")
         return EXIT_DONE
     launcher = make_launcher(args, output, gpus, visible, slurm)
@@ -139,32 +140,25 @@ def run(args: argparse.Namespace) -> int:
 
 def make_launcher(
     args: argparse.Namespace, output: Path, gpus: int, visible: Sequence[str], slurm: dict[str, str]
-) -> "Launcher":
+) -> Launcher:
     """The launcher that the options ask for; UserError if it cannot be had."""
-    if args.launcher == "local":
-        if args.nodes > 1:
-            raise UserError("--nodes is for --launcher slurm")
-        from mae_transfer.suites.local import LocalLauncher
-
-        return LocalLauncher(jobs=args.jobs, gpus=gpus, visible=visible)
-    from mae_transfer.suites.cluster import ClusterLauncher
-    from mae_transfer.suites.state import FOLDER
-
-    options: dict[str, Any] = {
-        "name": args.suite.stem,
-        "timeout_min": args.slurm_minutes,
-        "nodes": args.nodes,
-        "tasks_per_node": max(1, gpus),
-        "gpus_per_node": gpus,
-    }
-    if args.launcher == "submitit-local":
-        return ClusterLauncher("local", output / FOLDER, jobs=args.jobs or 1, options=options)
-    if args.slurm_partition is not None:
-        options["slurm_partition"] = args.slurm_partition
     import yaml
 
-    options |= {key: yaml.safe_load(value) for key, value in slurm.items()}
-    return ClusterLauncher("slurm", output / FOLDER, jobs=args.jobs, options=options)
+    from mae_transfer.suites.state import FOLDER
+
+    return launcher_card(args.launcher).make(
+        Options(
+            name=args.suite.stem,
+            folder=output / FOLDER,
+            jobs=args.jobs,
+            gpus=gpus,
+            nodes=args.nodes,
+            minutes=args.slurm_minutes,
+            partition=args.slurm_partition,
+            visible=visible,
+            slurm={key: yaml.safe_load(value) for key, value in slurm.items()},
+        )
+    )
 
 
 def visible_gpus(runs: Sequence["SuiteRun"]) -> list[str]:

@@ -17,7 +17,7 @@ from mae_transfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from mae_transfer.suites.state import RunPlace, is_locked, last_line
 
 if TYPE_CHECKING:
-    from mae_transfer.suites.local import Job
+    from mae_transfer.suites.launcher import Job, Options
     from mae_transfer.suites.plan import SuiteRun
 
 ENDED_BY_THE_CLUSTER = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REQUEUED")
@@ -143,3 +143,26 @@ class ClusterLauncher:
         jobs = [ClusterJob(job, run.place, start) for job, (run, _), start in zip(submitted, runs, starts, strict=True)]
         self._active += jobs
         return list(jobs)
+
+
+def slurm_launcher(options: "Options") -> ClusterLauncher:
+    """The launcher `slurm` of the command line: a node's task for each GPU."""
+    asked = _asked_of_submitit(options) | dict(options.slurm or {})
+    if options.partition is not None:
+        asked.setdefault("slurm_partition", options.partition)
+    return ClusterLauncher("slurm", options.folder, jobs=options.jobs, options=asked)
+
+
+def stand_in_launcher(options: "Options") -> ClusterLauncher:
+    """The launcher `submitit-local` of the command line."""
+    return ClusterLauncher("local", options.folder, jobs=options.jobs or 1, options=_asked_of_submitit(options))
+
+
+def _asked_of_submitit(options: "Options") -> dict[str, Any]:
+    return {
+        "name": options.name,
+        "timeout_min": options.minutes,
+        "nodes": options.nodes,
+        "tasks_per_node": max(1, options.gpus),
+        "gpus_per_node": options.gpus,
+    }

@@ -5,44 +5,11 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from mae_transfer.errors import UserError
+from mae_transfer.suites.launcher import Job, Options
 from mae_transfer.suites.plan import SuiteRun
 from mae_transfer.suites.state import last_line
-
-
-class Job(Protocol):
-    """A run that a launcher has taken on."""
-
-    def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
-        ...
-
-    def reason(self) -> str:
-        """Why it failed: the last line of its log, or what the launcher knows."""
-        ...
-
-    def stop(self) -> None:
-        """Ask it to save and end."""
-        ...
-
-    def kill(self) -> None: ...
-
-
-class Launcher(Protocol):
-    """Where runs are made."""
-
-    requeues: bool
-    """Whether a run that ended with exit code 3 unasked is started again."""
-
-    def room(self) -> int:
-        """How many runs can be started now."""
-        ...
-
-    def start(self, runs: Sequence[tuple[SuiteRun, int]]) -> list[Job]:
-        """Start runs; with each the descriptor of its claim, to be inherited where that is possible."""
-        ...
 
 
 class LocalJob:
@@ -113,6 +80,13 @@ class LocalLauncher:
             environment = self._environment | ({"CUDA_VISIBLE_DEVICES": devices} if devices else {})
             jobs.append(LocalJob(run, claim, environment, self._processes, self._free))
         return jobs
+
+
+def local_launcher(options: Options) -> LocalLauncher:
+    """The launcher `local` of the command line."""
+    if options.nodes > 1:
+        raise UserError("--nodes is for --launcher slurm")
+    return LocalLauncher(jobs=options.jobs, gpus=options.gpus, visible=options.visible)
 
 
 def why(code: int, log: Path, start: int) -> str:

@@ -10,7 +10,7 @@ from mae_transfer.engine.signals import StopRequest
 from mae_transfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.suites.estimate import SKIPPED, Estimator, kind_of
-from mae_transfer.suites.local import Launcher
+from mae_transfer.suites.launcher import Launcher
 from mae_transfer.suites.plan import SuiteRun
 from mae_transfer.suites.runner import POLL
 from mae_transfer.suites.state import take_claim

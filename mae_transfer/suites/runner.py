@@ -10,7 +10,7 @@ from pathlib import Path
 from mae_transfer.engine.signals import StopRequest
 from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from mae_transfer.run_folder.record import read_record
-from mae_transfer.suites.local import Job, Launcher
+from mae_transfer.suites.launcher import Job, Launcher
 from mae_transfer.suites.matrix import duration
 from mae_transfer.suites.plan import SuiteRun
 from mae_transfer.suites.state import take_claim
