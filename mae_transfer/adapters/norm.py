@@ -8,6 +8,7 @@ and its ranks gather different dtypes when one of them has an empty half-precisi
 Layer norm over the channels of each place: ViTDet's "LN" (detectron2 `layers/batch_norm.py`, `LayerNorm`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,6 +47,10 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         normed = F.layer_norm(input.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
         return normed.permute(0, 3, 1, 2)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"BN": BatchNorm, "LN": ChannelNorm}
+"""The values of `model.norm`: each makes a norm for a number of channels."""
 
 
 class _SyncedBatchNorm(torch.autograd.Function):

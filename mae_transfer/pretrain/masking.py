@@ -24,8 +24,11 @@ def num_visible(grid: Grid, ratio: float) -> int:
     return visible
 
 
-def check_grid(grid: Grid, ratio: float) -> None:
-    """UserError if keeping one patch of each 2x2 square does not fit the grid or the ratio."""
+def check_mask(kind: str, grid: Grid, ratio: float) -> None:
+    """UserError if no such mask fits the grid and the ratio."""
+    num_visible(grid, ratio)
+    if kind != "grid":
+        return
     if ratio != 0.75 or grid[0] % 2 or grid[1] % 2:
         raise UserError(
             f"mask.kind=grid keeps one of every four patches: it needs mask.ratio=0.75 and an even grid, not {ratio:g} "
@@ -47,7 +50,7 @@ def draw_noise(kind: str, grid: Grid, ratio: float, rng: np.random.Generator) ->
     if kind == "block":
         masked = grid[0] * grid[1] - num_visible(grid, ratio)
         return block_mask(grid, masked, rng, exact=True).reshape(-1).astype(np.float32)
-    check_grid(grid, ratio)
+    check_mask(kind, grid, ratio)
     noise = np.ones(grid, dtype=np.float32)
     noise[::2, ::2] = 0
     return noise.reshape(-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from mae_transfer.backbones.checkpoints.layout import FINAL_NORM, Converted, Shape, State, common, joined
 
 NAME = "AugReg npz (JAX)"
+INITS = ("augreg", "sup")
 
 _BLOCK = "Transformer/encoderblock_"
 _ATTENTION = "MultiHeadDotProductAttention_1"

@@ -13,6 +13,7 @@ from mae_transfer.backbones.checkpoints import timm_names
 from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, depth_of, linear, width_of
 
 NAME = "BEiT"
+INITS = ("beit",)
 
 _TABLE = "relative_position_bias_table"
 _SHARED = f"rel_pos_bias.{_TABLE}"

@@ -21,6 +21,7 @@ from mae_transfer.backbones.checkpoints.layout import (
 )
 
 NAME = "CLIP image tower"
+INITS = ("clip",)
 
 _TRUNK = "visual.trunk."
 _TEXT = "text tower"

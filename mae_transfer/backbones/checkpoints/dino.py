@@ -12,6 +12,7 @@ from mae_transfer.backbones.checkpoints import dinov2, timm_names
 from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, linear, width_of
 
 NAME = "DINO / iBOT / DINOv2 training"
+INITS = ("dino", "dinov2")
 
 _BACKBONE = "backbone."
 _HEADS = ("head", "dino_head", "ibot_head")

@@ -11,6 +11,7 @@ from mae_transfer.backbones.checkpoints import timm_names
 from mae_transfer.backbones.checkpoints.layout import Converted, State, width_of
 
 NAME = "DINOv2"
+INITS = ("dinov2",)
 
 _CHUNKED = re.compile(r"blocks\.(\d+)\.(\d+)\.")
 _BEIT = ("q_bias", "v_bias", "relative_position_bias_table")

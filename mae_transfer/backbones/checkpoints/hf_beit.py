@@ -11,6 +11,7 @@ from mae_transfer.backbones.checkpoints.layout import Converted, State, common, 
 from mae_transfer.backbones.positions.tables import TABLE
 
 NAME = "Hugging Face BEiT / data2vec-vision"
+INITS = ("beit",)
 
 _BIAS = "relative_position_bias_table"
 _INDEX = "relative_position_index"

@@ -11,6 +11,7 @@ from mae_transfer.backbones.checkpoints.dinov2 import without_class_position
 from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, depth_of, width_of
 
 NAME = "Hugging Face Dinov2"
+INITS = ("dinov2",)
 
 _BLOCK = {
     "norm1": "norm1",

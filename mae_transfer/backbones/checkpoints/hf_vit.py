@@ -8,6 +8,7 @@ from mae_transfer.backbones.checkpoints import hf_names
 from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, depth_of, norm, width_of
 
 NAME = "Hugging Face ViT / DeiT / ViTMAE"
+INITS = ("sup", "mae")
 
 EPS = 1e-12
 

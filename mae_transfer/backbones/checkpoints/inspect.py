@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -29,19 +30,6 @@ _TIMM = {
     "augreg": "timm:vit_{size}_patch{patch}_224.augreg_in21k",
 }
 _TIMM_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
-_INITS = {
-    "MoCo v3": ("mocov3",),
-    "BEiT": ("beit",),
-    "SimMIM": ("beit",),
-    "Hugging Face BEiT / data2vec-vision": ("beit",),
-    "DINO / iBOT / DINOv2 training": ("dino", "dinov2"),
-    "official MAE with decoder": ("mae",),
-    "Hugging Face ViT / DeiT / ViTMAE": ("sup", "mae"),
-    "DINOv2": ("dinov2",),
-    "Hugging Face Dinov2": ("dinov2",),
-    "CLIP image tower": ("clip",),
-    "AugReg npz (JAX)": ("augreg", "sup"),
-}
 
 
 @dataclass
@@ -81,7 +69,7 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
     run, overrides = _of_run(file) if reader.NAME == own.NAME else ({}, [])
     # A run from random weights has weights now, and `random_*` names take none.
     of_run = [run["name"].replace("random_", "mae_", 1)] if run else []
-    names = [backbone] if backbone else of_run or _names(reader.NAME, converted)
+    names = [backbone] if backbone else of_run or _names(reader, converted)
     overrides += [f"backbone.checkpoint_key={key}"] if key else []
     for name in names:
         try:
@@ -213,13 +201,14 @@ def _overflow(tensor: Tensor) -> str:
     return " (float16 overflow?)" if tensor.dtype.itemsize == 2 and tensor.isinf().any() else ""
 
 
-def _names(layout: str, converted: Converted) -> list[str]:
+def _names(reader: ModuleType, converted: Converted) -> list[str]:
     """Backbone names of this layout and these dimensions, the likeliest first."""
     tensors = converted.tensors
     origin = fixed_position.origin(tensors.get("pos_embed"))
     inits: tuple[str, ...] = (origin,) if origin else ()
     labelled = any(key.startswith(("head.", "fc_norm.")) for key in converted.ignored)
-    inits += _INITS.get(layout, ("sup", "mae", "dino", "mocov3") if labelled else ("mae", "sup", "dino", "mocov3"))
+    usual = ("sup", "mae", "dino", "mocov3") if labelled else ("mae", "sup", "dino", "mocov3")
+    inits += getattr(reader, "INITS", usual)
     dims: Any = (width_of(tensors), depth_of(tensors), _patch(tensors))
     size = "g" if dims[:2] == (1536, 40) else registry.size_of(*dims[:2])
     names = []

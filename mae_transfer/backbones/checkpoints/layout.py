@@ -1,7 +1,8 @@
 """What a checkpoint reader is, what it gives, and the few things that readers share.
 
 A reader is a module with NAME, `detects` and `convert`; adding a layout is adding such a file and naming it in
-`loader.READERS` (see docs/checkpoints.md).
+`loader.READERS` (docs/extending/checkpoint_layout.md). INITS, where a reader has it, are the initialisations of the
+backbone names that `inspect` suggests for its files.
 """
 
 import re

@@ -8,6 +8,7 @@ from mae_transfer.backbones.checkpoints import timm_names
 from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, depth_of, linear, norm, width_of
 
 NAME = "official MAE with decoder"
+INITS = ("mae",)
 
 
 def detects(state: State) -> bool:

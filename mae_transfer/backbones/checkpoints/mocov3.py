@@ -9,6 +9,7 @@ from mae_transfer.backbones.checkpoints import fixed_position, timm_names
 from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, common, width_of
 
 NAME = "MoCo v3"
+INITS = ("mocov3",)
 
 _BASE, _MOMENTUM = "base_encoder.", "momentum_encoder."
 

@@ -8,6 +8,7 @@ from mae_transfer.backbones.checkpoints.layout import Converted, State, linear, 
 from mae_transfer.backbones.registry import IMAGENET_MEAN, IMAGENET_STD
 
 NAME = "SimMIM"
+INITS = ("beit",)
 
 _ENCODER = "encoder."
 

@@ -27,7 +27,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.pretrain import pictures
 from mae_transfer.pretrain.config import MaeConfig
 from mae_transfer.pretrain.encoder import grid_of
-from mae_transfer.pretrain.masking import Shuffle, check_grid, draw_noise, gather_patches, num_visible, shuffle
+from mae_transfer.pretrain.masking import Shuffle, check_mask, draw_noise, gather_patches, num_visible, shuffle
 from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.targets import NormPixelTarget, PcaTarget, PixelTarget, Target, TokenTarget
 from mae_transfer.pretrain.tokens import TOKEN_VIEW, Tokens, prepare_tokens, token_view, view_size, vocabulary
@@ -217,9 +217,7 @@ class MaeViews(Views):
     def __init__(self, config: MaeConfig) -> None:
         super().__init__(config)
         self.mask, self.grid = config.mask, grid_of(config)
-        num_visible(self.grid, self.mask.ratio)
-        if self.mask.kind == "grid":
-            check_grid(self.grid, self.mask.ratio)
+        check_mask(self.mask.kind, self.grid, self.mask.ratio)
         self.token_size = view_size(config, config.tokenizer) if config.model.target == "token" else None
 
     def extras(self, region: Tensor, rng: np.random.Generator) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mae_transfer.adapters.norm import BatchNorm, ChannelNorm
+from mae_transfer.adapters.norm import NORMS
 from mae_transfer.adapters.simple_pyramid import SimplePyramid
 from mae_transfer.adapters.square_input import square_batch
 from mae_transfer.adapters.vit_fpn import ViTFPN
@@ -109,7 +109,7 @@ def build_mask_rcnn(encoder: "Encoder", num_classes: int, config: CocoConfig) ->
     model = config.model
     if len(encoder.taps) != 4 and model.pyramid == "fpn":
         raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 taps")
-    norm = {"BN": BatchNorm, "LN": ChannelNorm}[model.norm]
+    norm = NORMS[model.norm]
     pyramid = SimplePyramid if model.pyramid == "simple" else ViTFPN
     heads = CascadeRoIHeads if model.cascade else RoIHeads
     strides = [encoder.patch_size * s for s in (0.25, 0.5, 1, 2, 4)]
