@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 .PHONY: help setup demo test quick lint slow clean
 
 help:
-	@echo "make demo   COCO transfer of mae_vit_l, smoke preset, on generated images; prints the AP table"
+	@echo "make demo   mae-transfer transfer: mae_vit_l to COCO, smoke preset, generated images; then mae-transfer tables"
 	@echo "make test   lint, types and the test suite"
 	@echo "make quick  the tests that take seconds, for daily work (under 4 minutes)"
 	@echo "make slow   the long tests: real-size learning and resume checks"
@@ -21,8 +21,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: setup
 	rm -rf results/demo
-	$(PY) tools/run_transfer.py --task coco --backbone mae_vit_l --preset smoke --output results/demo/coco-mae_vit_l
-	$(PY) tools/make_tables.py --runs results/demo --output results/demo/tables.md
+	$(VENV)/bin/mae-transfer transfer --task coco --backbone mae_vit_l --preset smoke --output results/demo/coco-mae_vit_l
+	$(VENV)/bin/mae-transfer tables --runs results/demo --output results/demo/tables.md
 
 lint: setup
 	$(VENV)/bin/ruff check .

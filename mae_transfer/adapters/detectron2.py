@@ -9,7 +9,7 @@
     model.backbone.in_features = ViTBackbone.maps
 
 The maps are those that the FPN of the MAE paper's pyramid starts from (`vit_fpn.ViTFPN`); detectron2's own FPN goes on
-top. The contract is that of detectron2 `modeling/backbone/backbone.py`. This file and `tasks/coco/detectron2_engine.py`
+top. The contract is that of detectron2 `modeling/backbone/backbone.py`. This file and `tasks/coco/detectron2/engine.py`
 are the only ones that need detectron2.
 """
 

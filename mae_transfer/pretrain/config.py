@@ -1,4 +1,4 @@
-"""The configuration of a pre-training: what all methods share, and a class for each method (`METHODS`)."""
+"""The configuration of a pre-training: what all methods share, and a class for each method."""
 
 from typing import Annotated, Literal
 
@@ -213,11 +213,3 @@ class DvaeConfig(PretrainConfig):
         if self.eval.knn is not None or self.train.compile:
             raise ValueError("eval.knn and train.compile are for encoders, and --method dvae trains none")
         return self
-
-
-METHODS: dict[str, type[PretrainConfig]] = {
-    "mae": MaeConfig,
-    "beit": BeitConfig,
-    "supervised": SupervisedConfig,
-    "dvae": DvaeConfig,
-}

@@ -4,7 +4,7 @@
                     change (config/roles.py)
     metrics.jsonl   one line per step, and one per evaluation during training
     log.txt         what is logged under `mae_transfer`
-    checkpoints/    see checkpoint.py
+    checkpoints/    see checkpoints.py
     run.lock        held while a process works here
 
 Only rank 0 has a run folder; the other ranks write nothing. The lock is a POSIX record lock: the kernel frees

@@ -1,6 +1,6 @@
 """Blocks of pages that quote a file of the repository are that file's own text, one part of it.
 
-`tests/examples` runs the task of the first page, `tests/backbones/checkpoints/test_layouts.py` the reader of the second.
+`tests/examples` runs the first page's task, `tests/backbones/checkpoints/test_layouts.py` the second's reader.
 """
 
 import re

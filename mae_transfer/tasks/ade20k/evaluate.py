@@ -33,7 +33,7 @@ def evaluate(
 def evaluate_each(
     model: nn.Module, dataset: Ade20kEval, names: list[str], config: Ade20kConfig, fabric: Fabric, progress: bool
 ) -> tuple[dict[str, float], Arrays]:
-    """The metrics of `evaluate`, and the pixel counts of each image (`results/per_image.py`)."""
+    """The metrics of `evaluate`, and the pixel counts of each image (`run_folder/per_image.py`)."""
     matrix, files, intersections, unions = confusion(model, dataset, len(names), config, fabric, progress)
     each = segmented_images(gather_objects(fabric, (files, intersections, unions)))
     if fabric.world_size > 1:

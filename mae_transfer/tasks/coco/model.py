@@ -1,7 +1,7 @@
 """Mask R-CNN and Cascade Mask R-CNN on a ViT encoder, with the pyramid of Li et al. (arXiv 2111.11429) or of ViTDet.
 
 torchvision's parts with detectron2's arithmetic; each module under `detector/` names its source and what differs. The
-parameter names map one to one to detectron2's (`detector/detectron2_names.py`).
+parameter names map one to one to detectron2's (`detectron2/names.py`).
 """
 
 from collections.abc import Sequence

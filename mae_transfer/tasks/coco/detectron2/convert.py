@@ -1,6 +1,6 @@
 """A whole detector's weights from this project's names to detectron2's and back, every tensor accounted for.
 
-The tensors are only renamed (`detector/detectron2_names.py`), so that there and back gives the same bits. A file is
+The tensors are only renamed (`names.py`), so that there and back gives the same bits. A file is
 refused if a name has no counterpart, if pyramid or heads lack a tensor, or if the blocks of the encoder differ.
 """
 

@@ -5,7 +5,7 @@ are detectron2's, with the options of the recipe (those of its `configs/common/m
 is silent). What is ours, and why:
 
 - weights: both engines start from the same ones, which `model.build_mask_rcnn` makes, and checkpoints have its names
-  (`detector/detectron2_names.py`), so that `--checkpoint` and tools/convert_detector.py read the runs of both;
+  (`detectron2/names.py`), so that `--checkpoint` and `mae-transfer convert` read the runs of both;
 - sampling: during a forward pass detectron2's `subsample_labels` is one that draws as `detector/sampling.py` does, from
   a generator of each image's own: the same seeds draw the same anchors and RoIs in both engines, on any number of
   ranks;
@@ -76,7 +76,7 @@ class Detectron2RCNN(nn.Module):
     Args:
         encoder: the one inside `rcnn`, for the loop, which asks every model for it.
         rcnn: takes RGB images in 0..255 and pads them to the square.
-        pairs: of `detectron2_names.prefix_pairs`.
+        pairs: of `names.prefix_pairs`.
         image_size: side in pixels of the square.
     """
 
