@@ -1,5 +1,6 @@
 """A small suite and what its runs left."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ def steps_of(output: Path) -> int:
 
 
 def results(output: Path) -> tuple[str, list[Any]]:
-    """The tables, and all metrics by run: what has to be the same however the suite came about."""
+    """The tables but for costs, and all metrics by run: what has to be the same however the suite came about."""
     records, left_out = find_records(output)
     assert not left_out
     metrics = [(r["task"], r["backbone"]["init"], r["seed"], r["metrics"], r["steps"]) for r in records]
-    return make_tables(records), sorted(metrics, key=str)
+    sections = re.split("^(?=## )", make_tables(records), flags=re.MULTILINE)
+    same = [text for text in sections if not text.partition("\n")[0].endswith(": costs")]
+    assert len(same) < len(sections)
+    return "".join(same), sorted(metrics, key=str)

@@ -4,7 +4,6 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.checkpoints import files, fixed_position, hf_config, loader, own
-from mae_transfer.backbones.checkpoints.layout import Converted, State, depth_of, width_of
+from mae_transfer.backbones.checkpoints.layout import Converted, Reader, State, depth_of, width_of
 from mae_transfer.backbones.checkpoints.position_grid import native_grid, patches
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.grid import Grid, text
@@ -201,7 +200,7 @@ def _overflow(tensor: Tensor) -> str:
     return " (float16 overflow?)" if tensor.dtype.itemsize == 2 and tensor.isinf().any() else ""
 
 
-def _names(reader: ModuleType, converted: Converted) -> list[str]:
+def _names(reader: Reader, converted: Converted) -> list[str]:
     """Backbone names of this layout and these dimensions, the likeliest first."""
     tensors = converted.tensors
     origin = fixed_position.origin(tensors.get("pos_embed"))
