@@ -18,6 +18,7 @@ from mae_transfer.suites.launcher import LAUNCHERS, register_launcher
 PAGE = ROOT / "docs/extending/launcher.md"
 
 
+@pytest.mark.process
 def test_the_launcher_of_the_page_makes_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     files = re.findall(r"`(\w+\.py)`[^`]*```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
