@@ -107,7 +107,7 @@ def _run(record: RunRecord) -> dict[str, Any]:
         # of pre-trainings by the same settings each seed has weights of its own, which may share a cell
         "weights": backbone.get("trained_as") or backbone.get("fingerprint") or "random",
         "size": _size(backbone["size"], settings),
-        "blocks": _number(settings.get("model.blocks")),
+        "blocks": _blocks(settings.get("model.blocks")),
         "seed": record["seed"],
         "draw": data.get("draw", 0),
         "settings_id": record["settings_id"],
@@ -139,3 +139,8 @@ def _cost(record: RunRecord) -> tuple[str, float]:
 
 def _number(value: float | None) -> float:
     return np.nan if value is None else float(value)
+
+
+def _blocks(value: Any) -> float:
+    """The number of trained blocks; NaN where another package's task means something else by the key."""
+    return float(value) if isinstance(value, int | float) else np.nan

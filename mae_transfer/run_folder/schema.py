@@ -44,6 +44,9 @@ class DataSummary(TypedDict):
     classes: NotRequired[Count | None]
     draw: NotRequired[Count]
     blind: NotRequired[FiniteFloat | None]
+    skipped_files: NotRequired[list[str]]
+    overlap: NotRequired[Count]
+    """Val images that are training images too."""
 
 
 @with_config(_SUMMARY)
@@ -121,7 +124,6 @@ class WholeBackbone(BackboneSummary):
 class WholeData(DataSummary):
     __pydantic_config__ = _WHOLE  # type: ignore[misc]
     subset: NotRequired[int | None]
-    skipped_files: NotRequired[list[str]]
 
 
 class RunRecord(Summary):

@@ -63,12 +63,21 @@ def make_page(
 
 
 def _add_curves(runs: Sequence[Run]) -> list[str]:
-    drawn = [[page_svg(plot, f"{run.anchor}-{i}-") for i, plot in enumerate(run.plots)] for run in runs]
+    drawn = [_drawn(run) for run in runs]
     counts = within([[len(svg) for svg in svgs] for svgs in drawn], CURVES)
     for run, svgs, count in zip(runs, drawn, counts, strict=True):
         run.svgs = [Markup(svg) for svg in svgs[:count]]
     missing = sum(map(len, drawn)) - sum(counts)
     return [f"{missing} curves of single runs are left out for the size of the page."] if missing else []
+
+
+def _drawn(run: Run) -> list[str]:
+    """The curves of a run; a warning on the page for odd values, such as text for a loss."""
+    try:
+        return [page_svg(plot, f"{run.anchor}-{i}-") for i, plot in enumerate(run.plots)]
+    except (TypeError, ValueError) as error:
+        run.warnings.append(f"no curves: its metrics.jsonl or its record holds odd values ({error})")
+        return []
 
 
 def _add_pictures(runs: Sequence[Run], limit: int) -> list[str]:

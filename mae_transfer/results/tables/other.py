@@ -26,8 +26,11 @@ def other_runs(records: Sequence[RunRecord], tasks: Sequence[TaskTables], warnin
         untold = {key: value for key, value in record["metrics"].items() if "/" not in key and key not in told}
         if not untold and told & record["metrics"].keys():
             continue
-        what = f"metric {', '.join(untold)}" if told else f"task {record['task']}"
-        warnings.append(f"{run}: its record does not describe the {what}; it stands in the table of other runs")
+        described = f"metric {', '.join(untold)}" if told else f"task {record['task']}"
+        what = f"does not describe the {described}"
+        if told and not untold:
+            what = "has no metric"
+        warnings.append(f"{run}: its record {what}; it stands in the table of other runs")
         backbone = record["backbone"]
         label = " ".join(filter(None, (record["task"], name, backbone["name"], f"seed {record['seed']}")))
         values = ", ".join(f"{key} {'-' if value is None else f'{value:.4g}'}" for key, value in untold.items())

@@ -7,15 +7,17 @@ import pytest
 from support.records import described
 
 from mae_transfer.cli.tables import main
+from mae_transfer.results.report.page import make_page
+from mae_transfer.run_folder.record import find_records
 
 SETTINGS = {"recipe": "r", "optim.lr": 1e-4}
 
 
 def put(
-    folder: Path, name: str, task: str, metrics: dict[str, float], settings: dict[str, object], **change: object
+    folder: Path, name: str, like: str, metrics: dict[str, float], settings: dict[str, object], **change: object
 ) -> None:
     record = {
-        **described(task, settings),
+        **described(like, settings),
         **{"schema": 3, "run_id": name, "preset": "mini", "seed": 0, "metrics": metrics},
         "backbone": {"name": "mae_vit_b", "init": "mae", "size": "b", "fingerprint": "w"},
         "data": {"name": "my set", "fingerprint": "f"},
@@ -93,3 +95,18 @@ def test_names_cannot_break_out_of_their_cells(tmp_path: Path, capsys: pytest.Ca
     put(tmp_path, "a", "coco", {"box_AP": 40.0, "mask_AP": 30.0}, SETTINGS, data=data)
     out, _ = tables(tmp_path, capsys)
     assert "## COCO, mini: a\\|b ## c \\`x\\` \\<b>, recipe r" in out
+
+
+def test_a_run_without_metrics_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "a", "ade20k", {}, SETTINGS | {"model.blocks": "all"})
+    out, err = tables(tmp_path, capsys)
+    assert f"warning: {tmp_path}/a: its record has no metric; it stands in the table of other runs" in err
+    assert "| ade20k mae_vit_b seed 0 | mini | my set | none |" in out
+
+
+def test_odd_values_of_one_run_do_not_stop_the_report(tmp_path: Path) -> None:
+    put(tmp_path, "a", "ade20k", {"mIoU": 40.0}, SETTINGS)
+    (tmp_path / "a" / "metrics.jsonl").write_text(
+        '{"step": 1, "epoch": 0.1, "loss": "x"}\n{"step": 2, "epoch": 0.2, "loss": "y"}\n'
+    )
+    assert "no curves: its metrics.jsonl" in make_page(*find_records(tmp_path), picture_bytes=10)
