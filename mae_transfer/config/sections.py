@@ -52,6 +52,7 @@ class OptimConfig(Section):
     lr: float = Field(gt=0)
     """Peak learning rate at the recipe's global batch; never rescaled behind the user's back."""
     weight_decay: float = Field(ge=0)
+    """Of the parameters that `no_weight_decay` does not name."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """`adamw` only."""
     momentum: Beta = 0.9
@@ -72,11 +73,13 @@ class ScheduleConfig(Section):
     """Linear warm-up, then cosine, step or poly decay, all by iteration."""
 
     kind: Literal["cosine", "step", "poly"]
+    """Shape of the decay after the warm-up."""
     epochs: float | None = Field(None, gt=0)
     """Length in passes over the training set; give this or `steps`."""
     steps: int | None = Field(None, ge=1)
     """Length in optimizer steps."""
     warmup_epochs: float = Field(0.0, ge=0)
+    """Warm-up length in passes over the training set."""
     warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] | None = None
     """Warm-up length in steps, maybe a fraction; overrides `warmup_epochs`."""
     warmup_factor: float = Field(0.001, ge=0, le=1)
@@ -86,6 +89,7 @@ class ScheduleConfig(Section):
     milestones: tuple[float, ...] = ()
     """`step`: shares of the whole length at which the lr is multiplied by `gamma`."""
     gamma: float = Field(0.1, gt=0, le=1)
+    """`step`: factor of the lr at each milestone."""
     power: float = Field(1.0, gt=0)
     """`poly`: exponent of the decay."""
     min_lr_ratio: float = Field(0.0, ge=0, lt=1)
@@ -101,6 +105,7 @@ class TrainConfig(Section):
     """Images per device in one forward pass; accumulation is derived from it. The settings hold `norm_batch`, the
     images over which batch norm takes its statistics, in its place."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of training: fp32, or autocast in bf16 or fp16."""
     compile: Annotated[bool, Role.OPERATIONAL] = False
     """torch.compile the encoder."""
     eval_every_epochs: Annotated[float | None, Role.OPERATIONAL] = Field(None, gt=0)
@@ -108,6 +113,7 @@ class TrainConfig(Section):
     checkpoint_every: Annotated[int, Role.OPERATIONAL] = Field(1000, ge=1)
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: Annotated[int, Role.OPERATIONAL] = Field(2, ge=1)
+    """The newest ones that stay in the run folder."""
     log_every: Annotated[int, Role.OPERATIONAL] = Field(20, ge=1)
     """Steps between lines in log.txt (metrics.jsonl has every step)."""
     tensorboard: Annotated[bool, Role.OPERATIONAL] = False
@@ -142,10 +148,13 @@ class RunConfig(Section):
     """What every task's configuration holds; a task subclasses this with its own `data`, `model` and `eval`."""
 
     task: str
+    """As in `--task`."""
     recipe: str
     """Name of the recipe file's recipe; part of the record."""
     preset: Literal["full", "mini", "smoke"] = "full"
+    """`full` is the published recipe, `mini` a small one for one GPU, `smoke` a few steps on a few images."""
     seed: Annotated[int, Role.COMPARED] = Field(0, ge=0)
+    """Of initialisation, sampling and augmentation."""
     device: Annotated[str, Role.OPERATIONAL] = "auto"
     """auto, cpu or cuda."""
     subset: int | None = Field(None, ge=1)

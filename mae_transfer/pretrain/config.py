@@ -23,6 +23,7 @@ class DataConfig(DataSection):
     mean: tuple[float, ...] | None = None
     """Normalisation of pixels in 0 .. 1, a number for each channel; None is ImageNet's."""
     std: tuple[float, ...] | None = None
+    """Standard deviations of pixels in 0 .. 1; see `mean`."""
     image_size: Side | tuple[Side, Side]
     """Pixels of the input: one side of a square, or height and width."""
     crop: Literal["random", "fixed", "center"]
@@ -60,6 +61,7 @@ class PretrainConfig(RunConfig):
     """A method's class adds `method` and its own sections."""
 
     task: Literal["pretrain"]
+    """Always `pretrain`."""
     method: str
     data: DataConfig
     eval: EvalConfig
@@ -107,12 +109,17 @@ class MaeModelConfig(Section):
     """What is predicted of a masked patch: its pixels, those normalised by the patch's own mean and deviation, the
     coefficients of its largest principal components, or its token (`tokenizer`)."""
     pca_coefficients: int = Field(96, ge=1)
+    """`pca`: number of coefficients."""
     pca_images: int = Field(4096, ge=1)
     """Training images that the principal components are computed from."""
     loss_on: Literal["masked", "all"] = "masked"
+    """Which patches the loss is on."""
     decoder_depth: int = Field(ge=1)
+    """Blocks of the decoder."""
     decoder_width: int = Field(ge=4)
+    """Width of the decoder."""
     decoder_heads: int = Field(ge=1)
+    """Attention heads of the decoder."""
     mask_token: Literal["decoder", "encoder"] = "decoder"
     """`encoder`: masked patches go through the encoder as mask tokens, the slow variant of MAE Table 1 (c)."""
 
@@ -133,6 +140,7 @@ class TokenizerConfig(Section):
 
 class MaeConfig(PretrainConfig):
     method: Literal["mae"]
+    """As in `--method`."""
     mask: MaskConfig
     model: MaeModelConfig
     tokenizer: TokenizerConfig
@@ -177,6 +185,7 @@ class BeitModelConfig(Section):
 
 class BeitConfig(PretrainConfig):
     method: Literal["beit"]
+    """As in `--method`."""
     mask: BlockMaskConfig
     model: BeitModelConfig
     tokenizer: TokenizerConfig
@@ -187,6 +196,7 @@ class BeitConfig(PretrainConfig):
 
 class SupervisedConfig(PretrainConfig):
     method: Literal["supervised"]
+    """As in `--method`."""
     model: ClassifierConfig
 
 
@@ -195,6 +205,7 @@ class SupervisedConfig(PretrainConfig):
 
 class DvaeModelConfig(Section):
     vocab_size: int = Field(ge=2)
+    """Number of tokens."""
     width: int = Field(ge=1)
     """Channels of all convolutions, and of a token's embedding."""
     blocks: int = Field(ge=0)
@@ -202,10 +213,12 @@ class DvaeModelConfig(Section):
     temperature: float = Field(gt=0)
     """Of the Gumbel-softmax."""
     kl_weight: float = Field(ge=0)
+    """Weight of the KL divergence from uniform tokens."""
 
 
 class DvaeConfig(PretrainConfig):
     method: Literal["dvae"]
+    """As in `--method`."""
     model: DvaeModelConfig
 
     @model_validator(mode="after")

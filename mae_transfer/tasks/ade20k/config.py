@@ -14,14 +14,19 @@ class DataConfig(DataSection):
     root: Place = None
     """Folder with images/{training,validation} and annotations/{training,validation}; `synthetic` makes a tiny set."""
     train_images: Place = None
+    """Folder of the training images, instead of the layout under `root`; also the next three."""
     train_masks: Place = None
+    """Folder of the training masks."""
     val_images: Place = None
+    """Folder of the val images."""
     val_masks: Place = None
+    """Folder of the val masks."""
     image_suffix: str = ".jpg"
     """How image files end; what stands before it (with subfolders) names the pair."""
     mask_suffix: str = ".png"
     """How mask files end. A mask has one channel of 1, 8 or 16 bit, or a palette whose indices are the labels."""
     num_classes: int = Field(150, ge=2, le=4096)
+    """Classes that the masks may hold, besides what is ignored."""
     class_names: Annotated[str | None, Role.OPERATIONAL] = None
     """Text file with one name per class and line; None is ADE20K's 150 names, or numbers for another `num_classes`."""
     reduce_zero_label: bool = True
@@ -33,7 +38,9 @@ class DataConfig(DataSection):
     short_side: int = Field(ge=32)
     """Pixels of the shorter side at ratio 1; the longer is at most `long_side`. Also the size in evaluation."""
     long_side: int = Field(ge=32)
+    """Pixels that the longer side may have."""
     ratio_min: float = Field(gt=0)
+    """Least ratio of the random resize."""
     ratio_max: float = Field(gt=0)
     """Training: both sides above times U(ratio_min, ratio_max)."""
     cat_max_ratio: float = Field(0.75, gt=0, le=1)
@@ -76,7 +83,9 @@ class ModelConfig(Section):
     head_channels: int | None = Field(None, ge=1)
     """Channels of UPerHead; None is the encoder's embed dim."""
     aux_channels: int = Field(256, ge=1)
+    """Channels of the auxiliary FCN head."""
     aux_weight: float = Field(0.4, ge=0)
+    """Weight of the auxiliary head's loss."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout2d before the classifier of either head."""
 
@@ -98,6 +107,7 @@ class EvalConfig(EvalSection):
 
 class Ade20kConfig(RunConfig):
     task: Literal["ade20k"] = "ade20k"
+    """As in `--task`."""
     data: DataConfig
     model: ModelConfig
     eval: EvalConfig

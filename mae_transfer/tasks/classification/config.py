@@ -15,6 +15,7 @@ class DataConfig(DataSection):
     root: Place = None
     """Folder of the data set as its official archives unpack; `synthetic` makes a tiny set of the task's layout."""
     train_list: Place = None
+    """List of training images; see `val_list`."""
     val_list: Place = None
     """CSV or Parquet files with the columns `path` and `label`, instead of the layout; paths are relative to `root`, or
     to the list's own folder without it."""
@@ -41,8 +42,11 @@ class DataConfig(DataSection):
     """Folder of ImageNet-A, a robustness set that is evaluated as well; also the next three. Classes are matched by
     folder name."""
     imagenet_r: Annotated[str | None, Role.OPERATIONAL] = None
+    """Folder of ImageNet-R."""
     imagenet_sketch: Annotated[str | None, Role.OPERATIONAL] = None
+    """Folder of ImageNet-Sketch."""
     imagenet_c: Annotated[str | None, Role.OPERATIONAL] = None
+    """Folder of ImageNet-C."""
 
     @property
     def augments(self) -> bool:
@@ -56,9 +60,11 @@ class ClassifierConfig(Section):
     head_std: float = Field(2e-5, gt=0)
     """Standard deviation of the classifier's first weights."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes."""
     mixup: float = Field(0.0, ge=0)
     """Alpha of mixup, 0 is none; timm's Mixup takes it or cutmix, half of the batches each."""
     cutmix: float = Field(0.0, ge=0)
+    """Alpha of cutmix, 0 is none."""
     erasing: float = Field(0.0, ge=0, le=1)
     """Probability of random erasing, with noise per pixel."""
 

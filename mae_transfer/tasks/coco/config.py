@@ -14,12 +14,17 @@ class DataConfig(DataSection):
     root: Place = None
     """Folder with train2017/, val2017/ and annotations/instances_{train,val}2017.json; `synthetic` makes a tiny set."""
     train_json: Place = None
+    """COCO-format annotations, instead of the layout under `root`; also the next three."""
     train_images: Place = None
+    """Folder of the training images."""
     val_json: Place = None
+    """COCO-format annotations of the val images."""
     val_images: Place = None
+    """Folder of the val images."""
     image_size: int = Field(gt=32)
     """Side of the square input in pixels, in training and test."""
     scale_min: float = Field(gt=0)
+    """Least scale of the large-scale jitter."""
     scale_max: float = Field(gt=0)
     """Large-scale jitter: the image is resized to fit `image_size` times U(scale_min, scale_max)."""
     pad_value: int | None = Field(None, ge=0, le=255)
@@ -55,13 +60,21 @@ class ModelConfig(Section):
     cascade: bool = False
     """Three box heads, each on the boxes of the one before (Cascade Mask R-CNN)."""
     fpn_channels: int = Field(256, ge=1)
+    """Channels of the pyramid."""
     rpn_convs: int = Field(2, ge=1)
+    """Convolutions of the RPN before its predictors."""
     box_convs: int = Field(4, ge=0)
+    """Convolutions of the box head."""
     mask_convs: int = Field(4, ge=1)
+    """Convolutions of the mask head."""
     head_channels: int = Field(256, ge=1)
+    """Channels of the heads' convolutions."""
     box_fc: int = Field(1024, ge=1)
+    """Width of the box head's last layer."""
     rpn_batch_per_image: int = Field(256, ge=1)
+    """Anchors of an image that the RPN's loss samples."""
     roi_batch_per_image: int = Field(512, ge=1)
+    """RoIs of an image that the heads' losses sample."""
     loss_average: Literal["image", "batch"] = "image"
     """`image`: mean over images of each image's loss, the same however a batch is split. `batch`: over all RoIs of a
     forward pass, which is what one detectron2 process does; the two are equal at one image per device."""
@@ -69,14 +82,18 @@ class ModelConfig(Section):
 
 class EvalConfig(EvalSection):
     score_threshold: float = Field(0.05, ge=0, lt=1)
+    """Detections below this score are dropped."""
     nms_threshold: float = Field(0.5, gt=0, le=1)
+    """Overlap above which of two boxes of a class the lower one is dropped."""
     max_detections: int = Field(100, ge=1)
+    """Detections of an image that are kept, the highest scores."""
     per_class: Annotated[bool, Role.OPERATIONAL] = False
     """Also record AP per category."""
 
 
 class CocoConfig(RunConfig):
     task: Literal["coco"] = "coco"
+    """As in `--task`."""
     data: DataConfig
     model: ModelConfig
     eval: EvalConfig
