@@ -1,7 +1,9 @@
 """Names of image files: which there are in a folder, which are images, and millions of them in little memory."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn, overload
 
@@ -38,6 +40,15 @@ class Names(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
+
+    def digest(self) -> bytes:
+        """SHA-256 of all names in their order."""
+        return hashlib.sha256(self._ends.astype("<i8").tobytes() + self._bytes).digest()
+
+    def folders(self) -> list[str]:
+        """The folders that the names are in, sorted."""
+        found = {self._bytes[a:b].rpartition(b"/")[0] for a, b in pairwise(self._ends.tolist())}
+        return sorted(map(os.fsdecode, found))
 
 
 def is_image_name(name: str) -> bool:

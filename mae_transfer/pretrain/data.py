@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mae_transfer.data.dataset import ImageDataset
 from mae_transfer.data.decode import decode, read_bytes
+from mae_transfer.data.identity import identify, known_names
 from mae_transfer.data.images import ImageError, UndecodableImageError
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names, walk_files
 from mae_transfer.data.synthetic.classification import cached_classification
@@ -52,8 +53,11 @@ class Source(Protocol):
     @property
     def labels(self) -> np.ndarray | None: ...
 
-    @property
-    def fingerprint(self) -> str: ...
+    def names_fingerprint(self) -> str: ...
+
+    def identity(self, indices: np.ndarray) -> str:
+        """Of the images at these indices, in order, with their labels (`data/identity.py`)."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -80,9 +84,16 @@ class Folder:
     def where(self) -> Path:
         return Path(self.root)
 
-    @property
-    def fingerprint(self) -> str:
+    def identity(self, indices: np.ndarray) -> str:
+        whole = len(indices) == len(self)
+        names = self.names if whole else Names(self.names[i] for i in indices.tolist())
+        return identify(self.root, names, None if self.labels is None else self.labels[indices])
+
+    def names_fingerprint(self) -> str:
         """SHA-256 of names and labels. It leaves out the pixels, and where the folder lies."""
+        return known_names(self.names, self.labels, "pre-training", self._names_fingerprint)
+
+    def _names_fingerprint(self) -> str:
         digest = hashlib.sha256()
         for index, name in enumerate(self.names):
             label = "" if self.labels is None else int(self.labels[index])
@@ -98,9 +109,9 @@ class ImageSet:
     """None without labels."""
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def fingerprint(self) -> str:
-        both = f"{self.train.fingerprint} {self.val.fingerprint if self.val else None}"
+    def names_fingerprint(self) -> str:
+        """SHA-256 of names and labels, and in shards of sizes, of both splits."""
+        both = f"{self.train.names_fingerprint()} {self.val.names_fingerprint() if self.val else None}"
         return hashlib.sha256(both.encode()).hexdigest()
 
 

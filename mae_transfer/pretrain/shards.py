@@ -27,6 +27,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from mae_transfer.data.identity import identify_members, known_names
 from mae_transfer.data.images import ImageError
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names
 from mae_transfer.errors import UserError
@@ -75,9 +76,23 @@ class Shards:
     def where(self) -> Path:
         return self.paths[0].parent
 
-    @property
-    def fingerprint(self) -> str:
+    def identity(self, indices: np.ndarray) -> str:
+        """Of the images at these indices, in order, with their labels (`data/identity.py`)."""
+        whole = len(indices) == len(self)
+        names = self.names if whole else Names(self.names[i] for i in indices.tolist())
+        labels = None if self.labels is None else self.labels[indices]
+
+        def read(place: int) -> bytes:
+            return self.read(int(indices[place])).tobytes()
+
+        return identify_members(self.paths, names, self.size[indices], read, labels)
+
+    def names_fingerprint(self) -> str:
         """SHA-256 of all names, sizes and labels. It leaves out the pixels, and where the shards lie."""
+        sizes = hashlib.sha256(self.size.tobytes()).hexdigest()
+        return known_names(self.names, self.labels, f"shards {sizes}", self._names_fingerprint)
+
+    def _names_fingerprint(self) -> str:
         digest = hashlib.sha256()
         labels = np.full(len(self), NO_LABEL) if self.labels is None else self.labels
         for name, size, label in zip(self.names, self.size.tolist(), labels.tolist(), strict=True):

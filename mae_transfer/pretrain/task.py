@@ -1,11 +1,11 @@
 """Pre-training by any method: what the engine and the record need of it (the contract of `engine/task.py`)."""
 
-import hashlib
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mae_transfer.data.identity import combine
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.engine.task import BaseTask, Evaluation
@@ -67,15 +67,19 @@ class PretrainTask(BaseTask):
         return PretrainImages(source, chosen, self.views, self.config.data, seed=self.config.seed)
 
     def _summarise(self, images: ImageSet) -> dict[str, Any]:
-        about = f"{images.fingerprint} {self.config.subset}"
+        subset = self.config.subset
+        splits = {"train": self.train_dataset, "val": self.val_dataset}
+        parts = {split: part.source.identity(part.indices) for split, part in splits.items() if part is not None}
         generated = self.config.data.root == "synthetic"
         return {
             "name": "generated images" if generated else f"{len(self.train_dataset)} images",
-            "fingerprint": hashlib.sha256(about.encode()).hexdigest()[:16],
+            "fingerprint": combine(parts, subset),
+            "parts": parts,
+            "names_fingerprint": combine(f"{images.names_fingerprint()} {subset}"),
             "train_images": len(self.train_dataset),
             "val_images": 0 if self.val_dataset is None else len(self.val_dataset),
             "classes": self.num_classes,
-            "subset": self.config.subset,
+            "subset": subset,
         }
 
     @property

@@ -23,6 +23,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.files import damaged_member
 
 _BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, zlib.error)
+_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, *_BAD_ZIP, pickle.UnpicklingError)
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 
@@ -70,7 +71,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"{damaged} fails its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         verify(state)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, *_BAD_ZIP, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         present = list_checkpoints(path.parent)
         older = present[: present.index(path)] if path in present else []
         remedy = (
@@ -81,6 +82,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
         raise UserError(f"checkpoint {path} is not one of a training run; pass weights by --checkpoint instead")
     return state
+
+
+def read_origin(path: Path) -> dict[str, Any] | None:
+    """The origin of the run that a checkpoint is of, without reading its tensors; None if it has none that can be read,
+    which `load_checkpoint` explains."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except _UNREADABLE:
+        return None
+    return state.get("origin") if isinstance(state, dict) else None
 
 
 def tensors_sha256(state: Mapping[str, Any]) -> str:

@@ -124,6 +124,10 @@ class WholeBackbone(BackboneSummary):
 class WholeData(DataSummary):
     __pydantic_config__ = _WHOLE  # type: ignore[misc]
     subset: NotRequired[int | None]
+    parts: NotRequired[dict[str, str] | None]
+    """Split -> identity of its files; None where only the fingerprint is known."""
+    names_fingerprint: NotRequired[str]
+    """The fingerprint of earlier versions, without the contents of images."""
 
 
 class RunRecord(Summary):

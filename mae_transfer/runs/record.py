@@ -86,16 +86,17 @@ def make_origin(task: BaseTask, encoder: Encoder, world_size: int) -> dict[str, 
     """
     config: RunConfig = task.config
     norm_batch = min(config.train.micro_batch * world_size, config.train.global_batch)
-    fingerprint = task.data_summary["fingerprint"]
+    data = task.data_summary
     if not task_card(config.task).transfers:
-        settings = make_settings(config, data_fingerprint=fingerprint, norm_batch=norm_batch)
+        settings = make_settings(config, data_fingerprint=data["fingerprint"], norm_batch=norm_batch)
         encoder.load_report.trained_as = settings_id(settings)
     return {
         "run_id": new_run_id(),
         "backbone": describe_backbone(config, encoder),
         "encoder": facts_of(encoder),
         "norm_batch": norm_batch,
-        "data_fingerprint": fingerprint,
+        "data_fingerprint": data["fingerprint"],
+        "data_parts": data.get("parts"),
     }
 
 
@@ -115,6 +116,8 @@ def write_record(
     config: RunConfig = task.config
     card, origin = task_card(config.task), result.origin or {}
     data = task.data_summary | {"skipped_files": sorted({name for names in skipped for name in names})}
+    # Those of the training, which `check_same_data` compared with today's: a run of an earlier version keeps its kind.
+    data |= {"fingerprint": origin["data_fingerprint"], "parts": origin.get("data_parts")}
     if evaluation.head is not None:
         data["selected_head"] = evaluation.head
     settings = make_settings(config, data_fingerprint=data["fingerprint"], norm_batch=origin["norm_batch"])

@@ -35,6 +35,7 @@ from mae_transfer.run_folder.metrics import epoch_history, read_metrics
 from mae_transfer.run_folder.pictures import FOLDER, write_pictures
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.record import describe_surroundings, make_origin, write_record
+from mae_transfer.runs.same_data import check_same_data
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     """Make one run in the folder `path`; its record."""
     config, surroundings = task.config, describe_surroundings(fabric)
     schedule = check_run(fabric, task, eval_only=eval_only)
+    if resume or eval_only:
+        on_rank_zero(fabric, lambda: check_same_data(task, path, eval_only=eval_only))
     seed_for_model(config.seed)
     # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
     encoder = first_on_each_node(fabric, task.build_encoder)

@@ -17,6 +17,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.run_folder.record import read_record
 from mae_transfer.run_folder.schema import Report, RunRecord
 from mae_transfer.runs.plan import Pairs, plan_runs
+from mae_transfer.runs.same_data import difference
 from mae_transfer.runs.series import make_fabrics, make_runs
 from mae_transfer.runs.settings import make_settings
 from mae_transfer.runs.state import state_of
@@ -98,7 +99,9 @@ def finished_record(config: RunConfig, path: Path) -> RunRecord:
 def _check_like(one: RunRecord, other: RunRecord, searched: set[str], path: Path) -> None:
     """UserError if two runs differ in more than what is searched, such as the data under one path."""
     a, b = one["settings"], other["settings"]
-    unlike = [key for key in sorted({*a, *b} - searched) if a.get(key) != b.get(key)]
+    unlike = [key for key in sorted({*a, *b} - searched - {"data_fingerprint"}) if a.get(key) != b.get(key)]
+    if difference(one["data"], other["data"]):  # runs of an earlier version know their data by names alone
+        unlike.append("data_fingerprint")
     if unlike:
         raise UserError(
             f"{path} differs from the search's other runs also in {', '.join(unlike)}; search again in another --output"

@@ -244,7 +244,9 @@ def test_a_value_in_hour_six_is_named_and_bad_files_can_be_skipped(
     assert main(arguments(tmp_path / "skip", root, *steps, "data.on_bad_image=skip")) == 0
     assert read_record(tmp_path / "skip" / "record.json")["data"]["skipped_files"] == ["ADE_train_00000004.jpg"]
     assert main(arguments(tmp_path / "skip", data, *steps, "--resume", "data.on_bad_image=skip")) == 2
-    assert "data of fingerprint" in capfd.readouterr().err
+    assert "is a run on other data: the training images, or what belongs to them, are not the same" in (
+        capfd.readouterr().err
+    )
 
 
 def test_files_of_no_pair_are_said(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,9 @@ def test_fingerprint_is_of_names_and_labels(tmp_path) -> None:
     picture(tmp_path / "one" / "a.jpg")
     picture(tmp_path / "two" / "a.jpg", shade=50)
     picture(tmp_path / "three" / "b.jpg")
-    one, two, three = (find_images(config_of(tmp_path / name).data).fingerprint for name in ("one", "two", "three"))
+    one, two, three = (
+        find_images(config_of(tmp_path / name).data).names_fingerprint() for name in ("one", "two", "three")
+    )
     assert one == two != three
 
 

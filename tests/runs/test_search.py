@@ -126,7 +126,7 @@ def test_done_runs_are_skipped_and_stopped_ones_go_on(
     assert "optim.lr=0.0001 is of eval.mode=slide, not what is asked now" in capsys.readouterr().err
     assert main([*command, "--eval-only"]) == 2
     record = json.loads(done)
-    record["settings"]["data_fingerprint"] = "of other data"
+    record["data"]["parts"]["val"] = "of other data"
     (folders[0] / "record.json").write_text(json.dumps(record))
     assert main(command) == 2
     assert "differs from the search's other runs also in data_fingerprint" in capsys.readouterr().err

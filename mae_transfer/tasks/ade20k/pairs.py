@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from mae_transfer.data.decode import header_of
+from mae_transfer.data.identity import combine, identify
 from mae_transfer.data.images import DECODE_ERRORS
 from mae_transfer.data.names import walk_files
 from mae_transfer.data.paths import find_paths
@@ -46,7 +48,7 @@ class Pairs:
     image_suffix: str
     mask_suffix: str
     sizes: list[tuple[int, int]]
-    fingerprint: str
+    names_fingerprint: str
     """SHA-256 over names and file sizes in bytes."""
     warnings: list[str]
     """A line for each folder with files that belong to no pair."""
@@ -59,6 +61,12 @@ class Pairs:
 
     def mask(self, index: int) -> Path:
         return self.mask_folder / f"{self.names[index]}{self.mask_suffix}"
+
+    def identity(self, indices: np.ndarray) -> str:
+        """Of the images and masks of these pairs (`data/identity.py`)."""
+        names = [self.names[i] for i in indices.tolist()]
+        images = identify(self.image_folder, [f"{name}{self.image_suffix}" for name in names])
+        return combine(images, identify(self.mask_folder, [f"{name}{self.mask_suffix}" for name in names]))
 
 
 def find_pairs(config: DataConfig, split: str) -> Pairs:
@@ -100,7 +108,7 @@ def find_pairs(config: DataConfig, split: str) -> Pairs:
     return replace(
         pairs,
         sizes=[header[0] for header in headers],
-        fingerprint=digest.hexdigest(),
+        names_fingerprint=digest.hexdigest(),
         warnings=warnings,
     )
 

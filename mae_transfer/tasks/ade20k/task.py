@@ -1,11 +1,11 @@
 """The ADE20K task: what the engine and the run record need of it (the contract of `engine/task.py`)."""
 
-import hashlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mae_transfer.data.identity import combine
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.ade20k import cached_ade20k
 from mae_transfer.engine.task import BaseTask, Evaluation
@@ -60,8 +60,13 @@ class Ade20kTask(BaseTask):
         return self._summary | {"skipped_files": sorted(skipped)}
 
     def _summarise(self, train: Pairs, val: Pairs) -> dict[str, Any]:
-        """Name, fingerprint (names and sizes of all files, classes and the subset) and counts, for the run record."""
-        about = f"{train.fingerprint}\n{val.fingerprint}\n{self.class_names}\n{self.config.subset}"
+        """Name, fingerprints and counts, for the run record. A part is the images and masks that are used of a split;
+        the fingerprint of names is of the names and sizes of all files, the classes and the subset."""
+        by_name = (train.names_fingerprint, val.names_fingerprint, self.class_names, self.config.subset)
+        parts = {
+            "train": combine(train.identity(self.train_dataset.indices), self.class_names),
+            "val": combine(val.identity(self.eval_dataset.indices), self.class_names),
+        }
         train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
         if self.is_synthetic:
             name = "generated images"
@@ -75,7 +80,9 @@ class Ade20kTask(BaseTask):
             name = f"{len(self.class_names)} classes ({train_images} train, {val_images} val images)"
         return {
             "name": name,
-            "fingerprint": hashlib.sha256(about.encode()).hexdigest()[:16],
+            "fingerprint": combine(parts, self.config.subset),
+            "parts": parts,
+            "names_fingerprint": combine(*by_name),
             "train_images": train_images,
             "val_images": val_images,
             "subset": self.config.subset,

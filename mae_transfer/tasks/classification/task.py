@@ -1,6 +1,5 @@
 """The image classification task, by any protocol (the contract of `engine/task.py`)."""
 
-import hashlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from mae_transfer.backbones.grid import grid_of
 from mae_transfer.backbones.timm_vit import resolve
+from mae_transfer.data.identity import combine
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.classification import cached_classification
@@ -100,13 +100,19 @@ class ClassificationTask(BaseTask):
         """For the run record. What the protocols of a data set share: so the fingerprint holds the subset and the
         shots, but not which draw of them, nor what a protocol sets aside to choose by."""
         data, train, val = self.config.data, self.image_splits.train, self.image_splits.val
-        about = f"{images.fingerprint} {self.config.subset} {data.shots}"
+        subset, shots = self.config.subset, data.shots
+        parts = {
+            split: combine(listing.identity(choose_subset(listing.names, subset)), self.class_names)
+            for split, listing in (("train", images.train), ("val", images.val))
+        }
         held = self.image_splits.holdout
         labels = train.labels if held is None else np.append(train.labels, held.labels)
         counts = np.bincount(labels, minlength=len(self.class_names))
         return {
             "name": self._name(images, len(labels)),
-            "fingerprint": hashlib.sha256(about.encode()).hexdigest()[:16],
+            "fingerprint": combine(parts, subset, shots),
+            "parts": parts,
+            "names_fingerprint": combine(f"{images.names_fingerprint()} {subset} {shots}"),
             "train_images": len(train),
             "val_images": len(val),
             "classes": len(self.class_names),

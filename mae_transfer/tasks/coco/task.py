@@ -2,11 +2,11 @@
 
 import hashlib
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mae_transfer.data.identity import combine, identify
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.coco import cached_coco
 from mae_transfer.engine.task import BaseTask, Evaluation
@@ -14,7 +14,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
 from mae_transfer.tasks.coco.card import BENCHMARK
 from mae_transfer.tasks.coco.config import CocoConfig
-from mae_transfer.tasks.coco.data import CocoEval, CocoTrain, resolve_paths
+from mae_transfer.tasks.coco.data import CocoEval, CocoPaths, CocoTrain, resolve_paths
 from mae_transfer.tasks.coco.evaluate import evaluate
 from mae_transfer.tasks.coco.files import check_files
 from mae_transfer.tasks.coco.model import build_mask_rcnn, square_side
@@ -58,16 +58,19 @@ class CocoTask(BaseTask):
         self.eval_dataset = CocoEval(val, paths.val_images, data, subset=config.subset)
         if not val.num_objects[self.eval_dataset.indices].any():
             raise UserError(f"{paths.val_json}: no val image has an object that is no crowd; nothing to evaluate")
-        self._summary = self._summarise(paths.train_json, paths.val_json, (len(train), len(val)))
+        self._summary = self._summarise(paths, (len(train), len(val)))
         self.warnings += note_overlap(self._summary, self.train_dataset, self.eval_dataset)
 
-    def _summarise(self, train_json: Path, val_json: Path, sizes: tuple[int, int]) -> dict[str, Any]:
-        """Name, fingerprint (SHA-256 of both annotation files and the subset) and image counts, for the run record."""
-        digest = hashlib.sha256()
-        for path in (train_json, val_json):
-            with path.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
+    def _summarise(self, paths: CocoPaths, sizes: tuple[int, int]) -> dict[str, Any]:
+        """Name, fingerprints and image counts, for the run record. A part is an annotation file and the images that are
+        used of it; the fingerprint of names is SHA-256 of both annotation files and the subset."""
+        digest, parts = hashlib.sha256(), {}
+        files = (("train", paths.train_json, self.train_dataset), ("val", paths.val_json, self.eval_dataset))
+        for split, path, dataset in files:
+            content = path.read_bytes()
+            digest.update(content)
+            names = [dataset.file_name(place) for place in range(len(dataset))]
+            parts[split] = combine(hashlib.sha256(content).hexdigest(), identify(dataset.folder, names))
         digest.update(str(self.config.subset).encode())
         train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
         if self.is_synthetic:
@@ -75,10 +78,12 @@ class CocoTask(BaseTask):
         elif sizes == (BENCHMARK.train_images, BENCHMARK.val_images) and self.config.subset is None:
             name = BENCHMARK.title
         else:
-            name = f"{val_json.stem} ({train_images} train, {val_images} val images)"
+            name = f"{paths.val_json.stem} ({train_images} train, {val_images} val images)"
         return {
             "name": name,
-            "fingerprint": digest.hexdigest()[:16],
+            "fingerprint": combine(parts, self.config.subset),
+            "parts": parts,
+            "names_fingerprint": digest.hexdigest()[:16],
             "train_images": train_images,
             "val_images": val_images,
             "subset": self.config.subset,

@@ -298,7 +298,9 @@ def test_subset_is_the_same_and_nested(tmp_path):
     ]
     assert chosen[0] == chosen[1] < chosen[2]
     assert (
-        find_pairs(config.data, "train").fingerprint == pairs.fingerprint != find_pairs(config.data, "val").fingerprint
+        find_pairs(config.data, "train").names_fingerprint
+        == pairs.names_fingerprint
+        != find_pairs(config.data, "val").names_fingerprint
     )
 
 

@@ -100,7 +100,7 @@ def test_large_and_small_images_of_places365_are_not_the_same_data(roots: dict[s
     small = find_images("places365", data_config(root))
     (root / "data_256").rename(root / "data_large")
     (root / "val_256").rename(root / "val_large")
-    assert find_images("places365", data_config(root)).fingerprint != small.fingerprint
+    assert find_images("places365", data_config(root)).names_fingerprint() != small.names_fingerprint()
 
 
 @pytest.mark.parametrize("root", ["places205"], indirect=True)
@@ -145,11 +145,11 @@ def test_paths_of_a_list_are_relative_to_it_without_a_root(roots: dict[str, Path
 
 
 def test_the_fingerprint_is_of_names_and_labels_not_of_the_place(roots: dict[str, Path], tmp_path: Path) -> None:
-    one = find_images("folder", data_config(roots["folder"])).fingerprint
+    one = find_images("folder", data_config(roots["folder"])).names_fingerprint()
     copy = Path(shutil.copytree(roots["folder"], tmp_path / "elsewhere"))
-    assert find_images("folder", data_config(copy)).fingerprint == one
+    assert find_images("folder", data_config(copy)).names_fingerprint() == one
     (copy / "train" / "birch" / "train_0000.JPEG").rename(copy / "train" / "birch" / "x.JPEG")
-    assert find_images("folder", data_config(copy)).fingerprint != one
+    assert find_images("folder", data_config(copy)).names_fingerprint() != one
 
 
 def test_images_may_lie_deeper_and_other_files_are_told(roots: dict[str, Path], tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ and float16's 11 bits are finer than the 8 bits of a bf16 matrix product (fp16's
 round again where the computation had rounded already.
 """
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from mae_transfer.backbones.checkpoints.report import fingerprint
+from mae_transfer.data.identity import combine, identify
+from mae_transfer.data.names import Names
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.engine.evaluation import evaluating, evaluation_batches
 from mae_transfer.engine.task import SampleKey
@@ -243,7 +244,6 @@ def _describe(config: ClassificationConfig, frozen: FrozenFeatures) -> str:
 
 
 def _key(about: str, images: ClassificationEval) -> str:
-    digest = hashlib.sha256(about.encode())
-    for i in range(len(images)):
-        digest.update(images.file_name(i).encode(errors="surrogateescape") + b"\0")
-    return digest.hexdigest()[:12]
+    """Of the encoder and of the images' contents."""
+    names = Names(images.file_name(i) for i in range(len(images)))
+    return combine(about, identify(images.folder, names))[:12]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_transfer.data.identity import identify, known_names
 from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
 
@@ -39,6 +40,12 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names)
 
+    def identity(self, indices: np.ndarray) -> str:
+        """Of the images at these indices, in order, with their labels (`data/identity.py`)."""
+        if len(indices) == len(self):
+            return identify(self.root, self.names, self.labels)
+        return identify(self.root, Names(self.names[i] for i in indices.tolist()), self.labels[indices])
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -49,9 +56,13 @@ class ImageSet:
     class_names: list[str]
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def fingerprint(self) -> str:
+    def names_fingerprint(self) -> str:
         """SHA-256 of all names, labels and classes; not of where the set lies nor of the pixels."""
+        about = self.val.names.digest() + self.val.labels.tobytes() + json.dumps(self.class_names).encode()
+        name = hashlib.sha256(about).hexdigest()
+        return known_names(self.train.names, self.train.labels, name, self._names_fingerprint)
+
+    def _names_fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for split in (self.train, self.val):
             for name, label in zip(split.names, split.labels.tolist(), strict=True):

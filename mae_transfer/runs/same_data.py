@@ -1,0 +1,58 @@
+"""Whether a run that goes on, or is evaluated again, has the data that it was trained on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mae_transfer.engine.task import BaseTask
+from mae_transfer.errors import UserError
+from mae_transfer.run_folder.checkpoints import list_checkpoints, read_origin
+from mae_transfer.run_folder.record import read_record
+
+SPLITS = {"train": "training", "val": "val"}
+
+
+def check_same_data(task: BaseTask, path: Path, *, eval_only: bool) -> None:
+    """Compare the data of a run folder, as its newest checkpoint or else its record knows them, with those at hand.
+
+    Nothing is compared in a folder that has neither. A run of an earlier version knows its data by their names alone.
+
+    Raises:
+        UserError: they differ. An evaluation on other data would replace the record of the run by that of another.
+    """
+    before, now = _data_of(path), task.data_summary
+    if before is None:
+        return
+    unlike = difference(before, now)
+    if unlike:
+        option = "--eval-only" if eval_only else "--resume"
+        raise UserError(
+            f"{option}: {path} is a run on other data: {unlike}; give it the data of its training, or train on these "
+            "in another --output"
+        )
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between the data of two summaries; empty if nothing does.
+
+    Two summaries with `parts` are compared by contents, others by the fingerprint of earlier versions.
+    """
+    parts, others = before.get("parts"), now.get("parts")
+    if parts and others:
+        unlike = [title for split, title in SPLITS.items() if parts.get(split) != others.get(split)]
+        if unlike:
+            return f"the {' and '.join(unlike)} images, or what belongs to them, are not the same"
+        one, other = before["fingerprint"], now["fingerprint"]
+    else:
+        one, other = (data.get("names_fingerprint" if data.get("parts") else "fingerprint") for data in (before, now))
+    return "" if one == other else f"they had the fingerprint {one}, now it is {other}"
+
+
+def _data_of(path: Path) -> Mapping[str, Any] | None:
+    checkpoints = list_checkpoints(path / "checkpoints")
+    origin = read_origin(checkpoints[-1]) if checkpoints else None
+    if origin and "data_fingerprint" in origin:
+        return {"fingerprint": origin["data_fingerprint"], "parts": origin.get("data_parts")}
+    if not checkpoints and (path / "record.json").is_file():
+        return read_record(path / "record.json")["data"]
+    return None

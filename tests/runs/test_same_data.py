@@ -1,0 +1,74 @@
+"""Other data under the same names are refused, and the run folder stays as it was."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support.paths import GOLDENS
+
+from mae_transfer.cli.transfer import main
+from mae_transfer.run_folder.record import read_record
+from mae_transfer.runs.same_data import difference
+
+EARLIER = GOLDENS / "earlier_run"
+OPTIONS = [
+    *("--task", "folder", "--protocol", "linear", "--backbone", "random_vit_nano", "--preset", "smoke"),
+    *("--device", "cpu", "data.image_size=32", "schedule.steps=6", "train.checkpoint_every=3", "data.workers=0"),
+    *("train.keep_checkpoints=10", "train.global_batch=4", "train.micro_batch=4", "eval.pictures=0", "optim.lr=0.001"),
+]
+
+
+def exchange(folder: Path) -> None:
+    """Exchange the pictures of two classes under the same names."""
+    one, other = (sorted(place.iterdir())[0] for place in sorted(folder.iterdir()))
+    a, b = one.read_bytes(), other.read_bytes()
+    one.write_bytes(b)
+    other.write_bytes(a)
+
+
+@pytest.mark.parametrize(("split", "title"), [("train", "training"), ("val", "val")])
+def test_pictures_exchanged_after_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, title: str
+) -> None:
+    data, output = shutil.copytree(EARLIER / "data", tmp_path / "data"), tmp_path / "run"
+    command = [*OPTIONS, "--data", str(data), "--output", str(output)]
+    assert main(command) == 0
+    written = {name: (output / name).read_bytes() for name in ("record.json", "config.yaml")}
+    exchange(data / split)
+    for option in ("--eval-only", "--resume"):
+        if option == "--resume":
+            (output / "record.json").unlink()
+        assert main([*command, option, "data.on_bad_image=skip"]) == 2
+        said = capsys.readouterr().err
+        assert f"{option}: {output} is a run on other data: the {title} images, or what belongs to them" in said
+        assert all((output / name).read_bytes() == content for name, content in written.items() if name[0] == "c")
+        assert option == "--resume" or (output / "record.json").read_bytes() == written["record.json"]
+    exchange(data / split)
+    shutil.move(data, tmp_path / "elsewhere")
+    assert main([*OPTIONS, "--data", str(tmp_path / "elsewhere"), "--output", str(output), "--resume"]) == 0
+
+
+def test_a_run_of_an_earlier_version_is_compared_by_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier = shutil.copytree(EARLIER, tmp_path / "earlier")
+    command = [*OPTIONS, "--data", str(earlier / "data"), "--output", str(earlier / "stopped"), "--resume"]
+    image = next((earlier / "data/train").glob("*/*"))
+    image.rename(image.with_name("renamed.png"))
+    assert main(command) == 2
+    assert "they had the fingerprint" in capsys.readouterr().err
+    image.with_name("renamed.png").rename(image)
+    assert main(command) == 0
+    before = read_record(earlier / "finished/record.json")
+    record = read_record(earlier / "stopped/record.json")
+    assert record["data"]["fingerprint"] == before["data"]["fingerprint"] == record["data"]["names_fingerprint"]
+    assert not difference(before["data"], record["data"])
+
+
+def test_like_is_compared_with_like() -> None:
+    one = {"fingerprint": "new", "names_fingerprint": "old", "parts": {"train": "a", "val": "b"}}
+    assert not difference(one, one)
+    assert "val images" in difference(one, one | {"parts": {"train": "a", "val": "c"}})
+    assert "training and val images" in difference(one, one | {"parts": {"train": "d", "val": "c"}})
+    assert "fingerprint new" in difference(one, one | {"fingerprint": "of another subset"})
+    assert not difference({"fingerprint": "old"}, one)
+    assert not difference(one, {"fingerprint": "old"})
+    assert "fingerprint older, now it is old" in difference({"fingerprint": "older"}, one)
