@@ -8,6 +8,7 @@ import yaml
 from mae_transfer.config.load import dump_config
 from mae_transfer.config.overrides import leaf_keys
 from mae_transfer.config.recipe import config_folder, read_recipe
+from mae_transfer.config.yaml import parse_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.runs.tasks import task_cards
@@ -143,3 +144,42 @@ def test_every_field_is_reachable_by_an_override() -> None:
     keys = leaf_keys(CocoConfig)
     assert {"optim.lr", "data.train_json", "train.micro_batch", "seed"} <= set(keys)
     assert len(keys) == len(set(keys))
+
+
+def test_overrides_may_be_a_mapping() -> None:
+    texts = load_config("coco", "mae_vit_b", overrides=["optim.lr=4e-5", "data.flip=0"])
+    assert load_config("coco", "mae_vit_b", overrides={"optim.lr": 4e-5, "data.flip": 0.0}) == texts
+    with pytest.raises(UserError, match="did you mean optim.lr"):
+        load_config("coco", "mae_vit_b", overrides={"optim.lrr": 1})
+    with pytest.raises(UserError, match="is one text; give a list of key=value, or a mapping"):
+        load_config("coco", "mae_vit_b", overrides="optim.lr=4e-5")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"base: {a: no, a: 1}\n", "the key 'a' is there twice"),
+        (b"extends: mine\n", "extends has to name another recipe"),
+        (b"extends: [1]\n", "extends has to name another recipe"),
+        (b"base: &x [*x]\n", "holds itself"),
+        (b"[" * 5000, "more than 40 levels"),
+        (b"base: !!python/object:os.system x\n", "could not determine a constructor"),
+        (b"\xff\xfeb\x00", "is not UTF-8"),
+        (b"base: {}\npresets: {full: 3}\n", "stands where keys and values should"),
+        (b"base: {}\npresets: {}\nprests: {}\n", "unknown section 'prests', did you mean presets"),
+        (b"base: 3\npresets: {}\n", "the section base has to be a mapping"),
+        (b"- 1\n", "no mapping of keys to values"),
+    ],
+)
+def test_an_odd_recipe_file_is_one_line(content: bytes, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content.replace(b"extends: mine", f"extends: {path}".encode()))
+    with pytest.raises(UserError, match=expected) as caught:
+        load_config("coco", "mae_vit_b", overrides=[f"recipe={path}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_is_read_as_its_second_version_says() -> None:
+    assert parse_yaml("a: no\nb: 1:30\nc: 2024-02-30\nd: 1e-3\ne: 007") == {
+        **{"a": "no", "b": "1:30", "c": "2024-02-30", "d": 0.001, "e": 7}
+    }

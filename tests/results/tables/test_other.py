@@ -110,3 +110,14 @@ def test_odd_values_of_one_run_do_not_stop_the_report(tmp_path: Path) -> None:
         '{"step": 1, "epoch": 0.1, "loss": "x"}\n{"step": 2, "epoch": 0.2, "loss": "y"}\n'
     )
     assert "no curves: its metrics.jsonl" in make_page(*find_records(tmp_path), picture_bytes=10)
+
+
+def test_runs_that_lack_what_their_tables_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        put(tmp_path, f"a{seed}", "ade20k", {"mAcc": 40.0 + seed}, SETTINGS, seed=seed)
+    put(tmp_path, "b", "folder", {"top5": 50.0}, SETTINGS | {"protocol": "partial", "model.blocks": 1})
+    out, err = tables(tmp_path, capsys)
+    line = f"warning: {tmp_path}/a0 and 1 more runs: its record lacks the metrics that the tables of ade20k show"
+    assert line in "\n".join(err)
+    assert "| ade20k mae_vit_b seed 1 | mini | my set | mAcc 41 |" in out
+    assert "| folder partial mae_vit_b seed 0 | mini | my set | top5 50 |" in out
