@@ -50,6 +50,8 @@ def draw_noise(kind: str, grid: Grid, ratio: float, rng: np.random.Generator) ->
     if kind == "block":
         masked = grid[0] * grid[1] - num_visible(grid, ratio)
         return block_mask(grid, masked, rng, exact=True).reshape(-1).astype(np.float32)
+    if kind != "grid":
+        raise ValueError(f"no scheme of masking {kind!r}")
     check_mask(kind, grid, ratio)
     noise = np.ones(grid, dtype=np.float32)
     noise[::2, ::2] = 0

@@ -1,5 +1,5 @@
 """Masks: how many patches, which ones, how evenly, and that the shuffle is undone. Block-wise ones are in
-test_pretrain_block_masking.py."""
+test_block_masking.py."""
 
 import numpy as np
 import pytest
@@ -22,6 +22,11 @@ def test_exactly_the_released_codes_number_is_kept(kind: str, ratio: float) -> N
     assert visible == int(196 * (1 - ratio))
     mask = shuffle(noises(kind, (14, 14), ratio, 20), visible).mask
     assert (~mask).sum(1).tolist() == [visible] * 20
+
+
+def test_an_unknown_scheme_is_not_taken_for_another() -> None:
+    with pytest.raises(ValueError, match="no scheme of masking 'stripes'"):
+        draw_noise("stripes", (4, 4), 0.75, np.random.default_rng(0))
 
 
 def test_random_masks_are_uniform_over_the_patches() -> None:

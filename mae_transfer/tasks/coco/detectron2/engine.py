@@ -45,8 +45,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher as Matched
 
+from mae_transfer.adapters import norm
 from mae_transfer.adapters.detectron2 import LastMapBackbone, ViTBackbone
-from mae_transfer.adapters.norm import BatchNorm
 from mae_transfer.adapters.square_input import check_fits
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
 
 MAPS = ["p2", "p3", "p4", "p5", "p6"]
-NORMS = {"BN": BatchNorm, "LN": "LN"}
+NORMS: dict[str, Any] = {**norm.NORMS, "LN": "LN"}
 
 
 class Detectron2RCNN(nn.Module):
