@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: help setup demo test quick lint slow clean
+.PHONY: help setup demo test quick lint slow fuzz clean
 
 help:
 	@echo "make demo   mae-transfer transfer: mae_vit_l to COCO, smoke preset, generated images; then mae-transfer tables"
 	@echo "make test   lint, types and the test suite"
 	@echo "make quick  the tests that take seconds, for daily work (under 4 minutes)"
 	@echo "make slow   the long tests: real-size learning and resume checks"
+	@echo "make fuzz   6,200 damaged and odd inputs through all readers"
 	@echo "make clean  remove .venv and the demo's runs"
 
 setup: $(VENV)/installed
@@ -41,6 +42,10 @@ quick: setup
 
 slow: setup
 	$(PY) -m pytest -m slow
+
+# Damaged and odd inputs through all readers; the table of a run is in docs/reliability.md.
+fuzz: setup
+	OMP_NUM_THREADS=1 $(PY) tests/fuzz/campaign.py
 
 clean:
 	rm -rf $(VENV) results/demo

@@ -24,10 +24,24 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number} is not JSON; restore or delete the file") from error
-        if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+        if not isinstance(value, dict) or type(value.get("step")) is not int:
             raise UserError(f"{path} line {number} has no step; restore or delete the file")
+        odd = next((name for name in value if _is_odd(name, value[name])), None)
+        if odd is not None:
+            raise UserError(f"{path} line {number}: {odd!r} is no number; restore or delete the file")
         metrics.append(value)
     return metrics
+
+
+def _is_odd(name: str, value: Any) -> bool:
+    """Whether a value that plots and histories compute with is no finite number; a loss may be, in a run that fails."""
+    if name == "epoch" or name == "lr":
+        return not _is_number(value) or not math.isfinite(value)
+    return name.startswith("loss") and value is not None and not _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def epoch_history(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,9 @@ COCO has none: average precision is no mean over images, and its detections are 
 
 import hashlib
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +25,25 @@ from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write
 
 FILE = "per_image.npz"
+CLASSES = 65536
+"""Labels are below; a mask has at most 16 bits."""
 Arrays: TypeAlias = Mapping[str, np.ndarray]
+# What numpy and the zip reader raise for bytes that are no such file.
+_BROKEN = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    EOFError,
+    OSError,
+    SyntaxError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def correct_images(parts: Iterable[tuple[Sequence[str], np.ndarray]]) -> Arrays:
@@ -78,10 +98,30 @@ def read_per_image(folder: Path, entry: Mapping[str, Any]) -> Arrays:
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise UserError(f"{path} is not the file that its record names; evaluate the run again by --eval-only")
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no file of per-image results: {error}") from error
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        _check(arrays)
+        return arrays
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no file of per-image results ({reason}); evaluate the run again") from error
+
+
+def _check(arrays: Arrays) -> None:
+    """Raise KeyError or ValueError unless these are the arrays of a classification or a segmentation."""
+    names = ("correct",) if "correct" in arrays else ("image", "label", "intersection", "union")
+    ids, columns = arrays["ids"], [arrays[name] for name in names]
+    if ids.dtype.kind != "S" or any(array.shape != (len(columns[0]),) for array in columns):
+        raise ValueError("ids are no names, or its arrays differ in length")
+    if names == ("correct",):
+        if columns[0].dtype != bool or len(ids) != len(columns[0]):
+            raise ValueError("correct is no truth of each image")
+        return
+    image, label, intersection, union = columns
+    if any(array.dtype.kind not in "iu" or (array < 0).any() for array in columns):
+        raise ValueError("its counts are no whole numbers from 0")
+    if (image >= len(ids)).any() or (label >= CLASSES).any() or (intersection > union).any():
+        raise ValueError("its counts contradict each other")
 
 
 def dense(arrays: Arrays, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

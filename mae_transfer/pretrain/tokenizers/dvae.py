@@ -96,8 +96,10 @@ class DiscreteVAE(nn.Module):
 
 
 def facts_of(state: dict[str, Tensor]) -> dict[str, int]:
-    """`DVAETokenizer.facts` by the shapes of its tensors."""
+    """`DVAETokenizer.facts` by the shapes of its tensors; ValueError if they are no convolutions."""
     convolutions = [state[f"layers.{i}.weight"] for i in range(len(state)) if f"layers.{i}.weight" in state]
+    if len(convolutions) < 2 or not all(weight.ndim == 4 and weight.numel() for weight in convolutions):
+        raise ValueError("its layers are no convolutions")
     *stem, head = convolutions
     return {
         "vocab_size": head.shape[0],

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from mae_transfer.backbones.checkpoints import files
+from mae_transfer.backbones.checkpoints.values import told
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write
 from mae_transfer.pretrain.tokenizers import dalle
@@ -22,6 +24,7 @@ from mae_transfer.pretrain.tokenizers.kmeans import KMeansTokenizer
 
 FILE = "tokenizer.safetensors"
 _KEY = "mae_transfer_tokenizer"
+KINDS = ("kmeans", "dvae", "dalle")
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
@@ -62,19 +65,74 @@ def _own(path: Path) -> Tokenizer:
         ) from error
     if about is None:
         return dalle.from_state(tensors, str(path))
-    facts = json.loads(about)
-    kind = facts.pop("kind")
+    kind, facts = _facts(about, path)
+    whole = next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None)
+    if whole is not None:
+        raise UserError(f"tokenizer {path}: damaged, {whole} is of {tensors[whole].dtype}; make or fetch it again")
     if kind == "kmeans":
-        return KMeansTokenizer(tensors["centres"], **facts)
-    tokenizer: Tokenizer
+        return _kmeans(tensors, facts, path)
     if kind == "dvae":
-        tokenizer = DVAETokenizer(**facts)
-    elif kind == "dalle":
-        tokenizer = dalle.DalleTokenizer(**facts)
-    else:
-        raise UserError(f"tokenizer {path}: of the unknown kind {kind!r}; it is from another version of this project")
-    tokenizer.load_state_dict(tensors)
+        return _dvae(tensors, facts, path)
+    tokenizer = dalle.from_state(tensors, str(path))
+    _check_facts(tokenizer.facts(), facts, path)
     return tokenizer
+
+
+def _facts(about: str, path: Path) -> tuple[str, dict[str, int]]:
+    """The kind and the plain values that the metadata of a file state."""
+    try:
+        facts = json.loads(about)
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or "kind" not in facts:
+        raise UserError(f"tokenizer {path}: damaged, its metadata do not say its kind; make or fetch it again")
+    kind = facts.pop("kind")
+    if kind not in KINDS:
+        raise UserError(
+            f"tokenizer {path}: of the unknown kind {told(kind)}; from another version of this project, or damaged"
+        )
+    for name, value in facts.items():
+        if type(value) is not int:
+            raise UserError(f"tokenizer {path}: damaged, {name!r} is {told(value)}; make or fetch it again")
+    return kind, facts
+
+
+def _kmeans(tensors: dict[str, Tensor], facts: dict[str, int], path: Path) -> KMeansTokenizer:
+    centres, patch = tensors.get("centres"), facts.get("patch_size", 0)
+    _check_facts({"patch_size": patch}, facts, path)
+    if centres is None or centres.ndim != 2 or not centres.numel():
+        raise UserError(f"tokenizer {path}: damaged, it has no table of centres; make or fetch it again")
+    if patch < 1 or centres.shape[1] % patch**2:
+        raise UserError(
+            f"tokenizer {path}: damaged, centres of {centres.shape[1]} values are no patches of {patch}x{patch}; "
+            "make or fetch it again"
+        )
+    return KMeansTokenizer(centres, patch_size=patch)
+
+
+def _dvae(tensors: dict[str, Tensor], facts: dict[str, int] | None, path: Path) -> DVAETokenizer:
+    """By the shapes of its tensors, which `facts` have to agree with."""
+    try:
+        found = facts_of(tensors)
+        if facts is not None:
+            _check_facts(found, facts, path)
+        tokenizer = DVAETokenizer(**found)
+        tokenizer.load_state_dict(tensors)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"tokenizer {path}: damaged, no whole dVAE ({' '.join(str(error).split())}); make or fetch it again"
+        ) from error
+    return tokenizer
+
+
+def _check_facts(found: dict[str, int], facts: dict[str, int], path: Path) -> None:
+    """Raise UserError unless the stated facts are those of the tensors."""
+    for name in sorted(found.keys() | facts.keys()):
+        if found.get(name) != facts.get(name):
+            raise UserError(
+                f"tokenizer {path}: damaged, {name!r} is {told(facts.get(name))} beside tensors of "
+                f"{told(found.get(name))}; make or fetch it again"
+            )
 
 
 def _from_torch(path: Path) -> Tokenizer:
@@ -93,9 +151,7 @@ def _from_torch(path: Path) -> Tokenizer:
         own = {k.removeprefix("tokenizer."): v for k, v in raw["model"].items() if k.startswith("tokenizer.")}
         if not own:
             raise UserError(f"tokenizer {path}: a checkpoint of a run that trained none; use one of --method dvae")
-        tokenizer = DVAETokenizer(**facts_of(own))
-        tokenizer.load_state_dict(own)
-        return tokenizer
+        return _dvae(own, None, path)
     state = {name: tensor for name, tensor in raw.items() if isinstance(tensor, torch.Tensor)}
     if len(state) < len(raw):
         raise UserError(f"tokenizer {path}: no state dict of tensors; pass OpenAI's encoder.pkl or a tokenizer file")

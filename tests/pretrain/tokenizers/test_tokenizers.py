@@ -1,5 +1,6 @@
 """Tokenizers: ids of their definition, files, and what is refused."""
 
+import json
 import pickle
 import sys
 import types
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from mae_transfer.errors import UserError
@@ -336,3 +337,44 @@ def test_ids_do_not_depend_on_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = tokenizer(images)
     assert torch.equal(half, tokenizer(images))
+
+
+@pytest.mark.parametrize("kind", ["kmeans", "dvae"])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        None, "", "{", "[" * 100_000, "5", "{}", '{"patch_size": 8}', '{"kind": "x"}', '{"kind": []}', "KIND",
+        "KIND patch_size null", "KIND patch_size 0", "KIND patch_size -8", "KIND patch_size 9", "KIND patch_size 8.0",
+        "KIND patch_size true", 'KIND patch_size "8"', "KIND width 1000000000000", "KIND x 1",
+    ],
+)  # fmt: skip
+def test_a_file_whose_facts_do_not_fit_its_tensors_is_refused(kind, facts, tmp_path):
+    made = KMeansTokenizer(torch.rand(4, 192), patch_size=8) if kind == "kmeans" else small_dvae()
+    about = {"kind": made.kind, **made.facts()}
+    if facts is not None and facts.startswith("KIND"):
+        _, *pair = facts.split()
+        about = about | {pair[0]: json.loads(pair[1])} if pair else {"kind": kind}
+        facts = json.dumps(about)
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(save(made.tensors(), {} if facts is None else {"mae_transfer_tokenizer": facts}))
+    with pytest.raises(UserError, match=r"odd\.safetensors: ") as caught:
+        load_tokenizer(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [lambda t: t[..., :-1], lambda t: t[None], lambda t: t[:0], lambda t: t.int()])
+@pytest.mark.parametrize("kind", ["kmeans", "dvae"])
+def test_a_file_whose_tensors_do_not_fit_is_refused(kind, change, tmp_path):
+    made = KMeansTokenizer(torch.rand(4, 192), patch_size=8) if kind == "kmeans" else small_dvae()
+    for name, tensor in made.tensors().items():
+        tensors = made.tensors() | {name: change(tensor).contiguous()}
+        path = tmp_path / "odd.safetensors"
+        facts = json.dumps({"kind": kind, **made.facts()})
+        path.write_bytes(save(tensors, {"mae_transfer_tokenizer": facts}))
+        with pytest.raises(UserError, match=r"odd\.safetensors: damaged") as caught:
+            load_tokenizer(path)
+        assert "\n" not in str(caught.value)
+
+
+def small_dvae():
+    return DVAETokenizer(vocab_size=4, patch_size=8, width=8, blocks=1)
