@@ -6,7 +6,7 @@
 The files are made in `--folder` and removed at the end. They are smaller than ImageNet's of 110 KB, 1.3 million of
 which do not fit everywhere: the contents of a fixed number of files are read, 5,000.
 
-Measured for 1,331,167 files on two cores that eight other processes shared: first start 11.7 s, later start 3.9 s.
+Measured for 1,331,167 files on two cores under a load average of about nine: first start 11.7 s, later start 3.9 s.
 """
 
 import argparse

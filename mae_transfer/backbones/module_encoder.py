@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.encoder import Encoder
 from mae_transfer.backbones.grid import Grid
-from mae_transfer.backbones.layer_ids import find_blocks, layer_ids
+from mae_transfer.backbones.own_module_layers import find_blocks, layer_ids
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.errors import UserError
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mae_transfer.engine.signals import ignore_in_worker
+from mae_transfer.engine.loader import allow_open_files, init_worker
 
 
 class EvalDataset(Protocol):
@@ -57,6 +57,8 @@ def evaluation_batches(
     those of `mine`, in that order."""
     if mine is None:
         mine = range(fabric.global_rank, len(dataset), fabric.world_size)
+    if workers:
+        allow_open_files()
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -64,7 +66,7 @@ def evaluation_batches(
         num_workers=workers,
         collate_fn=dataset.collate,
         pin_memory=fabric.device.type == "cuda",
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
         generator=torch.Generator(),  # else workers' seeds are drawn from the generator that training uses
     )
     bar = tqdm(
@@ -79,7 +81,3 @@ def evaluation_batches(
             yield batch
             done = min(number * batch_size, len(mine)) * fabric.world_size
             bar.update(min(done, len(dataset)) - bar.n)
-
-
-def _init_worker(_: int) -> None:
-    ignore_in_worker()

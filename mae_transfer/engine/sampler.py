@@ -6,15 +6,14 @@ micro-batches of `micro_batch` with a smaller one at the end if it does not divi
 position to resume from, are functions of the step alone: any number of ranks, workers and restarts sees the same ones.
 """
 
-import resource
 from collections.abc import Generator, Iterator
 from functools import lru_cache
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mae_transfer.engine.loader import allow_open_files, init_worker
 from mae_transfer.engine.rng import epoch_order, worker_generator
-from mae_transfer.engine.signals import ignore_in_worker
 from mae_transfer.engine.task import SampleKey, TrainDataset
 from mae_transfer.errors import UserError
 
@@ -79,7 +78,7 @@ def load_batches(
     generator is closed. A UserError of the data set is raised here as it was raised there.
     """
     if workers:
-        _allow_open_files()
+        allow_open_files()
     samples = _Samples(dataset)
     loader: DataLoader[Any] = DataLoader(
         samples,
@@ -87,20 +86,13 @@ def load_batches(
         num_workers=workers,
         collate_fn=samples.collate,
         pin_memory=pin_memory,
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
         generator=worker_generator(sampler.seed, rank),
     )
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
         yield batch
-
-
-def _allow_open_files() -> None:
-    """Raise the soft limit: a tensor that comes from a worker is an open file here until it is freed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Samples(Dataset[Any]):
@@ -120,7 +112,3 @@ class _Samples(Dataset[Any]):
             if isinstance(sample, UserError):
                 return sample
         return self.dataset.collate(samples)
-
-
-def _init_worker(worker: int) -> None:
-    ignore_in_worker()

@@ -1,7 +1,12 @@
-"""SIGTERM, SIGUSR1 (which schedulers send before they kill) and Ctrl-C as a request to stop after the current step."""
+"""SIGTERM, SIGUSR1 (which schedulers send before they kill) and Ctrl-C as a request to stop after the current step.
 
+A second one stops the run wherever it is, without saving.
+"""
+
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +15,8 @@ from typing import Any
 from mae_transfer.errors import StoppedBySignal
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+REPEAT = 0.5
+"""Seconds in which two signals are one under torchrun, which passes on what the scheduler sends to every process."""
 
 
 class StopRequest:
@@ -19,6 +26,7 @@ class StopRequest:
     """
 
     received: str | None = None
+    _at = 0.0
 
     def __enter__(self) -> "StopRequest":
         self._before: dict[signal.Signals, Any] = {}
@@ -31,8 +39,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+        if self.received and time.monotonic() - self._at > (REPEAT if "TORCHELASTIC_RUN_ID" in os.environ else 0):
+            raise StoppedBySignal(
+                "stopped at once by a second signal; --resume goes on from the newest checkpoint, if there is one"
+            )
+        if not self.received:
+            self._at = time.monotonic()
         self.received = self.received or signal.Signals(number).name
 
 

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,8 @@ _LOG = logging.getLogger("mae_transfer")
 # A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a
 # folder that this process holds must not even be opened again.
 _held: set[Path] = set()
+_TEMPORARY = re.compile(r"\..+\.(json|npz|npy|png)\.[a-z0-9_]{8}")
+"""Names that `atomic_write` gives."""
 
 
 class RunFolder:
@@ -66,6 +69,7 @@ class RunFolder:
         try:
             self._check_and_write_config(resume)
             remove_unfinished(self.checkpoints)
+            sweep(self.path)
             with _writing(self.path):
                 self._log = _LogFile(self.path / "log.txt", encoding="ascii", errors="backslashreplace")
         except BaseException:
@@ -151,6 +155,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sweep(path: Path) -> None:
+    """Delete the temporary files that killed processes left in a run folder, which is locked, and in its features."""
+    for folder in (path, path / "features"):
+        for file in folder.glob("*"):
+            if file.name in ("config.tmp", "metrics.tmp") or _TEMPORARY.fullmatch(file.name):
+                with suppress(OSError):
+                    file.unlink()
 
 
 def check_free(path: Path) -> None:

@@ -11,7 +11,7 @@ from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import make_fabric, shut_down
 from mae_transfer.engine.progress import console
 from mae_transfer.run_folder.schema import RunRecord
-from mae_transfer.runs.names import default_output
+from mae_transfer.runs.names import check_output, default_output
 from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.run import run_task
 from mae_transfer.runs.tasks import check_transfers, make_task
@@ -125,6 +125,7 @@ def run_pretrain(
 
 
 def _run(config: RunConfig, output: str | Path | None, *, resume: bool, eval_only: bool, progress: bool) -> RunRecord:
+    check_output(output)
     path = Path(output) if output is not None else default_output(config)
     fabric = make_fabric(config.device, config.train.precision)
     with console() if progress else nullcontext():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mae_transfer.config.roles import resumable
 from mae_transfer.config.sections import RunConfig
+from mae_transfer.errors import UserError
 from mae_transfer.run_folder.settings import flatten
 
 RUNS = Path("results/runs")
@@ -19,6 +20,12 @@ def default_output(config: RunConfig) -> Path:
     name = config.backbone.name.replace(":", "-").replace("/", "-")
     what = "-".join(filter(None, (config.task, run_label(config))))
     return RUNS / f"{what}-{name}-{config.preset}-seed{config.seed}-{digest}"
+
+
+def check_output(output: str | Path | None) -> None:
+    """UserError for an empty name, which would be the current folder."""
+    if output is not None and not str(output).strip():
+        raise UserError("--output is empty; name a folder, or leave it out for one under results/runs/")
 
 
 def run_label(config: RunConfig) -> str:

@@ -14,7 +14,7 @@ from mae_transfer.config.overrides import INSTEAD_OF, Overrides, check_key, leaf
 from mae_transfer.config.recipe import read_recipe
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
-from mae_transfer.runs.names import default_output, run_label
+from mae_transfer.runs.names import check_output, default_output, run_label
 from mae_transfer.runs.resolve import backbone_spec, resolve_config
 from mae_transfer.runs.tasks import config_class, protocol_of, task_card
 from mae_transfer.runs.unread import refuse_unread
@@ -81,6 +81,7 @@ def plan_runs(
     Raises:
         UserError: options that do not go together, overrides without effect, and all that `resolve_config` refuses.
     """
+    check_output(output)
     card, given = task_card(task), parse_overrides(overrides)
     if search and (blocks is not None or shots is not None or draws is not None):
         raise UserError("--search makes a run for each value of a grid; leave out --blocks, --shots and --draws")

@@ -24,6 +24,7 @@ from mae_transfer.engine.distributed import (
     gather_objects,
     on_rank_zero,
 )
+from mae_transfer.engine.loader import loader_failures
 from mae_transfer.engine.loop import TrainResult, check_plan, micro_batch_sizes, peak_memory, train
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.signals import stop_at_once
@@ -50,7 +51,7 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
     encoder = first_on_each_node(fabric, task.build_encoder)
     model = task.build_model(encoder)
-    with open_run_folder(fabric, path, config, resume=resume or eval_only) as folder:
+    with open_run_folder(fabric, path, config, resume=resume or eval_only) as folder, loader_failures():
         if fabric.is_global_zero:
             _announce(task, encoder, path)
         started = time.perf_counter()

@@ -16,6 +16,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from mae_transfer.run_folder.folder import RunFolder
 from mae_transfer.run_folder.metrics import epoch_history, read_metrics
+from mae_transfer.runs.names import check_output
 
 CONFIG = make_config(seed=1, optim__lr=1e-5)
 
@@ -142,6 +143,22 @@ def test_folders_that_cannot_be_had(tmp_path: Path) -> None:
     (tmp_path / "early" / "record.json").write_text("{}")
     with pytest.raises(UserError, match="holds a run already"):
         RunFolder(tmp_path / "early", CONFIG)
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    left = [".record.json.ab12_cd9", ".per_image.npz.abcdefgh", "config.tmp", "metrics.tmp"]
+    kept = [".hidden", "notes.tmp", "record.json.bak"]
+    for name in (*left, *kept):
+        (tmp_path / name).write_text("")
+    RunFolder(tmp_path, CONFIG).close()
+    there = {path.name for path in tmp_path.iterdir()}
+    assert not there & set(left)
+    assert there >= set(kept)
+
+
+def test_an_empty_output_is_refused() -> None:
+    with pytest.raises(UserError, match="--output is empty"):
+        check_output("")
 
 
 def test_metrics_are_cut_to_the_resumed_step(tmp_path: Path) -> None:

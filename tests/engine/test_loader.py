@@ -1,0 +1,104 @@
+"""Failures of loader processes and second signals end a run, in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from support.paths import TOOLS
+
+RUN = [
+    *(sys.executable, str(TOOLS / "run_transfer.py"), "--task", "folder", "--backbone", "random_vit_nano"),
+    *("--preset", "smoke", "--device", "cpu", "--protocol", "finetune", "data.workers=2", "eval.pictures=0"),
+]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def one_line(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert all(word in line for word in words), line
+
+
+def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:
+    mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    command = [*mount, *RUN, "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=ENVIRONMENT)
+    one_line(done, "No space left on device", "/dev/shm has 0.0625 MB", "--shm-size", "data.workers=0")
+
+
+LOADER = """
+    import os, signal, sys, time, torch
+    from torch.utils.data import DataLoader
+    from mae_transfer.engine.loader import allow_open_files, init_worker, loader_failures
+    from mae_transfer.engine.signals import StopRequest
+    from mae_transfer.errors import StoppedBySignal, UserError
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self): return 64
+        def __getitem__(self, i): return {sample}
+
+    try:
+        with loader_failures(), StopRequest():
+            batches = []
+            for batch in DataLoader(Samples(), num_workers=2, worker_init_fn=init_worker, collate_fn=lambda b: b):
+                batches.append(batch)
+                print("batch", flush=True)
+                {body}
+    except (UserError, StoppedBySignal) as error:
+        print("said", type(error).__name__, error, flush=True)
+"""
+
+
+def loader(sample: str, body: str = "pass") -> "subprocess.Popen[str]":
+    code = textwrap.dedent(LOADER).replace("{sample}", sample).replace("{body}", body)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def last_line(process: "subprocess.Popen[str]") -> str:
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 0
+    return out.splitlines()[-1]
+
+
+def test_what_cannot_be_sent_is_said() -> None:
+    said = last_line(loader("lambda: 0"))
+    assert "said UserError a loader process could not send a batch (" in said
+    assert "pickle" in said
+
+
+def test_too_few_files() -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
+    said = last_line(loader("torch.zeros(3)", f"exec({code!r}) if len(batches) == 1 else None"))
+    assert said.startswith("said UserError")
+    assert "ulimit -n" in said
+
+
+def test_a_killed_process_is_said() -> None:
+    process = loader("torch.zeros(3)", "time.sleep(0.1)")
+    assert process.stdout
+    process.stdout.readline()
+    for child in psutil.Process(process.pid).children():
+        child.kill()
+    assert "said UserError a loader process" in last_line(process)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_wait(second: signal.Signals) -> None:
+    process = loader("torch.zeros(3)", "time.sleep(60)")
+    assert process.stdout
+    process.stdout.readline()
+    started = time.monotonic()
+    for number in (signal.SIGTERM, second):
+        process.send_signal(number)
+        time.sleep(0.3)
+    assert "said StoppedBySignal stopped at once by a second signal" in last_line(process)
+    assert time.monotonic() - started < 30
