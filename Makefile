@@ -43,7 +43,7 @@ quick: setup
 slow: setup
 	$(PY) -m pytest -m slow
 
-# Damaged and odd inputs through all readers; the table of a run is in docs/reliability.md.
+# Damaged and odd inputs through all readers; docs/reliability.md says how each outcome is judged.
 fuzz: setup
 	OMP_NUM_THREADS=1 $(PY) tests/fuzz/campaign.py
 

@@ -138,11 +138,7 @@ class Family:
             )
         elif kind == "zero":
             state[name] = torch.zeros_like(value)
-            allowed = (
-                "a weight of zeros that training can leave"
-                if "bias" in name or "token" in name or "pos" in name
-                else None
-            )
+            allowed = "a weight of zeros, as in a branch that is initialised to add nothing"
         elif kind == "value":
             state[name] = rng.choice(
                 (*ODD[:30], value.numpy().tolist(), [value], {"a": value}, value.to_sparse(), value.to("meta"))
