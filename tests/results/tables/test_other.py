@@ -1,5 +1,6 @@
 """A record of an unknown task, protocol or metric: each is said on standard error, none is lost."""
 
+import html
 import json
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def test_odd_values_of_one_run_do_not_stop_the_report(tmp_path: Path) -> None:
     (tmp_path / "a" / "metrics.jsonl").write_text(
         '{"step": 1, "epoch": 0.1, "loss": "x"}\n{"step": 2, "epoch": 0.2, "loss": "y"}\n'
     )
-    assert "no curves: its metrics.jsonl" in make_page(*find_records(tmp_path), picture_bytes=10)
+    page = html.unescape(make_page(*find_records(tmp_path), picture_bytes=10))
+    assert "a/metrics.jsonl line 1: 'loss' is no number; restore or delete the file" in page
 
 
 def test_runs_that_lack_what_their_tables_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
