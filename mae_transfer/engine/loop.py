@@ -103,8 +103,7 @@ def train(
     fabric.to_device(model)
     ema = make_ema(model, config.optim.ema) if config.optim.ema else None
     if config.train.compile:
-        encoder: Any = model.encoder
-        encoder.compile()  # in place, so that the keys of the state dict stay
+        model.encoder.compile()  # type: ignore[union-attr]  # in place, so that the keys of the state dict stay
     optimizer = build_optimizer(model, config.optim)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     precision: Any = fabric.strategy.precision
@@ -138,6 +137,7 @@ def train(
         state = restore(fabric, folder, model, optimizer, ema, precision, images, origin)
         if state is not None:
             start, seconds_before, origin = state["step"], state["seconds"], state["origin"]
+        del state  # its file may be deleted during the training, and would stay mapped
     if folder:
         folder.start_metrics(start)
     if _evaluation_due(config, start, images, schedule.total) and not _evaluated(fabric, folder, start):
@@ -168,7 +168,7 @@ def train(
         )
         for step in range(start + 1, schedule.total + 1):  # counted from 1: the state after it is that of `step` steps
             step_started = time.perf_counter()
-            done = make_step(step, stop=stop.received is not None)
+            done = make_step(step, stop=lambda: stop.received is not None)
             elapsed = time.perf_counter() - step_started
             step_seconds += elapsed
             if folder and progress:

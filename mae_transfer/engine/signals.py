@@ -3,7 +3,6 @@
 A second one stops the run wherever it is, without saving.
 """
 
-import os
 import signal
 import threading
 import time
@@ -39,7 +38,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and time.monotonic() - self._at > (REPEAT if "TORCHELASTIC_RUN_ID" in os.environ else 0):
+        if self.received and time.monotonic() - self._at > REPEAT:
             raise StoppedBySignal(
                 "stopped at once by a second signal; --resume goes on from the newest checkpoint, if there is one"
             )

@@ -6,7 +6,7 @@ batch however it is cut. One small all-reduce of losses and flags is one wait fo
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,11 +64,11 @@ class Step:
     first: int
     """The first step of this process, in which unused parameters are looked for."""
 
-    def __call__(self, step: int, *, stop: bool) -> StepResult:
+    def __call__(self, step: int, *, stop: Callable[[], bool]) -> StepResult:
         """Make the step.
 
         Args:
-            stop: whether this rank was asked to stop.
+            stop: whether this rank has been asked to stop; called after the backward passes.
 
         Raises:
             DivergedError: a loss or the gradient is not finite, on every rank; no update was made.
@@ -85,7 +85,7 @@ class Step:
         precision.unscale_gradients(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        flags = torch.tensor([float(stop)], dtype=torch.float64, device=local.device)
+        flags = torch.tensor([float(stop())], dtype=torch.float64, device=local.device)
         mean = all_reduce(self.fabric, torch.cat([local.sum(0), grad_norm.double()[None], flags]), "mean")
         *loss_values, norm_value, stop_value = mean.tolist()
 

@@ -13,6 +13,7 @@ from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.classification import cached_classification
 from mae_transfer.engine.task import BaseTask, Evaluation
+from mae_transfer.errors import UserError
 from mae_transfer.tasks.card import load_object
 from mae_transfer.tasks.classification.card import BENCHMARKS, PROTOCOLS
 from mae_transfer.tasks.classification.config import ClassificationConfig
@@ -71,6 +72,8 @@ class ClassificationTask(BaseTask):
             data = data.model_copy(update={"root": str(cached_classification(config.task))})
         self.protocol = (protocol or _protocol_class(config.protocol))(config)
         self.trains = self.protocol.trains
+        if data.holdout and "data.holdout" not in self.protocol.reads:
+            raise UserError(f"data.holdout: the protocol {config.protocol} chooses nothing; leave it out")
         known = like is not None and _same_files(like.config, config)
         self.images = images = like.images if like is not None and known else find_images(config.task, data)
         self.class_names = images.class_names
