@@ -99,6 +99,6 @@ def test_a_second_signal_ends_a_wait(second: signal.Signals) -> None:
     started = time.monotonic()
     for number in (signal.SIGTERM, second):
         process.send_signal(number)
-        time.sleep(0.3)
+        time.sleep(1.5)  # three times signals.REPEAT
     assert "said StoppedBySignal stopped at once by a second signal" in last_line(process)
     assert time.monotonic() - started < 30
