@@ -1,0 +1,64 @@
+"""The wheel, unpacked away from the checkout: a user's day from it, and what belongs in it."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+from support.paths import ROOT
+
+SUITE = """\
+name: day
+preset: smoke
+seeds: [0]
+backbones: [{name: random_vit_nano}]
+tasks: [{task: folder, protocol: knn}, {task: ade20k}]
+overrides: [device=cpu]
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    return Path(next(iter(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"]))))
+
+
+def test_it_holds_what_a_user_needs(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    packaged = {name.removeprefix("mae_transfer/") for name in names}
+    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
+    wanted |= {
+        str(path.relative_to(ROOT / "mae_transfer"))
+        for path in (ROOT / "mae_transfer").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert wanted <= packaged
+    inside = [name.split("/", 1)[1] for name in names if ".dist-info/" in name]
+    assert {"licenses/LICENSE", "licenses/NOTICE", "entry_points.txt"} <= set(inside)
+
+
+def test_a_day_with_it(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (folder / "suite.yaml").write_text(SUITE)
+    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+
+    def command(*arguments: str) -> str:
+        line = [sys.executable, "-m", "mae_transfer", *arguments]
+        done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    where = [sys.executable, "-c", "import mae_transfer; print(mae_transfer.__file__)"]
+    assert str(site) in subprocess.check_output(where, cwd=folder, env=environment, text=True)
+    command("suite", "suite.yaml")
+    assert "top-1" in command("tables")
+    command("report")
+    assert "mIoU" in (folder / "results" / "report" / "index.html").read_text()
+    weights = sorted((folder / "results").rglob("step_*.pt"))[-1]
+    assert "layout: mae_transfer" in command("inspect", str(weights))
