@@ -10,7 +10,7 @@ from support.paths import ROOT
 
 from mae_transfer.commands import TOOLS
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 ROOMS = {path.name for path in ROOT.iterdir() if path.is_dir()} & {
     *("benchmarks", "configs", "docs", "examples", "mae_transfer", "results", "tests", "tools")
