@@ -142,8 +142,7 @@ def make_launcher(
     args: argparse.Namespace, output: Path, gpus: int, visible: Sequence[str], slurm: dict[str, str]
 ) -> Launcher:
     """The launcher that the options ask for; UserError if it cannot be had."""
-    import yaml
-
+    from mae_transfer.config.overrides import parse_override
     from mae_transfer.suites.state import FOLDER
 
     return launcher_card(args.launcher).make(
@@ -156,7 +155,7 @@ def make_launcher(
             minutes=args.slurm_minutes,
             partition=args.slurm_partition,
             visible=visible,
-            slurm={key: yaml.safe_load(value) for key, value in slurm.items()},
+            slurm=dict(parse_override(f"{key}={value}") for key, value in slurm.items()),
         )
     )
 

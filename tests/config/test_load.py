@@ -179,6 +179,15 @@ def test_an_odd_recipe_file_is_one_line(content: bytes, expected: str, tmp_path:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["!!bool x", "!!timestamp x", "!!timestamp 2024-01-01", "!!set {a}", "!!map xy", "!!int x"]
+)
+def test_a_tag_that_its_value_does_not_fit_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="override 'seed=!!.* the value is not valid YAML: ") as caught:
+        load_config("coco", "mae_vit_b", overrides=[f"seed={text}"])
+    assert "\n" not in str(caught.value)
+
+
 def test_yaml_is_read_as_its_second_version_says() -> None:
     assert parse_yaml("a: no\nb: 1:30\nc: 2024-02-30\nd: 1e-3\ne: 007") == {
         **{"a": "no", "b": "1:30", "c": "2024-02-30", "d": 0.001, "e": 7}

@@ -156,6 +156,7 @@ BAD: list[tuple[dict[str, Any], list[str], str]] = [
     ({}, ["--jobs", "0"], "--jobs is 1 or more"),
     ({}, ["--gpus", "2", "--jobs", "2"], "--jobs 2 of 2 GPUs each, but 0 are visible"),
     ({}, ["--launcher", "slurm"], "--launcher slurm: "),
+    ({}, ["--launcher", "slurm", "--slurm", "x=[1"], "override 'x=.1': the value is not valid YAML"),
     ({"pretrain": [], "backbones": []}, [], "a suite needs pre-trainings"),
 ]
 

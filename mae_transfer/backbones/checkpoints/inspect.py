@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from mae_transfer.backbones import registry
@@ -18,6 +17,7 @@ from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.commands import command
+from mae_transfer.config.yaml import read_yaml
 from mae_transfer.errors import UserError
 
 FP16_EDGE = 6e4
@@ -98,13 +98,13 @@ def _of_run(file: Path) -> tuple[dict[str, Any], list[str]]:
     path = file.parent.parent / "config.yaml"
     if not path.is_file():
         return {}, []
+    config = read_yaml(path, "configuration")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         section = config["backbone"]
         # a pre-training's are no choice, and the recipe of the transfer has its own
         options = () if config.get("task") == "pretrain" else ("window_size", "num_global_blocks", "rel_pos")
         return section, [f"backbone.{name}={json.dumps(section[name])}" for name in options]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not the configuration of a run ({type(error).__name__}); pass the .pt file."
         ) from error

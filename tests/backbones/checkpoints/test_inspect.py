@@ -163,6 +163,9 @@ def test_a_run_folder_gives_its_own_options(tmp_path):
     (tmp_path / "config.yaml").write_text("backbone: 3")
     with pytest.raises(UserError, match="config.yaml: not the configuration of a run"):
         inspect_module.inspect(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"config\.yaml is not UTF-8"):
+        inspect_module.inspect(tmp_path)
 
 
 # --- exports
