@@ -125,11 +125,14 @@ def open_image(content: np.ndarray, name: str, what: str = "image") -> Image.Ima
 
 
 def _check_png(content: np.ndarray) -> None:
-    """Raises ValueError unless the checksums of the chunks that hold the picture fit; Pillow passes over them."""
-    data, place = content.data, len(PNG)
-    while place + 12 <= len(data):
+    """Raises ValueError unless the checksums of the chunks that hold the picture fit; Pillow passes over them.
+
+    What follows the last chunk, IEND, is no part of the picture.
+    """
+    data, place, kind = content.data, len(PNG), b""
+    while kind != b"IEND" and place + 12 <= len(data):
         length, kind = struct.unpack(">I4s", data[place : place + 8])
         end = place + 8 + length
         if kind[0] & 0x20 == 0 and data[end : end + 4] != zlib.crc32(data[place + 4 : end]).to_bytes(4, "big"):
-            raise ValueError(f"wrong checksum of {kind.decode('latin-1')}")
+            raise ValueError(f"wrong checksum of {kind.decode('latin-1')!r}")
         place = end + 4

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mae_transfer.errors import UserError
 
@@ -22,8 +22,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
-"""TIFF tags."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+"""TIFF tags. Sample format 1 is whole numbers without sign, 2 with sign; photometric 0 is a grey whose 0 is white."""
 # What Pillow raises for damaged files, by format.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -60,7 +60,9 @@ def unusable(path: Path | str, error: Exception, what: str = "image") -> ImageEr
     """The error of a file that raised one of DECODE_ERRORS: undecodable, or not to be read at all (never skipped)."""
     if isinstance(error, OSError) and error.errno is not None:
         return ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")
-    reason = str(error).replace("\n", " ").replace(str(path), "file")
+    reason = " ".join(str(error).replace(str(path), "file").split())
+    if isinstance(error, UnidentifiedImageError):
+        reason = "of no known format"
     remedy = "fetch it again, or go on without such images with data.on_bad_image=skip"
     return UndecodableImageError(f"{path}: truncated or corrupt {what} ({reason}); {remedy}")
 
@@ -68,11 +70,14 @@ def unusable(path: Path | str, error: Exception, what: str = "image") -> ImageEr
 def to_eight_bits(image: Image.Image, name: str, mode: str = "RGB") -> Image.Image:
     """A decoded image in `mode`, "RGB" or "L"; deeper samples are scaled by the range of their type.
 
-    16 bits (or as many as a TIFF says) keep their 8 highest, as in libpng and OpenCV; floats are 0 .. 1.
+    16 bits (or as many as a TIFF says) keep their 8 highest, as in libpng and OpenCV; floats are 0 .. 1. A TIFF's
+    grey whose 0 is white is turned over: by Pillow up to 8 bits, else here.
 
     Raises:
         ImageError: 32-bit or signed integers, which have no known white, or floats outside 0 .. 1.
     """
+    tags = getattr(image, "tag_v2", {})
+    sample_format = tags.get(_SAMPLE_FORMAT, (1,))[0]
     if image.mode == "F":
         values = np.asarray(image)
         if not ((values >= 0) & (values <= 1)).all():  # also refuses NaN
@@ -81,15 +86,18 @@ def to_eight_bits(image: Image.Image, name: str, mode: str = "RGB") -> Image.Ima
                 "scale it to 0..1, or save it with 8 or 16 bits"
             )
         image = Image.fromarray(np.round(values * 255).astype(np.uint8))
-    elif image.mode.startswith("I"):
-        tags = getattr(image, "tag_v2", {})
+    elif image.mode.startswith("I") or sample_format == 2:
         bits = tags.get(_BITS_PER_SAMPLE, (16 if image.mode != "I" or image.format in ("PNG", "PPM") else 32,))[0]
-        if not 8 < bits <= 16 or tags.get(_SAMPLE_FORMAT, (1,))[0] != 1:
+        if not 8 < bits <= 16 or sample_format != 1:
             raise ImageError(
                 f"{name}: an image of {bits}-bit integers that may be signed, whose white is not known; save it with 8 "
                 "or 16 bits without sign"
             )
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> (bits - 8)).clip(0, 255).astype(np.uint8))
+    else:
+        return image.convert(mode)
+    if tags.get(_PHOTOMETRIC) == 0:
+        image = ImageOps.invert(image)
     return image.convert(mode)
 
 

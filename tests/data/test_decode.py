@@ -60,7 +60,41 @@ def test_deep_images_are_scaled_by_the_range_of_their_type(tmp_path, name):
     np.testing.assert_array_equal(both(path), expected)
 
 
+@pytest.mark.parametrize("kind", ["u1", "<u2", "<f4", ">f4"])
+def test_a_tiff_whose_0_is_white_is_turned_over(tmp_path, kind):
+    """As TIFF 6.0 says of PhotometricInterpretation 0, whatever the depth."""
+    values = (DEEP >> 8).astype("u1") if kind == "u1" else (DEEP / 65535 if "f" in kind else DEEP).astype(kind)
+    expected = np.round(DEEP / 65535 * 255) if "f" in kind else DEEP >> 8
+    (tmp_path / "a.tif").write_bytes(grey_tiff(values, 3 if "f" in kind else 1, photometric=0))
+    np.testing.assert_array_equal(both(tmp_path / "a.tif"), 255 - np.repeat(expected[..., None], 3, axis=2))
+
+
+def grey_tiff(values: np.ndarray, sample_format: int, photometric: int = 1) -> bytes:
+    """One strip of grey without compression, by TIFF 6.0, in the byte order of the values."""
+    end, data = ">" if values.dtype.byteorder == ">" else "<", values.tobytes()
+    entries = {256: WIDTH, 257: HEIGHT, 258: values.itemsize * 8, 259: 1, 262: photometric, 273: 8, 277: 1, 278: HEIGHT}
+    entries |= {279: len(data), 339: sample_format}
+    table = struct.pack(f"{end}H", len(entries))
+    for tag, value in entries.items():
+        table += struct.pack(f"{end}HHI", tag, 4, 1) + struct.pack(f"{end}I", value)
+    return (b"II*\0" if end == "<" else b"MM\0*") + struct.pack(f"{end}I", 8 + len(data)) + data + table + b"\0" * 4
+
+
+def test_bytes_behind_a_png_are_no_part_of_it(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(COLOURS).save(file, "PNG")
+    for more in (b"\0" * 50, b"trailing text, longer than a chunk", file.getvalue()):
+        (tmp_path / "a.png").write_bytes(file.getvalue() + more)
+        np.testing.assert_array_equal(both(tmp_path / "a.png"), COLOURS)
+
+
 def test_what_has_no_known_white_is_refused_in_one_line(tmp_path):
+    (tmp_path / "signed.tif").write_bytes(grey_tiff((DEEP >> 9).astype("i1"), 2))
+    with pytest.raises(ImageError, match=r"signed\.tif: an image of 8-bit integers that may be signed"):
+        both(tmp_path / "signed.tif")
+    (tmp_path / "no image").write_bytes(b"text")
+    with pytest.raises(UndecodableImageError, match=r"no image: truncated or corrupt image \(of no known format\);"):
+        both(tmp_path / "no image")
     images = {
         "int32.tif": DEEP.astype(np.int32),
         "0 to 255.tif": (DEEP / 257).astype(np.float32),
