@@ -63,6 +63,7 @@ class Family:
         encoder: Encoder = load_backbone(
             "vit_nano" if "step_" in path.name else "mae_vit_nano", checkpoint=path, final_norm=True
         )
+        self.warnings = encoder.load_report.warnings
         with torch.no_grad():
             tokens = encoder.tokens(self.images, (encoder.depth - 1,))[0]
         norm = encoder.norm
@@ -102,7 +103,7 @@ class Family:
         kind = rng.choice(
             ("drop", "rename", "type", "cut", "turn", "nan", "zero", "value", "prefix", "extra", "view", "wrap")
         )
-        allowed = None
+        allowed, said = None, ""
         if kind == "drop":
             del state[name]
         elif kind == "rename":
@@ -137,8 +138,12 @@ class Family:
                 .view(value.shape)
             )
         elif kind == "zero":
-            state[name] = torch.zeros_like(value)
-            allowed = "a weight of zeros, as in a branch that is initialised to add nothing"
+            state[name] = torch.full_like(value, rng.choice((0.0, 0.0, 0.5)))
+            if value.ndim > 1 or (name.endswith(".weight") and not state[name].any()):
+                allowed = "a weight of one value, of which a warning says so"
+                said = f" in {name}:"
+            else:
+                allowed = "a bias or a norm of one value, as in a model whose training leaves it"
         elif kind == "value":
             state[name] = rng.choice(
                 (*ODD[:30], value.numpy().tolist(), [value], {"a": value}, value.to_sparse(), value.to("meta"))
@@ -179,6 +184,8 @@ class Family:
                 return None
             if allowed is None:
                 raise Wrong("other features, accepted")
+            if said not in " ".join(self.warnings):
+                raise Wrong(f"no warning has {said!r}: {self.warnings}")
             return allowed
 
         return Trial(f"tensor {name}, {kind}", lambda: self.features(path), judge)

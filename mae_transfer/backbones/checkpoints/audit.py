@@ -45,6 +45,25 @@ def audit(spec: Spec, state: State, converted: Converted, wanted: State, source:
         raise refusal(source, f"{name}, of the final norm, is all zeros: all features would be the same.")
 
 
+def flat(converted: Converted) -> list[str]:
+    """Warnings of weights that are one value throughout, which training leaves none of.
+
+    Matrices, tokens and position embeddings, and norms of zeros. Not biases, LayerScale's gammas and norms of ones.
+    """
+    found: dict[str, list[str]] = {}
+    for key, tensor in converted.tensors.items():
+        if tensor.numel() > 1 and (tensor.ndim > 1 or key.endswith(".weight")):
+            value = tensor.flatten()[0].item()
+            if (tensor.ndim > 1 or value == 0) and (tensor == value).all():
+                found.setdefault(f"{value:g}", []).append(shown(converted.original(key)))
+    return [
+        f"every value is {value} in {', '.join(names[:NAMED])}"
+        f"{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}: as no training leaves it; the file may be "
+        "damaged"
+        for value, names in found.items()
+    ]
+
+
 def _promises(spec: Spec, state: State, converted: Converted) -> list[str]:
     problems = []
     for key, shape in converted.promised.items():

@@ -30,7 +30,7 @@ from mae_transfer.backbones.checkpoints import (
     simmim,
     timm_names,
 )
-from mae_transfer.backbones.checkpoints.audit import audit, refusal
+from mae_transfer.backbones.checkpoints.audit import audit, flat, refusal
 from mae_transfer.backbones.checkpoints.hf_config import HFConfig, Stated
 from mae_transfer.backbones.checkpoints.layout import Converted, Reader, State
 from mae_transfer.backbones.checkpoints.position_grid import native_grid, patches
@@ -131,11 +131,7 @@ def _load(
     report.spec, report.shared_tables = settled, converted.shared_tables
     report.final_norm = _float32(converted.final_norm, copy)
     report.settled = _differences(spec, settled)
-    report.warnings = converted.warnings + [
-        f"{converted.original(name)} is all zeros"
-        for name, tensor in tensors.items()
-        if (tensor.ndim == 2 or name.endswith(".weight")) and not tensor.any()
-    ]
+    report.warnings = converted.warnings + flat(converted)
     return vit, report
 
 

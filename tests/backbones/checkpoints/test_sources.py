@@ -274,11 +274,39 @@ def test_rotary_positions_are_refused_plainly():
         )
 
 
-def test_zero_matrices_are_warned_of():
+FLAT = {
+    "0 in blocks.1.mlp.fc2.weight:": {"blocks.1.mlp.fc2.weight": 0.0},
+    "0 in blocks.0.norm1.weight, blocks.0.attn.qkv.weight:": {
+        "blocks.0.attn.qkv.weight": 0,
+        "blocks.0.norm1.weight": 0,
+    },
+    "0.5 in patch_embed.proj.weight:": {"patch_embed.proj.weight": 0.5},
+    "0 in pos_embed:": {"pos_embed": 0.0},
+    " and 4 more:": {
+        f"blocks.{i}.{name}.weight": 0.0 for i in (0, 1) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    },
+}
+
+
+@pytest.mark.parametrize("expected", FLAT)
+def test_weights_of_one_value_are_warned_of(expected):
     state = vit().state_dict()
-    state["blocks.1.mlp.fc2.weight"] = torch.zeros_like(state["blocks.1.mlp.fc2.weight"])
+    for key, value in FLAT[expected].items():
+        state[key] = torch.full_like(state[key], value)
     _, report = loader.load(PLAIN, state, "test")
-    assert "  warning: blocks.1.mlp.fc2.weight is all zeros" in report.lines()
+    (warning,) = report.warnings
+    assert warning.startswith("every value is ")
+    assert expected in warning
+    assert f"  warning: {warning}" in report.lines()
+
+
+def test_a_new_layer_scale_biases_and_norms_of_ones_are_no_warning():
+    state = vit(init_values=0.1).state_dict()
+    for key, tensor in state.items():
+        if tensor.ndim == 1:
+            state[key] = torch.full_like(tensor, 1e-5 if key.endswith("gamma") else "norm" in key and "weight" in key)
+    _, report = loader.load(PLAIN, state, "test")
+    assert report.warnings == []
 
 
 def bomb(path, kind):
