@@ -35,7 +35,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 FAMILIES = {
     "checkpoints": 900,
     "coco": 800,
+    "coco_meaning": 400,
     "images": 1200,
+    "odd_images": 400,
     "masks": 400,
     "configs": 700,
     "suites": 300,

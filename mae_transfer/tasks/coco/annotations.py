@@ -150,7 +150,9 @@ def _add_objects(
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     sizes = np.array([[image.width, image.height] for image in owners], dtype=np.float64)
     parts = [whole[i] for i in kept]
-    objects = Objects(ids[kept], image_ids[kept], sizes[kept], crowd[kept], corners[kept], areas[kept], parts)
+    objects = Objects(
+        ids[kept], image_ids[kept], category_ids[kept], sizes[kept], crowd[kept], corners[kept], areas[kept], parts
+    )
     warnings = _check_polygons(path, ids, image_ids, masks, flat)
     warnings += check_objects(path, objects)
     if (ids < 1).any():

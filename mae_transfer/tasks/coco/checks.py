@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from faster_coco_eval.core import mask as rle
 
 from mae_transfer.errors import UserError
@@ -27,6 +28,8 @@ COCO_ANNOTATIONS = (860001, 36781, 604907, 291875)
 SLACK_PIXELS, SLACK_SHARE = 2.0, 0.05
 FAR = 10.0
 """Image sides beyond which a polygon is refused: the evaluator would take memory by its length."""
+MANY = 100
+"""Objects that are not all rectangles by chance."""
 _CHUNK = 50000
 
 
@@ -37,6 +40,8 @@ class Objects:
     ids: np.ndarray
     images: np.ndarray
     """int64 (n,): the ids of their images."""
+    categories: np.ndarray
+    """int64 (n,): the ids of their categories."""
     sizes: np.ndarray
     """float64 (n, 2): width and height of their images."""
     crowd: np.ndarray
@@ -145,8 +150,33 @@ def check_objects(path: Path, objects: Objects) -> list[str]:
         "have polygons that reach outside their image",
         "they count as far as they lie in it",
     )
+    report.warn(
+        _repeated(objects),
+        "repeat an object: same image, category and mask",
+        "each counts, and a detection matches one of them alone, so that a perfect model misses the rest",
+    )
+    rectangles = np.abs(objects.mask_areas - np.prod(bounds[:, 2:] - bounds[:, :2], axis=1)) < 1
+    if len(rectangles) >= MANY and rectangles[~objects.crowd].all():
+        report.warn(
+            rectangles,
+            "have a mask that fills its box",
+            "if the masks were made from boxes, mask AP says nothing more than box AP",
+        )
     _check_areas(report, objects, np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     return report.warnings
+
+
+def _repeated(objects: Objects) -> np.ndarray:
+    """Bool (n,): whether an object is there before, under another id."""
+    table = pd.DataFrame(objects.bounds).assign(image=objects.images, category=objects.categories, crowd=objects.crowd)
+    repeated, seen = np.zeros(len(objects.ids), dtype=bool), set()
+    for place in np.flatnonzero(table.duplicated(keep=False)).tolist():
+        mask = objects.masks[place]
+        content = mask["counts"] if isinstance(mask, dict) else b" ".join(polygon.tobytes() for polygon in mask)
+        key = (objects.images[place], objects.categories[place], objects.crowd[place], content)
+        repeated[place] = key in seen
+        seen.add(key)
+    return repeated
 
 
 def _check_areas(report: Report, objects: Objects, box_areas: np.ndarray) -> None:
@@ -154,15 +184,22 @@ def _check_areas(report: Report, objects: Objects, box_areas: np.ndarray) -> Non
     areas, masks = objects.areas, objects.mask_areas
     sides = np.sum(objects.bounds[:, 2:] - objects.bounds[:, :2], axis=1)
     given = ~np.isnan(areas) & ~objects.crowd
-    differs = given & (np.abs(areas - masks) > 0.5 * masks + 2 * sides)
-    for place in np.flatnonzero(differs):  # parts of a polygon that overlap count once when drawn
+    off = given & (np.abs(areas - masks) > SLACK_SHARE * masks + 2 * sides)
+    differs = off.copy()
+    for place in np.flatnonzero(off):  # parts of a polygon that overlap count once when drawn
         pixels = _pixels(objects, int(place))
-        differs[place] = abs(areas[place] - pixels) > 0.5 * pixels + 2 * sides[place]
-    of_box = differs & (np.abs(areas - box_areas) <= 0.01 * box_areas + 1)
+        distance = abs(areas[place] - pixels) - 2 * sides[place]
+        off[place], differs[place] = distance > SLACK_SHARE * pixels, distance > 0.5 * pixels
+    of_box = off & (np.abs(areas - box_areas) <= 0.01 * box_areas + 1)
     report.refuse(
         differs & ~of_box,
         "have an area that is not that of their mask",
         "area is the mask's, in pixels, and APs, APm, APl go by it: correct it, or leave area out to have it computed",
+    )
+    report.warn(
+        off & ~differs & ~of_box,
+        f"have an area more than {SLACK_SHARE:.0%} off that of their mask",
+        "APs, APm and APl go by it; leave area out to have it computed",
     )
     report.warn(
         of_box,

@@ -231,6 +231,16 @@ WARNED = {
         each(put("area", lambda a: a["bbox"][2] * a["bbox"][3]), 1, 4, 7),
         "annotations have the area of their box instead of the mask's",
     ),
+    "areas a fifth too small": (
+        each(put("area", lambda a: a["area"] * 0.8), 2, 11),
+        "2 of 18 annotations have an area more than 5% off that of their mask .annotation 2, 11; .*leave area out",
+    ),
+    "objects twice": (
+        lambda content: content["annotations"].extend(
+            content["annotations"][number - 1] | {"id": 100 + number} for number in (4, 5, 9)
+        ),
+        "3 of 21 annotations repeat an object: same image, category and mask .annotation 104, 105, 109; the first of",
+    ),
     "a polygon that reaches outside": (
         lambda content: content["annotations"].append(
             {
@@ -269,8 +279,33 @@ def test_one_in_ten_thousand_is_a_warning(tmp_path):
             with pytest.raises(UserError, match="3 of 20000 annotations have a box that is not that of their mask"):
                 load(tmp_path, content)
         else:
-            (warning,) = load(tmp_path, content).warnings
+            warning, repeated = load(tmp_path, content).warnings
+            assert "repeat an object" in repeated
             assert f"{count} of 20000 annotations have a box that is not that of their mask" in warning
+
+
+def test_objects_of_the_same_box_that_are_no_repetition(tmp_path):
+    """Another class, another outline, a crowd: what two objects may share."""
+    content = truth()
+    entry = content["annotations"][3]
+    x, y, w, h = entry["bbox"]
+    content["annotations"] += [
+        entry | {"id": 100, "category_id": 15 - entry["category_id"]},
+        entry | {"id": 101, "iscrowd": 1},
+        entry | {"id": 102, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]], "area": w * h},
+    ]
+    assert load(tmp_path, content).warnings == []
+
+
+def test_masks_that_are_all_boxes_are_said(tmp_path):
+    content = truth()
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation |= {"segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]], "area": w * h, "iscrowd": 0}
+    assert load(tmp_path, content).warnings == []  # of few it may be so
+    content["annotations"] = [entry | {"id": i} for i, entry in enumerate(content["annotations"] * 6, 1)]
+    lines = load(tmp_path, content).warnings
+    assert any("108 of 108 annotations have a mask that fills its box" in line for line in lines)
 
 
 def test_rounded_boxes_are_no_fault(tmp_path):
