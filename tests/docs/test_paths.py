@@ -1,5 +1,6 @@
-"""What README and docs/ name is there: links, paths of the repository, and command lines that parse."""
+"""What pages and --help name is there: links, paths, make targets, commands with their options and keys."""
 
+import argparse
 import importlib
 import re
 import shlex
@@ -9,6 +10,8 @@ import pytest
 from support.paths import ROOT
 
 from mae_transfer.commands import TOOLS
+from mae_transfer.config.overrides import leaf_keys
+from mae_transfer.runs.tasks import config_class, task_cards
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -41,6 +44,9 @@ def test_paths_and_links_are_there(name: str) -> None:
             path = path[: path.rfind("/", 0, whole.start()) + 1]
         if not any((above / path).exists() for above in (ROOT, ROOT / "mae_transfer", page.parent)):
             missing.append(path)
+    for line in blocks_of(text):
+        words = [word for word in line.split("#")[0].split() if "/" in word and word.split("/")[0] in ROOMS]
+        missing += [word for word in words if not (ROOT / word).exists() and not word.startswith(ELSEWHERE)]
     assert not missing
 
 
@@ -57,11 +63,16 @@ def test_paths_below_the_package_in_docstrings_are_there() -> None:
     assert not missing
 
 
-def commands_of(text: str) -> list[str]:
-    """The command lines of indented blocks, with their continuations, without comments."""
+def blocks_of(text: str) -> list[str]:
+    """The command lines of indented blocks, with their continuations."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
-    found = [line.strip() for line in lines if line.startswith("    ")]
-    return [line for line in found if re.match(r"(\w+=\S+ )*(mae-transfer|python tools/|torchrun) ?", line)]
+    found = [line.strip() for line in lines if line.startswith("  ")]
+    return [line for line in found if re.match(r"(\w+=\S+ )*(mae-transfer|python|torchrun|make|pip)\b", line)]
+
+
+def commands_of(text: str) -> list[str]:
+    """Those of `blocks_of` that are a command of the project."""
+    return [line for line in blocks_of(text) if re.match(r"(\w+=\S+ )*(mae-transfer|python tools/|torchrun) ?", line)]
 
 
 def command_of(line: str) -> tuple[str, list[str]]:
@@ -78,18 +89,48 @@ def command_of(line: str) -> tuple[str, list[str]]:
     return words[start], words[start + 1 :]
 
 
-@pytest.mark.parametrize("name", NAMES)
+def keys_of(task: str) -> set[str]:
+    """Every configuration key of a task and its protocols, and `recipe`."""
+    (card,) = (card for card in task_cards() if card.name == task)
+    protocols = card.protocols or (None,)
+    return {"recipe", *(key for protocol in protocols for key in leaf_keys(config_class(card, protocol)))}
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = importlib.import_module(f"mae_transfer.cli.{command}").build_parser()
+    return parser
+
+
+@pytest.mark.parametrize("name", [*NAMES, *TOOLS])
 def test_command_lines_parse(name: str) -> None:
-    for line in commands_of((ROOT / name).read_text()):
+    """Of a page, or what --help of a command ends with."""
+    lines = commands_of(parser_of(name).epilog or "" if name in TOOLS else (ROOT / name).read_text())
+    assert lines or name not in TOOLS
+    for line in lines:
         command, arguments = command_of(line)
         if any(word == "..." or word.startswith("<") for word in arguments[:1]) or "COMMAND" in line:
             continue
-        arguments = [word for word in arguments if word != "..." and not re.fullmatch(r"\[.*\]", word)]
-        parser = importlib.import_module(f"mae_transfer.cli.{command}").build_parser()
+        arguments = re.sub(r"(--\w+) \.\.\.( |$)", r"\1 a=b ", " ".join(arguments)).split(" ")
+        arguments = [word for word in arguments if word not in ("", "...") and not re.fullmatch(r"\[.*\]", word)]
         try:
-            parser.parse_intermixed_args(arguments)
+            args = parser_of(command).parse_intermixed_args(arguments)
         except SystemExit:
             pytest.fail(f"{name}: {line}")
+        task = getattr(args, "task", command)
+        if task in {card.name for card in task_cards()}:
+            assert {override.partition("=")[0] for override in args.overrides} <= keys_of(task), line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_and_make_targets_in_sentences_are_there(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for command, rest in re.findall(r"`mae-transfer ([a-z]\w*)([^`]*)`", text):
+        assert set(re.findall(r" (--[\w-]+)", rest)) <= parser_of(command)._option_string_actions.keys(), (
+            command,
+            rest,
+        )
+    targets = re.findall(r"(?:^    |`)make (\w+)", text, re.MULTILINE)
+    assert set(targets) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def test_every_page_is_in_the_index() -> None:
