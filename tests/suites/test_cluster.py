@@ -24,6 +24,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.mark.process
 def test_preempted_in_the_queue_and_out_of_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = make_classification(tmp_path / "set", "folder", train_images=4, val_images=4)
     command = arguments(tmp_path, data, backbones=[])

@@ -18,6 +18,7 @@ from mae_transfer.cli.suite import main
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.run_folder.record import find_records
 
+pytestmark = pytest.mark.process
 TOOL = TOOLS / "run_suite.py"
 
 
