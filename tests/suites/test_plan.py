@@ -4,9 +4,9 @@ import fcntl
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -291,12 +291,10 @@ def test_help_is_fast_and_loads_no_torch() -> None:
     tool = TOOLS / "run_suite.py"
     code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     watched = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); {code}"
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", watched, str(tool), "--help"], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0
-        assert "--dry-run" in done.stdout
-        assert done.stderr.strip() == "False"
-    assert min(seconds) < 0.5
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", watched, str(tool), "--help"], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "--dry-run" in done.stdout
+    assert done.stderr.strip() == "False"
+    assert after.ru_utime - before.ru_utime < 0.5, "of the processor, however busy the machine is"
