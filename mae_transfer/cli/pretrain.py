@@ -74,12 +74,14 @@ def run(args: argparse.Namespace) -> int:
         for name in ("output", "resume", "eval_only", "allow_unread"):  # no part of the configuration
             del options[name]
         from mae_transfer.config.load import dump_config
+        from mae_transfer.config.overrides import parse_overrides
         from mae_transfer.runs.resolve import resolve_config
+        from mae_transfer.runs.unread import refuse_unread
 
-        print(
-            dump_config(resolve_config("pretrain", options.pop("backbone"), protocol=options.pop("method"), **options)),
-            end="",
-        )
+        config = resolve_config("pretrain", options.pop("backbone"), protocol=options.pop("method"), **options)
+        if not args.allow_unread:
+            refuse_unread([(config, [key for key, _ in parse_overrides(args.overrides)])])
+        print(dump_config(config), end="")
         return EXIT_DONE
     from mae_transfer.runs.api import run_pretrain
 

@@ -8,9 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mae_transfer.cli.exit import exit_code, new_parser
+from mae_transfer.config.overrides import parse_override
 from mae_transfer.errors import EXIT_DONE, UserError
 from mae_transfer.suites.launcher import LAUNCHERS, Launcher, Options, launcher_card
 
@@ -78,8 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    return exit_code(lambda: run(args))
+    return exit_code(lambda: run(build_parser().parse_args(argv)))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is 1 or more")
     if args.gpus is not None and args.gpus < 0:
         raise UserError("--gpus is 0 or more")
-    data, checkpoints, slurm = (pairs(getattr(args, name), f"--{name}") for name in ("data", "checkpoint", "slurm"))
+    data, checkpoints = pairs(args.data, "--data"), pairs(args.checkpoint, "--checkpoint")
+    slurm = dict(parse_override(f"{name}={value}") for name, value in pairs(args.slurm, "--slurm").items())
     from mae_transfer.runs.names import RUNS
     from mae_transfer.suites.estimate import Estimator
     from mae_transfer.suites.matrix import show_matrix
@@ -139,10 +140,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_launcher(
-    args: argparse.Namespace, output: Path, gpus: int, visible: Sequence[str], slurm: dict[str, str]
+    args: argparse.Namespace, output: Path, gpus: int, visible: Sequence[str], slurm: dict[str, Any]
 ) -> Launcher:
     """The launcher that the options ask for; UserError if it cannot be had."""
-    from mae_transfer.config.overrides import parse_override
     from mae_transfer.suites.state import FOLDER
 
     return launcher_card(args.launcher).make(
@@ -155,7 +155,7 @@ def make_launcher(
             minutes=args.slurm_minutes,
             partition=args.slurm_partition,
             visible=visible,
-            slurm=dict(parse_override(f"{key}={value}") for key, value in slurm.items()),
+            slurm=slurm,
         )
     )
 

@@ -1,19 +1,23 @@
 """Validated configurations: values to a typed object, the first problem as one line."""
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from mae_transfer.config.overrides import leaf_keys
 from mae_transfer.config.sections import RunConfig
+from mae_transfer.config.yaml import dump_yaml
 from mae_transfer.errors import UserError, nearest
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def validate(schema: type[Config], values: dict[str, Any]) -> Config:
-    """Build the configuration; the first problem becomes a one-line UserError."""
+def validate(schema: type[Config], values: dict[str, Any], *, recipe: str = "", given: Collection[str] = ()) -> Config:
+    """Build the configuration; the first problem becomes a one-line UserError.
+
+    The recipe is named with a key of its own, not with one of those that were given beside it.
+    """
     try:
         config = schema.model_validate(values)
     except ValidationError as error:
@@ -23,6 +27,8 @@ def validate(schema: type[Config], values: dict[str, Any]) -> Config:
         got = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
         hint = nearest(key, leaf_keys(schema)) if first["type"] == "extra_forbidden" else ""
         where = f"config key '{key}': " if key else ""  # a check of several sections names its keys itself
+        if recipe and key and not any(f"{key}.".startswith(f"{name}.") for name in given):
+            where = f"recipe {recipe}: {where}"
         raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}{hint}{more}") from None
     if (config.schedule.epochs is None) == (config.schedule.steps is None):
         raise UserError("give exactly one of schedule.epochs and schedule.steps (set the other to null)")
@@ -31,4 +37,4 @@ def validate(schema: type[Config], values: dict[str, Any]) -> Config:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML, in the order of the schema."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))

@@ -72,5 +72,7 @@ def check_key(schema: type[BaseModel], key: str) -> None:
     if key in FLAGS_ONLY:
         raise UserError(f"{key}= chooses the recipe's values and cannot be an override; use {FLAGS_ONLY[key]}")
     known = leaf_keys(schema)
+    if key == "engine" and "model.implementation" in known:
+        raise UserError("unknown config key 'engine'; --engine or model.implementation= names the detector's code")
     if key not in known:
         raise UserError(f"unknown config key '{key}'{nearest(key, known)}; --print-config shows them all")

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from mae_transfer.config.yaml import read_yaml
 from mae_transfer.errors import UserError, nearest
 
-SECTIONS = ("recipe", "extends", "base", "sizes", "inits", "tasks", "presets", "search")
+LAYERS = {"base": 1, "sizes": 2, "inits": 2, "tasks": 2, "presets": 2, "search": 2}
+"""Section -> levels of mappings that are there whatever the task: of `presets` the presets and their keys."""
+SECTIONS = ("recipe", "extends", *LAYERS)
 
 
 def config_folder() -> Path:
@@ -48,10 +52,52 @@ def read_recipe(folder: str, name: str, _above: tuple[str, ...] = ()) -> dict[st
         raise UserError(f"recipe {path} needs the sections 'base' and 'presets'; configs/coco/ has an example")
     for section, value in recipe.items():
         if section not in SECTIONS:
-            raise UserError(f"recipe {path}: unknown section '{section}'{nearest(section, SECTIONS)}")
-        if section not in ("recipe", "extends") and not isinstance(value, Mapping):
-            raise UserError(f"recipe {path}: the section {section} has to be a mapping")
+            raise UserError(f"recipe {path}: unknown section '{section}'{nearest(str(section), SECTIONS)}")
+        if section == "recipe" and not isinstance(value, str):
+            raise UserError(f"recipe {path}: recipe has to be a name, but is {value!r:.60}")
+        if section in LAYERS:
+            _check_mapping(f"recipe {path}: {section}", value, LAYERS[section])
+    _check_search(f"recipe {path}: search", recipe.get("search", {}), recipe["presets"])
     return recipe
+
+
+def _check_mapping(place: str, value: object, levels: int) -> None:
+    """UserError unless the value is a mapping with words as keys and, with more levels, so are those in it."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{place} has to be a mapping of keys to values, but is {value!r:.60}")
+    for key, inner in value.items():
+        if not isinstance(key, str):
+            raise UserError(f"{place}: the key {key!r} has to be a word; write it in quotes")
+        if levels > 1 and inner is not None:
+            _check_mapping(f"{place}.{key}", inner, levels - 1)
+
+
+def _check_search(place: str, search: Mapping[str, Any], presets: Mapping[str, Any]) -> None:
+    """UserError unless it holds lists of values, by preset and key, or by initialisation, preset and key."""
+    for name, inner in search.items():
+        grids = {name: inner} if name in presets else {f"{name}.{preset}": of for preset, of in (inner or {}).items()}
+        for where, grid in grids.items():
+            _check_mapping(f"{place}.{where}", grid or {}, 1)
+            for key, values in (grid or {}).items():
+                if not isinstance(values, list) or not values:
+                    raise UserError(f"{place}.{where}.{key} has to be a list of values, but is {values!r:.60}")
+
+
+def check_sections(recipe: Mapping[str, Any], schema: type[BaseModel], name: str) -> None:
+    """UserError if a layer of the recipe has something else where the configuration has a section of keys."""
+    for section, levels in LAYERS.items():
+        if section != "search":
+            of_section = recipe.get(section, {})
+            for key, layer in ({"": of_section} if levels == 1 else of_section).items():
+                _check_layer(f"recipe {name}: {section}.{key}".rstrip("."), layer or {}, schema)
+
+
+def _check_layer(place: str, layer: Mapping[str, Any], schema: type[BaseModel]) -> None:
+    for key, value in layer.items():
+        field = schema.model_fields.get(key)
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            _check_mapping(f"{place}.{key}", value, 1)
+            _check_layer(f"{place}.{key}", value, field.annotation)
 
 
 def layers(recipe: Mapping[str, Any], *, size: str | None, init: str, task: str, preset: str) -> dict[str, Any]:
@@ -63,8 +109,6 @@ def layers(recipe: Mapping[str, Any], *, size: str | None, init: str, task: str,
     parts = [recipe["base"]]
     parts += [recipe.get(section, {}).get(key) for section, key in (("sizes", size), ("inits", init), ("tasks", task))]
     for layer in (*parts, presets[preset]):
-        if layer is not None and not isinstance(layer, Mapping):
-            raise UserError(f"recipe {recipe.get('recipe', '')}: {layer!r} stands where keys and values should")
         merge(values, layer or {})
     return values
 

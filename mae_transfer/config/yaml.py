@@ -1,9 +1,11 @@
-"""The one YAML reader: YAML 1.2's scalars, plain values only, every problem one line.
+"""The one YAML reader: YAML 1.2's scalars, plain values only, every problem one line; and the writer that fits it.
 
-PyYAML reads YAML 1.1, in which `no` is false, `1:30` is 90 and `2024-02-30` a date that is none.
+PyYAML reads YAML 1.1, in which `no` is false, `1:30` is 90 and `2024-02-30` a date that is none. Of YAML 1.1, merge
+keys (`<<: *base`) are read. A text that either version takes for something else is written with quotes.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +45,33 @@ class _Loader(yaml.SafeLoader):
         self.open.pop()
         return node
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.MarkedYAMLError(problem="no mapping of keys to values", problem_mark=node.start_mark)
-        seen: set[Any] = set()
+    def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
+        """Checks the keys before any are merged: one's own key wins over a merged one, and is no second."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[object] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = "<<" if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float):
                 raise yaml.MarkedYAMLError(problem="a key has to be a word", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is there twice", problem_mark=key_node.start_mark)
             seen.add(key)
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.MarkedYAMLError(problem="no mapping of keys to values", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep=True)
 
 
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_MERGE = "tag:yaml.org,2002:merge"
 _Loader.yaml_implicit_resolvers = {}  # those of YAML 1.1
+_Loader.add_implicit_resolver(_MERGE, re.compile("^<<$"), ["<"])
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
@@ -68,7 +82,8 @@ for _tag, _pattern, _first in (
         "-+0123456789.",
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _side in (_Loader, _Dumper):  # the writer's stand behind those of YAML 1.1
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})\Z"), list(_first))
 
 
 def _construct_bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
@@ -106,6 +121,11 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"{' '.join(str(error.problem or error.context).split())}{where}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """The YAML text, in ASCII, from which `parse_yaml` and any reader of YAML 1.1 make the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

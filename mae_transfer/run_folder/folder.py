@@ -23,14 +23,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from mae_transfer.config.old_names import renamed
 from mae_transfer.config.roles import resumable
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.config.yaml import read_yaml
+from mae_transfer.config.yaml import dump_yaml, read_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, remove_unfinished
 from mae_transfer.run_folder.metrics import read_metrics
@@ -147,7 +146,7 @@ class RunFolder:
             check_free(self.path)
         with _writing(path):
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+            temporary.write_text(dump_yaml(self.config.model_dump(mode="json")), encoding="utf-8")
             os.replace(temporary, path)
 
 

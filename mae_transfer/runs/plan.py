@@ -168,12 +168,10 @@ def _search_points(
         raise UserError(f"recipe {name} documents no search for the preset {preset}: add its section search.{preset}")
     random = (options.get("weights") or assigned.get("backbone.weights")) == "random"
     init = "random" if random else backbone_spec(backbone).init
-    grid = search[preset] | search.get(init, {}).get(preset, {})
+    grid = search[preset] | ((search.get(init) or {}).get(preset) or {})
     schema = config_class(card, chosen)
-    for key, values in grid.items():
+    for key in grid:
         check_key(schema, key)
-        if not isinstance(values, list) or not values:
-            raise UserError(f"recipe {name}: search.{preset}.{key} must be a list of values")
     instead = {key: list(map(_number, v)) for key, v in assigned.items() if key in grid and isinstance(v, list)}
     for key, values in instead.items():
         if not values or any(isinstance(value, list | dict) for value in values):

@@ -12,7 +12,7 @@ from mae_transfer.backbones import registry
 from mae_transfer.backbones.plugins import find_plugin, plugin_names
 from mae_transfer.config.load import validate
 from mae_transfer.config.overrides import INSTEAD_OF, Overrides, assign, check_key, leaf_keys, parse_overrides
-from mae_transfer.config.recipe import layers, read_recipe
+from mae_transfer.config.recipe import check_sections, layers, read_recipe
 from mae_transfer.config.roles import Role, keys
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
@@ -42,6 +42,8 @@ def load_config(
     recipe = read_recipe(card.folder, recipe_name)
     if chosen is not None:
         of_recipe = recipe["base"].get(card.option)
+        if not isinstance(of_recipe, str | None):
+            raise UserError(f"recipe {recipe_name}: base.{card.option} has to be a name, but is {of_recipe!r:.60}")
         if protocol not in (None, of_recipe):
             raise UserError(
                 f"recipe {recipe_name} is for the {card.option} {of_recipe}, not {protocol}; drop one of recipe= and "
@@ -49,6 +51,7 @@ def load_config(
             )
         chosen = protocol_of(card, of_recipe)
     schema = config_class(card, chosen)
+    check_sections(recipe, schema, recipe_name)
     given = [(key, value) for key, value in (options or {}).items() if value is not None] + assigned
     for key, _ in given:
         check_key(schema, key)
@@ -71,7 +74,7 @@ def load_config(
         # a preset's random weights give way to a checkpoint, and to a module with weights of its own
         values["backbone"]["weights"] = "pretrained"
     values["recipe"] = recipe.get("recipe", recipe_name)
-    return validate(schema, values)
+    return validate(schema, values, recipe=recipe_name, given=tuple(asked))
 
 
 def resolve_config(

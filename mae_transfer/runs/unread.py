@@ -24,8 +24,9 @@ KINDS: Mapping[str, Readers] = {
         "poly": ("schedule.min_lr_ratio", "schedule.power"),
         "step": ("schedule.milestones", "schedule.gamma"),
     },
+    "data.crop": {"random": ("data.scale_min",), "single": ("data.scale_min",), "fixed": (), "center": ()},
 }
-"""Alternatives of every task, by the key that chooses between them."""
+"""Alternatives of every task that has the key which chooses between them."""
 
 
 def refuse_unread(runs: Iterable[tuple[RunConfig, Iterable[str]]]) -> None:

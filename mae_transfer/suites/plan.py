@@ -1,5 +1,6 @@
 """From a suite file to its runs, in the order in which they are made; all of them resolved and checked here."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ class _Planner:
                         _check_weights(run.config, row.label)
                     column = " ".join(filter(None, (task.label or task.data or task.task, run_label(run.config))))
                     column += " search" if task.search else ""
-                    own = [*_own_arguments(run.config), *(f"{key}={value}" for key, value in run.point)]
+                    own = [*_own_arguments(run.config), *(f"{key}={json.dumps(value)}" for key, value in run.point)]
                     self._add(run, [*arguments, *own], overrides, row.label, column, seed, needs)
 
     def _of_seed(self, label: str, seed: int, title: str) -> Path:

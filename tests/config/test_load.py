@@ -1,6 +1,10 @@
 """Recipe files, presets, overrides and the errors they give."""
 
+import contextlib
+import copy
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -8,8 +12,9 @@ import yaml
 from mae_transfer.config.load import dump_config
 from mae_transfer.config.overrides import leaf_keys
 from mae_transfer.config.recipe import config_folder, read_recipe
-from mae_transfer.config.yaml import parse_yaml
+from mae_transfer.config.yaml import dump_yaml, parse_yaml
 from mae_transfer.errors import UserError
+from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.runs.tasks import task_cards
 from mae_transfer.tasks.coco.config import CocoConfig
@@ -115,6 +120,8 @@ def test_one_length_replaces_the_other() -> None:
         ("coco", "mae_vit_b", "full", ["optim.lr=[1"], "not valid YAML"),
         ("coco", "mae_vit_b", "full", ["recipe=mask_rcnn_li"], "did you mean mask_rcnn_li2021?"),
         ("coco", "random_vit_b", "full", ["backbone.weights=pretrained"], "has no pretrained weights"),
+        ("coco", "mae_vit_b", "full", ["engine=torchvision"], "key 'engine'; --engine or model.implementation= names"),
+        ("ade20k", "mae_vit_b", "full", ["engine=torchvision"], "unknown config key 'engine'"),
         ("coco", "mae_vit_b", "full", ["data.scale_min=3"], "data.scale_min.*scale_max"),
     ],
 )
@@ -165,9 +172,20 @@ def test_overrides_may_be_a_mapping() -> None:
         (b"[" * 5000, "more than 40 levels"),
         (b"base: !!python/object:os.system x\n", "could not determine a constructor"),
         (b"\xff\xfeb\x00", "is not UTF-8"),
-        (b"base: {}\npresets: {full: 3}\n", "stands where keys and values should"),
+        (b"base: {}\npresets: {full: 3}\n", "mine.yaml: presets.full has to be a mapping of keys to values, but is 3"),
+        (b"base: {}\npresets: {1: {}}\n", "mine.yaml: presets: the key 1 has to be a word"),
+        (b"base: {}\npresets: {full: {backbone: random}}\n", "presets.full.backbone has to be a mapping .* 'random'"),
+        (b"base: {optim: 3}\npresets: {full: }\n", "mine.yaml: base.optim has to be a mapping of keys to values"),
+        (b"base: {optim: }\npresets: {full: }\n", "base.optim has to be a mapping of keys to values, but is None"),
+        (b"base: {}\npresets: {full: }\nsizes: {h: {data: [1]}}\n", "sizes.h.data has to be a mapping"),
+        (b"base: {}\npresets: {full: }\nsearch: {full: 3}\n", "mine.yaml: search.full has to be a mapping"),
+        (b"base: {}\npresets: {full: }\nsearch: {random: 5}\n", "mine.yaml: search.random has to be a mapping"),
+        (b"base: {}\npresets: {full: }\nsearch: {random: {full: 5}}\n", "search.random.full has to be a mapping"),
+        (b"base: {}\npresets: {full: }\nsearch: {full: {optim.lr: 1}}\n", "search.full.optim.lr has to be a list of"),
+        (b"base: {}\npresets: {full: }\nrecipe: [1]\n", "mine.yaml: recipe has to be a name, but is"),
+        (b"extends: mask_rcnn_li2021\nbase: {optim: {betas: 3}}\n", "mine.yaml: config key 'optim.betas': .* tuple"),
         (b"base: {}\npresets: {}\nprests: {}\n", "unknown section 'prests', did you mean presets"),
-        (b"base: 3\npresets: {}\n", "the section base has to be a mapping"),
+        (b"base: 3\npresets: {}\n", "mine.yaml: base has to be a mapping of keys to values, but is 3"),
         (b"- 1\n", "no mapping of keys to values"),
     ],
 )
@@ -186,6 +204,70 @@ def test_a_tag_that_its_value_does_not_fit_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match="override 'seed=!!.* the value is not valid YAML: ") as caught:
         load_config("coco", "mae_vit_b", overrides=[f"seed={text}"])
     assert "\n" not in str(caught.value)
+
+
+ODD = (3, "x", [], {}, None, True, ["finetune"], [1, [2]], {3: 4}, {"a": {"b": 1}}, [{}], 10**30, float("nan"))
+
+
+def test_any_value_of_a_recipe_may_be_odd(tmp_path: Path) -> None:
+    """The loop over all of `configs/` found no traceback; here each place of two recipes meets one odd value."""
+    path, refused = tmp_path / "mine.yaml", 0
+    for task, name in (("coco", "coco/mask_rcnn_li2021"), ("folder", "classification/linear_mae")):
+        tree = yaml.safe_load((config_folder() / f"{name}.yaml").read_text())
+        for number, place in enumerate(places(tree)):
+            odd = copy.deepcopy(tree)
+            above: Any = odd
+            for key in place[:-1]:
+                above = above[key]
+            above[place[-1]] = ODD[number % len(ODD)]
+            path.write_text(dump_yaml(odd))
+            with contextlib.suppress(UserError):
+                refused += 1
+                plan_runs(task, "random_vit_nano", search=task == "coco", output=tmp_path, overrides=[f"recipe={path}"])
+                refused -= 1
+    assert refused > 100
+
+
+def places(tree: object) -> list[tuple[Any, ...]]:
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [place for key, value in pairs for place in ((key,), *((key, *inner) for inner in places(value)))]
+
+
+TEXTS = (
+    *("yes", "no", "on", "y", "1e5", "0x10", "0o17", "1_000", "012", "1:30", "~", "null", "true", "2024-01-01", ".inf"),
+    *("", " ", " a", "a ", ":", "a: b", "a #b", "#", "- x", "-", "?", "'", '"', "\\", "%", "@", "`", "[", "{}", "!x"),
+    *("&a", "*a", "|", ">", "<<", "=", "---", "...", "a\nb", "\n", "1\n", "\t", "\r", "\0", "\x85", "\u2028", "\ufeff"),
+    *("é", "日本", "\U0001f600", "\ud800", "a " * 100, "9" * 500),
+)
+
+
+def test_what_is_written_as_yaml_is_read_as_it_was() -> None:
+    draw, letters = random.Random(0), "ab01 :-_.~#'\"\\\n\t?[]{},!&*|>%@<=+eExonyNO\x85é\ud800"
+    drawn = ["".join(draw.choices(letters, k=draw.randrange(8))) for _ in range(3000)]
+    for text in (*TEXTS, *drawn):
+        values = {"a": text, "b": [text, {text: text}]}
+        assert parse_yaml(dump_yaml(values)) == values
+        assert yaml.safe_load(dump_yaml(values)) == values, "readers of YAML 1.1 find the same"
+    shared = [1.0, 1e-5, 1e22, 7, True, None]
+    assert repr(parse_yaml(dump_yaml({"a": shared, "b": shared}))) == repr({"a": shared, "b": shared})
+
+
+def test_a_text_that_looks_like_a_number_stays_one_in_a_stored_configuration() -> None:
+    config = load_config("coco", "mae_vit_b", options={"backbone.checkpoint": "1e5"})
+    assert parse_yaml(dump_config(config))["backbone"]["checkpoint"] == "1e5"
+
+
+def test_merge_keys() -> None:
+    text = "a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\nc: {<<: [*a, {z: 4}], x: 5}\n"
+    assert parse_yaml(text) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 5, "y": 2, "z": 4}}
+    assert parse_yaml("a: {<<: &b {<<: {x: 1}, x: 2}}\nd: *b") == {"a": {"x": 2}, "d": {"x": 2}}
+    for odd, expected in (
+        ("a: {<<: 3}", "expected a mapping or list of mappings for merging"),
+        ("a: {<<: {x: 1}, <<: {y: 1}}", "the key '<<' is there twice"),
+        ("a: &a {<<: *a}", "holds itself"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            parse_yaml(odd)
 
 
 def test_yaml_is_read_as_its_second_version_says() -> None:

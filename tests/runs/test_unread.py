@@ -2,6 +2,8 @@
 
 import pytest
 
+from mae_transfer.cli.pretrain import main as pretrain
+from mae_transfer.cli.transfer import main as transfer
 from mae_transfer.config.overrides import leaf_keys
 from mae_transfer.errors import UserError
 from mae_transfer.runs.plan import plan_runs
@@ -36,12 +38,13 @@ def plan(protocol: str | None, *overrides: str, task: str = "folder") -> int:
         ("finetune", "model.blocks=2", r"never reads it \(partial does\); the nearest that it reads is model\."),
         ("finetune", "optim.momentum=0.95", r"optim.kind=adamw never reads it \(sgd and lars do\); .* is optim\."),
         ("linear", "optim.betas=[0.9,0.95]", r"optim.kind=sgd never reads it \(adamw does\)"),
+        ("linear", "data.crop=center data.scale_min=0.5", r"data.crop=center never reads it \(random and single do\)"),
         ("finetune", "schedule.power=0.9", r"schedule.kind=cosine never reads it \(poly does\)"),
     ],
 )
 def test_a_setting_that_is_never_read_is_one_line(protocol: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        plan(protocol, override)
+        plan(protocol, *override.split())
     assert "\n" not in str(caught.value)
 
 
@@ -49,6 +52,7 @@ def test_every_task_knows_its_optimizer() -> None:
     with pytest.raises(UserError, match=r"optim.kind=adamw never reads it \(sgd and lars do\)"):
         plan(None, "optim.momentum=0.95", task="coco")
     assert plan(None, "optim.momentum=0.95", "optim.kind=sgd", task="coco") == 1
+    assert plan(None, "data.scale_min=0.5", task="coco") == plan("linear", "data.scale_min=0.5") == 1
 
 
 def test_one_run_of_the_command_that_reads_it_is_enough() -> None:
@@ -68,3 +72,15 @@ def test_each_setting_of_a_probe_or_head_has_a_reader() -> None:
     own = {key for key in known if key.startswith(("probe.", "model."))}
     assert own - named == {"probe.cache"}
     assert named <= {*known, "schedule"}
+
+
+def test_a_printed_configuration_refuses_what_its_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    for main, options in (
+        (pretrain, ["--method", "mae", "--backbone", "vit_nano_p8"]),
+        (transfer, ["--task", "coco", "--backbone", "random_vit_nano"]),
+    ):
+        command = [*options, "--print-config", "optim.momentum=0.95"]
+        assert main(command) == 2
+        assert "optim.kind=adamw never reads it" in capsys.readouterr().err
+        assert main([*command, "--allow-unread"]) == 0
+        assert "momentum: 0.95" in capsys.readouterr().out

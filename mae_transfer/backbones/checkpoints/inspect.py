@@ -98,16 +98,14 @@ def _of_run(file: Path) -> tuple[dict[str, Any], list[str]]:
     path = file.parent.parent / "config.yaml"
     if not path.is_file():
         return {}, []
-    config = read_yaml(path, "configuration")
-    try:
-        section = config["backbone"]
-        # a pre-training's are no choice, and the recipe of the transfer has its own
-        options = () if config.get("task") == "pretrain" else ("window_size", "num_global_blocks", "rel_pos")
-        return section, [f"backbone.{name}={json.dumps(section[name])}" for name in options]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not the configuration of a run ({type(error).__name__}); pass the .pt file."
-        ) from error
+    config = read_yaml(path, "the run's configuration")
+    # a pre-training's are no choice, and the recipe of the transfer has its own
+    options = () if config.get("task") == "pretrain" else ("window_size", "num_global_blocks", "rel_pos")
+    section = config.get("backbone")
+    lacks = [name for name in ("name", *options) if not isinstance(section, dict) or name not in section]
+    if not isinstance(section, dict) or lacks or not isinstance(section["name"], str):
+        raise UserError(f"{path}: not the configuration of a run, it names no backbone; pass the .pt file.")
+    return section, [f"backbone.{name}={json.dumps(section[name])}" for name in options]
 
 
 def _types(state: State) -> str:
