@@ -5,17 +5,18 @@ anything else.
 """
 
 import argparse
+import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from mae_transfer import __version__
 from mae_transfer.commands import as_typed, command
 from mae_transfer.errors import (
     EXIT_BAD_INPUT,
-    EXIT_DONE,
     EXIT_FAILED,
     EXIT_STOPPED,
     DivergedError,
@@ -69,15 +70,65 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
 
 
+class _Outlives:
+    """A text stream that drops what is written once its reader has gone, as that of `| head` has."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._dropped():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropped():
+            self._stream.flush()
+
+    @contextmanager
+    def _dropped(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, a terminal that is gone
+                raise
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), self._stream.fileno())
+
+
+@contextmanager
+def output_may_close() -> Iterator[None]:
+    """While in the context, what is printed to a closed output is dropped: the command goes on and does its work."""
+    before = sys.stdout, sys.stderr
+    with ExitStack() as stack:
+        streams = [
+            _Outlives(stream or stack.enter_context(open(os.devnull, "w", encoding="utf-8")))  # None by `>&-`
+            for stream in before
+        ]
+        sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in streams)
+        try:
+            yield
+        finally:
+            for stream in streams:
+                stream.flush()
+            sys.stdout, sys.stderr = before
+
+
 def exit_code(run: Callable[[], int]) -> int:
-    """What `run` returns, or the exit code of the error that it ends with, which is printed in one line."""
+    """What `run` returns, or the exit code of the error that it ends with, which is printed in one line.
+
+    A command whose output is closed is not stopped by it: its exit code tells whether it did its work.
+    """
+    with output_may_close():
+        return _exit_code(run)
+
+
+def _exit_code(run: Callable[[], int]) -> int:
     try:
-        code = run()
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+        return run()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         line = " ".join(str(error).splitlines())

@@ -1,6 +1,9 @@
 """`mae-transfer COMMAND` and the files of tools/: the same commands, and messages that name what was typed."""
 
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,8 @@ from support.paths import ROOT, TOOLS
 from mae_transfer import __version__
 from mae_transfer.cli.main import COMMANDS, main
 from mae_transfer.commands import TOOLS as FILES
+from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.run_folder.record import read_record
 from mae_transfer.tasks.card import load_object
 
 BLOCKED = "import sys; sys.modules['torch'] = sys.modules['pandas'] = None; sys.argv = {argv!r}; "
@@ -63,6 +68,46 @@ def test_a_message_names_the_command_that_was_typed(tmp_path: Path) -> None:
     )
     tool = run([sys.executable, str(TOOLS / "make_tables.py")], cwd=tmp_path)
     assert "run python tools/run_transfer.py first" in tool.stderr
+
+
+def closed_output(command: list[str], cwd: Path) -> int:
+    """The exit code of a command of which nobody reads what it prints, on standard output or error."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run(command, stdout=writer, stderr=writer, check=False, cwd=cwd, timeout=300).returncode
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.process
+def test_a_run_goes_on_when_its_output_is_closed(tmp_path: Path) -> None:
+    """It writes its folder, and its exit code says what became of it."""
+    start = [sys.executable, "-m", "mae_transfer"]
+    pretrain = [*start, "pretrain", "--method", "mae", "--backbone", "vit_nano_p8", "--preset", "smoke", "device=cpu"]
+    pretrain += ["data.image_size=32", "model.decoder_depth=1", "model.decoder_width=32", "train.log_every=1"]
+    assert closed_output([*pretrain, "--output", "run"], tmp_path) == 0
+    record = read_record(tmp_path / "run" / "record.json")
+    assert len(read_metrics(tmp_path / "run")) >= record["steps"] == 3
+    assert closed_output([*pretrain, "--output", "run"], tmp_path) == 2, "the folder holds a run already"
+    transfer = [*start, "transfer", "--task", "folder", "--backbone", "random_vit_nano", "--preset", "smoke"]
+    transfer += ["--protocol", "knn", "--device", "cpu", "--output", "knn"]
+    shell = ["bash", "-c", f"{shlex.join(transfer)} >&- 2>&-"]
+    assert subprocess.run(shell, check=False, cwd=tmp_path).returncode == 0
+    assert read_record(tmp_path / "knn" / "record.json")["metrics"]
+    (tmp_path / "knn" / "record.json").write_text("{}")
+    assert closed_output([*start, "validate", "."], tmp_path) == 2, "a record is wrong, whoever reads it"
+    suite = {"name": "s", "preset": "smoke", "backbones": [{"name": "random_vit_nano"}], "overrides": ["device=cpu"]}
+    suite["tasks"] = [{"task": "folder", "protocol": "knn"}]
+    (tmp_path / "s.yaml").write_text(json.dumps(suite))
+    assert closed_output([*start, "suite", "s.yaml", "--output", "suite"], tmp_path) == 0
+    assert len(list((tmp_path / "suite").glob("*/record.json"))) == 1
+
+
+def test_help_ends_quietly(tmp_path: Path) -> None:
+    command = f"set -o pipefail; {sys.executable} -m mae_transfer transfer --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_closed_pipe_does_not_keep_the_tables_from_their_file(tmp_path: Path) -> None:
