@@ -27,6 +27,7 @@ def encoder_of(backbone: BackboneConfig, options: Callable[[int], dict[str, Any]
         window_size=backbone.window_size,
         num_global_blocks=backbone.num_global_blocks,
         rel_pos=backbone.rel_pos,
+        window_rope=backbone.window_rope,
         drop_path=backbone.drop_path,
         grad_checkpointing=backbone.grad_checkpointing,
         **options(resolve(backbone.name).patch_size),

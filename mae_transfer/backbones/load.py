@@ -29,6 +29,7 @@ def load_backbone(
     window_size: int = 0,
     num_global_blocks: int = 4,
     rel_pos: bool | str = False,
+    window_rope: str = "window",
     pos_embed: str = "native",
     abs_pos: bool = False,
     random_init: str = "timm",
@@ -53,6 +54,7 @@ def load_backbone(
         window_size, num_global_blocks: side of the attention windows in tokens (0: none); see `vit.py`.
         rel_pos: zero-initialised relative positions to add: true, `per_block` or `decomposed`; see `positions/`. True
             shares them, and the one table of BEiT's pre-training, among windowed and among global blocks.
+        window_rope: with windows, make rotary positions for the `window` or for the `image`; see `positions/rotary.py`.
         pos_embed: `resized` resamples the position embedding once to `img_size`, `native` at every forward.
         abs_pos: give BEiT's weights a new position embedding at `img_size`.
         layer_scale: the value of a new LayerScale where the weights bring none.
@@ -71,6 +73,11 @@ def load_backbone(
     spec = resolve(name)
     if weights not in ("pretrained", "random"):
         raise UserError(f"weights {weights!r}: unknown; use pretrained or random.")
+    if window_rope not in ("window", "image"):
+        raise UserError(f"backbone.window_rope={window_rope}: unknown; use window or image.")
+    if window_rope != "window" and not (spec.rotary and window_size):
+        lacks = "no windows (backbone.window_size=0)" if spec.rotary else "no rotary positions of this project's own"
+        raise UserError(f"backbone.window_rope={window_rope}: has no effect, {name} has {lacks}; leave it out.")
     if spec.origin is not None:
         if weights == "random":
             raise UserError(f"backbone {name!r}: {spec.origin} makes its weights itself; leave out weights=random.")
@@ -109,6 +116,7 @@ def load_backbone(
         window_size=window_size,
         num_global_blocks=num_global_blocks,
         rel_pos=rel_pos,
+        window_rope=window_rope,
         pos_embed=pos_embed,
         abs_pos=abs_pos,
         layer_scale=layer_scale,

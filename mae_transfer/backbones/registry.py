@@ -48,6 +48,8 @@ class Spec:
         reg_tokens: tokens beside the class token.
         eps: of the LayerNorms, None for timm's own (1e-6).
         origin: where a module of the user's own is from; it is not built from the fields then.
+        timm_class: the class of timm that it is built as, `VisionTransformer` or `Eva`.
+        rotary: its attention has rotary positions.
         pos_resampling: rule by which the position embedding is resampled (`positions/resampling.py`).
     """
 
@@ -76,6 +78,8 @@ class Spec:
     qkv_bias: bool = True
     eps: float | None = None
     origin: str | None = None
+    timm_class: str = "VisionTransformer"
+    rotary: bool = False
     pos_resampling: str = "bicubic"
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Attention, LayerNorm, Mlp, PatchEmbed
+from timm.layers import LayerNorm, Mlp, PatchEmbed
 from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.eva import Eva, EvaBlock
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mae_transfer.backbones import registry
@@ -24,7 +25,7 @@ from mae_transfer.backbones.positions.kinds import kind_in_weights
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
 from mae_transfer.errors import UserError
 
-_PLAIN_MODULES = ["vision_transformer", "deit", "beit"]
+_PLAIN_MODULES = ["vision_transformer", "deit", "beit", "eva"]
 
 
 def resolve(name: str) -> Spec:
@@ -56,11 +57,19 @@ def spec_of(name: str) -> Spec:
     model: Any
     with torch.device("meta"):
         model = timm.create_model(model_name, pretrained=False)
-    if not timms_own and type(model) is VisionTransformer:
+    if not timms_own and type(model) in (VisionTransformer, Eva):
         _check_registered(name, model, model_name)
-    if type(model) is VisionTransformer and isinstance(model.patch_embed, PatchEmbed):
+    if type(model) in (VisionTransformer, Eva) and isinstance(model.patch_embed, PatchEmbed):
         rows = 0 if model.no_embed_class else model.num_prefix_tokens
-        return _describe(name, model, timm_arch=model_name, final_norm=_has_norm(model), position_prefix=rows)
+        fields: dict[str, Any] = {"timm_arch": model_name, "final_norm": _has_norm(model), "position_prefix": rows}
+        if type(model) is Eva:
+            biased = any(key.endswith((".q_bias", ".qkv.bias", ".q_proj.bias")) for key in model.state_dict())
+            fields |= {"timm_class": "Eva", "rotary": model.rope is not None, "qkv_bias": biased}
+            if model.rope is not None and not all(type(block) is EvaBlock for block in model.blocks):
+                raise UserError(
+                    f"backbone {name!r}: rotary positions in {type(model.blocks[0]).__name__} are not built."
+                )
+        return _describe(name, model, **fields)
     if type(model) is VisionTransformerDistilled:
         return _describe(name, model, reg_tokens=1, position_prefix=2)
     if type(model) is Beit:
@@ -93,6 +102,8 @@ def _has_norm(model: Any) -> bool:
 def _pos_resampling(config: Any) -> str:
     """The rule of the code that the weights of a timm model are from, not timm's own."""
     model = f"{config['architecture']}.{config.get('tag') or ''}"
+    if model.startswith("vit_pe_"):
+        return "bilinear"
     if "dinov2" in model:
         return "antialias" if "_reg" in model else "offset"
     return "offset" if model.endswith(".dino") else "bicubic"
@@ -100,6 +111,7 @@ def _pos_resampling(config: Any) -> str:
 
 def _describe(name: str, model: Any, **fields: object) -> Spec:
     config = model.pretrained_cfg
+    height, width = model.patch_embed.img_size
     tag = f".{config['tag']}" if config.get("tag") else ""
     values: dict[str, Any] = {
         "name": name,
@@ -112,7 +124,7 @@ def _describe(name: str, model: Any, **fields: object) -> Spec:
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
         "hub": f"{config['architecture']}{tag}" if config.get("hf_hub_id") else None,
-        "img_size": model.patch_embed.img_size[0],
+        "img_size": height if height == width else (height, width),
         "pos_resampling": _pos_resampling(config),
         **fields,
     }
@@ -148,7 +160,7 @@ def build(
     device: str = "cpu",
     mlp_layer: type[nn.Module] = Mlp,
 ) -> VisionTransformer:
-    """timm's VisionTransformer of a spec in float32, without final norm and head.
+    """timm's VisionTransformer, or its Eva, of a spec in float32, without final norm and head.
 
     `img_size` is the pixel size its position embedding and tables are for. Values are timm's initialisation; on the
     meta device there are none, and a checkpoint must bring all of them. UserError for a module of a user's own.
@@ -164,14 +176,16 @@ def build(
     if spec.in_chans != 3:
         shared["in_chans"] = spec.in_chans
     vit: Any
-    if device == "meta":
+    eva = spec.timm_class == "Eva"
+    registers = "num_reg_tokens" if eva else "reg_tokens"
+    if device == "meta" and not eva:
         shared["weight_init"] = "skip"
     if not spec.class_token:
-        shared |= {"class_token": False, "global_pool": "avg", "reg_tokens": 0}
+        shared |= {"class_token": False, "global_pool": "avg", registers: 0}
     elif spec.reg_tokens:
-        shared["reg_tokens"] = spec.reg_tokens
-    if not spec.qkv_bias:
-        shared["qkv_bias"] = False
+        shared[registers] = spec.reg_tokens
+    if eva or not spec.qkv_bias:
+        shared["qkv_bias"] = spec.qkv_bias
     with torch.device(device):
         if spec.timm_arch is not None:
             vit = timm.create_model(spec.timm_arch, pretrained=False, **shared)
@@ -191,7 +205,7 @@ def build(
                 **shared,
             )
         kind = kind_in_weights(spec)
-        for block in vit.blocks if kind.in_attention else ():
+        for block in vit.blocks if kind.has_tables else ():
             kind.new_tables(block.attn, vit.patch_embed.grid_size, vit.num_prefix_tokens)
     if spec.eps is not None:
         for module in vit.modules():
@@ -232,20 +246,27 @@ def heads_and_activation(arch: Any) -> tuple[int | None, str | None]:
         return None, None
     if not timm.models.is_model_in_modules(arch, _PLAIN_MODULES):
         return None, None
-    model: Any
-    with torch.device("meta"):
-        model = timm.create_model(arch, pretrained=False)
+    model = _empty_model(arch)
     return getattr(getattr(model.blocks[0], "attn", None), "num_heads", None), activation_of(model)
+
+
+def _empty_model(arch: str) -> Any:
+    with torch.device("meta"):
+        return timm.create_model(arch, pretrained=False)
+
+
+def final_norm_name(spec: Spec) -> str:
+    """Where timm's model of a spec has the norm after the blocks: `norm`, or `fc_norm` after pooling."""
+    if spec.timm_arch is None:
+        return "norm"
+    return "fc_norm" if isinstance(_empty_model(spec.timm_arch).norm, nn.Identity) else "norm"
 
 
 def new_final_norm(spec: Spec) -> nn.Module:
     """The norm after the blocks as the model has it: LayerNorm, or what a model of timm has in its place."""
     if spec.timm_arch is None:
         return nn.LayerNorm(spec.embed_dim, eps=spec.eps or 1e-6)
-    model: Any
-    with torch.device("meta"):
-        model = timm.create_model(spec.timm_arch, pretrained=False)
-    norm = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
+    norm: Any = getattr(_empty_model(spec.timm_arch), final_norm_name(spec))
     if spec.eps is not None and isinstance(norm, nn.LayerNorm):
         norm.eps = spec.eps
     norm = norm.to_empty(device="cpu")
@@ -253,9 +274,14 @@ def new_final_norm(spec: Spec) -> nn.Module:
     return norm
 
 
-def is_standard(block: Any) -> bool:
-    """Whether a block is timm's pre-norm Block with its standard attention, whose parts the encoder can call."""
-    return type(block) is Block and type(block.attn) is Attention
+def make_buffers(vit: Any) -> None:
+    """Compute what no file holds, of a ViT that was built on the meta device: rotary frequencies, biases of zero."""
+    for module in vit.modules():
+        empty = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for name, buffer in empty.items():
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        if empty:
+            module.init_non_persistent_buffers()
 
 
 def with_layer_scale(spec: Spec, present: bool) -> Spec:

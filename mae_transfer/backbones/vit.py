@@ -1,4 +1,4 @@
-"""The encoder: timm's VisionTransformer giving feature maps of chosen blocks, for any input size.
+"""The encoder: timm's VisionTransformer or Eva giving feature maps of chosen blocks, for any input size.
 
 Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent, ViTDet
 (detectron2 `modeling/backbone/vit.py`):
@@ -9,7 +9,7 @@ Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent
 - the absolute position embedding stays a parameter at its own grid and is resampled at every forward, as in ViTDet, or
   (`pos_embed="resized"`) is resampled once to the grid of `img_size` and trained there, as in Li et al.: bicubic, by
   the rule of the code that the weights are from (`positions/resampling.py`; timm's own has antialias=True for all);
-- relative positions, of several kinds: `positions/`, one file each.
+- relative and rotary positions, of several kinds: `positions/`, one file each.
 """
 
 import math
@@ -18,11 +18,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerScale
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mae_transfer.backbones.blocks import (
+    add_layer_scale,
+    comes_apart,
+    freeze_attention,
+    is_standard,
+    lacks_layer_scale,
+    scaled,
+)
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.encoder import Encoder
 from mae_transfer.backbones.grid import Grid, text
@@ -31,7 +38,6 @@ from mae_transfer.backbones.positions.kinds import kind_of
 from mae_transfer.backbones.positions.position import OfForward
 from mae_transfer.backbones.positions.resampling import RULES, resample
 from mae_transfer.backbones.registry import Spec
-from mae_transfer.backbones.timm_vit import is_standard
 from mae_transfer.backbones.windows import merge, partition
 from mae_transfer.errors import UserError
 
@@ -58,6 +64,7 @@ class ViTEncoder(Encoder):
         window_size: int = 0,
         num_global_blocks: int = 4,
         rel_pos: bool | str = False,
+        window_rope: str = "window",
         pos_embed: str = "native",
         abs_pos: bool = False,
         layer_scale: float | None = None,
@@ -74,23 +81,25 @@ class ViTEncoder(Encoder):
         self.pos_grid = self.native_grid
         self.prefix = 0 if window_size else vit.num_prefix_tokens
         self.has_class_token = not window_size and vit.cls_token is not None
-        bare = all(isinstance(getattr(block, "ls1", None), nn.Identity) for block in vit.blocks)
+        bare = all(lacks_layer_scale(block) for block in vit.blocks)
         new_layer_scale = layer_scale if bare else None  # what the weights bring is never replaced
         kind = kind_of(spec, rel_pos, vit)
+        whole, other = (not all(map(fits, vit.blocks)) for fits in (comes_apart, is_standard))
         edits = {
-            "backbone.window_size=0": window_size,
-            "backbone.rel_pos=false": kind.in_attention,
-            "model.layer_scale=null": new_layer_scale is not None,
+            "backbone.window_size=0": window_size and whole,
+            "backbone.rel_pos=false": kind.has_tables and other,
+            "model.layer_scale=null": new_layer_scale is not None and whole,
         }
-        if any(edits.values()) and not all(is_standard(block) for block in vit.blocks):
+        if any(edits.values()):
             block = type(vit.blocks[0]).__name__
             raise UserError(
                 f"backbone {spec.name!r}: windows, relative positions and a new LayerScale need timm's standard "
                 f"blocks, not {block}; set {' and '.join(setting for setting, asked in edits.items() if asked)}."
             )
+        self.vit = vit
+        self.window_rope = window_rope
         self.rel_pos = rel_pos  # as asked for; `position` is what the weights and this came to
         self.position = kind(self)
-        self.vit = vit
         self.frozen_blocks = 0
         if window_size:
             self._drop_prefix()
@@ -122,7 +131,7 @@ class ViTEncoder(Encoder):
             raise UserError(f"{trainable:g} trainable blocks: {self.name} takes 0, 0.5, 1, 2, ... {self.depth}.")
         if trainable == self.depth:
             return
-        if half and not is_standard(self.vit.blocks[-1]):
+        if half and not comes_apart(self.vit.blocks[-1]):
             raise UserError(f"0.5 trainable blocks: the last block of {self.name} is no norm, attention, norm, MLP.")
         self.frozen_blocks = self.depth - math.ceil(trainable)
         self.vit.requires_grad_(False)
@@ -131,7 +140,7 @@ class ViTEncoder(Encoder):
         self._resting += list(self.vit.blocks[: self.frozen_blocks])
         if half:
             last = self.vit.blocks[-1]
-            self._resting += [last.norm1, last.attn, last.ls1, last.drop_path1]
+            self._resting += freeze_attention(last)
         if trainable == 0 and self.norm is not None:
             self._resting.append(self.norm)
         for module in self._resting:
@@ -234,7 +243,7 @@ class ViTEncoder(Encoder):
         return torch.cat([position[:, :rows], resampled.flatten(2).transpose(1, 2)], dim=1)
 
     def _run_block(self, x: Tensor, block: Any, windowed: bool, grid: Grid, shared: OfForward) -> Tensor:
-        if not is_standard(block):
+        if not comes_apart(block):
             return block(x)
         normed = block.norm1(x)
         if windowed:
@@ -244,8 +253,8 @@ class ViTEncoder(Encoder):
             attended = merge(attended, side, padded, grid).flatten(1, 2)
         else:
             attended = self.position.attend(block.attn, normed, grid, False, shared[1])
-        x = x + block.drop_path1(block.ls1(attended))
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        x = x + block.drop_path1(scaled(block, 1, attended))
+        return x + block.drop_path2(scaled(block, 2, block.mlp(block.norm2(x))))
 
     def _drop_prefix(self) -> None:
         vit, report = self.vit, self.load_report
@@ -277,9 +286,9 @@ class ViTEncoder(Encoder):
         self.load_report.new["pos_embed"] = f"{text(self.global_grid)}, normal"
 
     def _add_layer_scale(self, value: float) -> None:
-        for layer in self.vit.blocks:
-            layer.ls1, layer.ls2 = LayerScale(self.embed_dim, value), LayerScale(self.embed_dim, value)
-        self.load_report.new["blocks.*.ls1.gamma, blocks.*.ls2.gamma"] = f"{value:g}"
+        for block in self.vit.blocks:
+            names = add_layer_scale(block, self.embed_dim, value)
+        self.load_report.new[", ".join(f"blocks.*.{name}" for name in names)] = f"{value:g}"
 
 
 def _global_blocks(spec: Spec, window_size: int, groups: int) -> frozenset[int]:

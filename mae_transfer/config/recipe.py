@@ -1,7 +1,8 @@
 """Recipe files: `configs/<folder>/<recipe>.yaml`, or a file of the user's own.
 
 A recipe has the sections `base` and `presets`. It may have `sizes`, `inits` and `tasks`, whose layers are merged in
-that order (`layers`), and `search`: the values that its source says to try.
+that order (`layers`), `rotary`, the layer of encoders with rotary positions, and `search`: the values that its source
+says to try.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from mae_transfer.config.yaml import read_yaml
 from mae_transfer.errors import UserError, nearest
 
-LAYERS = {"base": 1, "sizes": 2, "inits": 2, "tasks": 2, "presets": 2, "search": 2}
+LAYERS = {"base": 1, "sizes": 2, "inits": 2, "tasks": 2, "rotary": 1, "presets": 2, "search": 2}
 """Section -> levels of mappings that are there whatever the task: of `presets` the presets and their keys."""
 SECTIONS = ("recipe", "extends", *LAYERS)
 
@@ -100,14 +101,18 @@ def _check_layer(place: str, layer: Mapping[str, Any], schema: type[BaseModel]) 
             _check_layer(f"{place}.{key}", value, field.annotation)
 
 
-def layers(recipe: Mapping[str, Any], *, size: str | None, init: str, task: str, preset: str) -> dict[str, Any]:
-    """The values of a recipe for one encoder size, initialisation, task and preset, as nested mappings."""
+def layers(
+    recipe: Mapping[str, Any], *, size: str | None, init: str, task: str, preset: str, rotary: bool = False
+) -> dict[str, Any]:
+    """The values of a recipe for one encoder size, initialisation, task and preset, as nested mappings; `rotary` of an
+    encoder with rotary positions."""
     presets = recipe["presets"]
     if preset not in presets:
         raise UserError(f"unknown preset '{preset}'{nearest(preset, presets)}; presets: {', '.join(presets)}")
     values: dict[str, Any] = {}
     parts = [recipe["base"]]
     parts += [recipe.get(section, {}).get(key) for section, key in (("sizes", size), ("inits", init), ("tasks", task))]
+    parts += [recipe.get("rotary")] if rotary else []
     for layer in (*parts, presets[preset]):
         merge(values, layer or {})
     return values

@@ -37,7 +37,9 @@ class BackboneConfig(Section):
     rel_pos: bool | Literal["per_block", "decomposed"] = False
     """Zero-initialised relative position bias: true shares a table among all windowed and one among all global blocks,
     `per_block` gives each block its own, `decomposed` ViTDet's two, for rows and columns (a backbone that brings
-    its own tables keeps them anyway)."""
+    its own tables keeps them anyway, and one with rotary positions takes none)."""
+    window_rope: Literal["window", "image"] = "window"
+    """With windows and rotary positions: make these for the `window`, as EVA-02's detector, or for the `image`."""
     drop_path: float = Field(0.0, ge=0.0, lt=1.0)
     """Stochastic depth of the last block; linear from 0 over the blocks."""
     grad_checkpointing: Annotated[bool, Role.OPERATIONAL] = False

@@ -16,7 +16,7 @@ Which parameters keep no weight decay is said by kind (`optim.no_weight_decay`);
                  types misses ViTDet's own LayerNorm, so that its recipe decays that: `encoder_norm`)
     encoder_norm those of the encoder alone
     bias         names ending in `bias` (BEiT's q_bias too), except tables of relative position
-    pos_embed    absolute position embeddings
+    pos_embed    absolute position embeddings, and learned frequencies of rotary positions, as timm's Eva has it
     rel_pos      tables of relative position
     token        class, register, distillation and mask tokens
     class_token  the class token alone
@@ -110,7 +110,7 @@ def _kinds(name: str) -> set[str]:
     tests = {
         "rel_pos": is_table,
         "bias": leaf.endswith("bias") and not is_table,
-        "pos_embed": "pos_embed" in leaf,
+        "pos_embed": "pos_embed" in leaf or name.endswith("rope.freqs"),
         "token": leaf.endswith(("token", "tokens")),
         "class_token": leaf == "cls_token",
         "layer_scale": leaf == "gamma" or leaf.startswith("gamma_"),

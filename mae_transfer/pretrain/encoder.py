@@ -21,8 +21,13 @@ def spec_of(config: PretrainConfig) -> Spec:
     """
     name, data = config.backbone.name, config.data
     spec = resolve(name)
+    size = spec.size or "b"
+    if spec.rotary:
+        raise UserError(
+            f"--backbone {name} has rotary positions, which no method of pre-training here is written for; pre-train "
+            f"vit_{size}, or transfer the weights of {name}"
+        )
     if spec.init != "own":
-        size = spec.size or "b"
         raise UserError(f"--backbone {name} stands for weights that are there already; pre-train vit_{size}")
     spec = dataclasses.replace(spec, img_size=data.size, in_chans=data.channels)
     return dataclasses.replace(spec, mean=data.mean or spec.mean, std=data.std or spec.std)

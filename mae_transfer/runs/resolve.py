@@ -1,7 +1,7 @@
 """From options to the configuration of a run.
 
-Later layers win: base, size, init, task and preset of the recipe, then the options, then the `key=value` overrides.
-Anything unknown or out of range is a UserError that names the key and the nearest valid one.
+Later layers win: base, size, init, task, rotary and preset of the recipe, then the options, then the overrides
+`key=value`. Anything unknown or out of range is a UserError that names the key and the nearest valid one.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ def load_config(
     spec = backbone_spec(backbone)
     init = "random" if asked.get("backbone.weights") == "random" else spec.init
 
-    values = layers(recipe, size=spec.size, init=init, task=task, preset=preset)
+    values = layers(recipe, size=spec.size, init=init, task=task, preset=preset, rotary=spec.rotary)
     values |= {"task": task, "preset": preset, "backbone": values.get("backbone", {}) | {"name": backbone}}
     for key, value in given:
         assign(values, key, value)

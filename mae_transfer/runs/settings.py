@@ -20,6 +20,8 @@ def make_settings(config: RunConfig, *, data_fingerprint: str, norm_batch: int) 
     settings = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if key not in left_out}
     if settings.get("tokenizer.kind") is not None:
         settings["tokenizer.kind"] = tokenizer_identity(settings["tokenizer.kind"])
+    if settings.get("backbone.window_rope") == "window":
+        del settings["backbone.window_rope"]  # younger than the settings ids of earlier runs, all of which had this
     return settings | {"data_fingerprint": data_fingerprint, "norm_batch": norm_batch}
 
 

@@ -22,7 +22,7 @@ _INDEX = "relative_position_index"
 
 def detects(state: State) -> bool:
     marked = any(key.endswith((".q_bias", ".v_bias", _TABLE)) for key in state)
-    return marked and any(key.startswith("blocks.") for key in state)
+    return marked and any(key.startswith("blocks.") for key in state) and not timm_names.eva(state)
 
 
 def convert(state: State) -> Converted:

@@ -5,6 +5,8 @@ it is OpenAI's (beside `visual.`) only whole. OpenAI's own weights use QuickGELU
 `..._clip_quickgelu_...` for them.
 """
 
+import re
+
 from mae_transfer.backbones.checkpoints import timm_names
 from mae_transfer.backbones.checkpoints.layout import (
     ANY,
@@ -25,8 +27,10 @@ INITS = ("clip",)
 
 _TRUNK = "visual.trunk."
 _TEXT = "text tower"
-_EXTRA = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
-_BLOCK = {
+EXTRA = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
+_OTHERS = re.compile(r"visual\.(attn_pool\.(probe|attn|layernorm|mlp)|transformer\.resblocks\.\d+\.ls_[12]\.)")
+"""Names of Perception Encoder's tower."""
+BLOCK = {
     "ln_1.weight": "norm1.weight",
     "ln_1.bias": "norm1.bias",
     "attn.in_proj_weight": "attn.qkv.weight",
@@ -40,7 +44,7 @@ _BLOCK = {
     "mlp.c_proj.weight": "mlp.fc2.weight",
     "mlp.c_proj.bias": "mlp.fc2.bias",
 }
-_STEM = {
+STEM = {
     "conv1.weight": "patch_embed.proj.weight",
     "class_embedding": "cls_token",
     "positional_embedding": "pos_embed",
@@ -50,7 +54,7 @@ _STEM = {
 
 
 def detects(state: State) -> bool:
-    return any(key.startswith("visual.") for key in state)
+    return any(key.startswith("visual.") for key in state) and not any(_OTHERS.match(key) for key in state)
 
 
 def convert(state: State) -> Converted:
@@ -58,9 +62,9 @@ def convert(state: State) -> Converted:
         return _around_timm(state)
     blocks = "visual.transformer.resblocks"
     width = width_of({key.replace(".ln_", ".norm"): t for key, t in state.items()}, f"{blocks}.")
-    names = {f"visual.{old}": new for old, new in _STEM.items()}
+    names = {f"visual.{old}": new for old, new in STEM.items()}
     for i in range(depth_of(state, blocks)):
-        names |= {f"{blocks}.{i}.{old}": f"blocks.{i}.{new}" for old, new in _BLOCK.items()}
+        names |= {f"{blocks}.{i}.{old}": f"blocks.{i}.{new}" for old, new in BLOCK.items()}
     both = {state[key].shape[-1] for key in ("visual.proj", "text_projection") if key in state and state[key].ndim}
     outputs = both.pop() if len(both) == 1 else None
     promised: dict[str, Shape] = {
@@ -68,9 +72,9 @@ def convert(state: State) -> Converted:
         "visual.proj": (width, outputs),
         "visual.class_embedding": (width,),
         "visual.positional_embedding": (ANY, width),
-        **_text(state, outputs),
+        **text_tower(state, outputs),
     }
-    ignored = {key: _reason(key) for key in state if key not in names and (key in promised or key in _EXTRA)}
+    ignored = {key: _reason(key) for key in state if key not in names and (key in promised or key in EXTRA)}
     tensors = renamed({key: tensor for key, tensor in state.items() if key not in ignored}, names)
     for key in ("cls_token", "pos_embed"):
         if key in tensors:
@@ -85,7 +89,7 @@ def _around_timm(state: State) -> Converted:
     trunk = {key.removeprefix(_TRUNK): tensor for key, tensor in state.items() if key.startswith(_TRUNK)}
     converted = timm_names.convert(trunk).within(lambda key: _TRUNK + key)
     for key, tensor in state.items():
-        if key.startswith(("text.", "visual.head.")) or key in _EXTRA:
+        if key.startswith(("text.", "visual.head.")) or key in EXTRA:
             converted.ignored[key] = _reason(key)
         elif not key.startswith(_TRUNK):
             converted.tensors[key] = tensor
@@ -98,7 +102,7 @@ def _reason(key: str) -> str:
     return "pooling and projection of the tower" if key.startswith("visual.") else _TEXT
 
 
-def _text(state: State, outputs: int | None) -> dict[str, Shape]:
+def text_tower(state: State, outputs: int | None) -> dict[str, Shape]:
     """OpenAI's text tower, if the file has it."""
     blocks = "transformer.resblocks"
     depth = depth_of(state, blocks)
@@ -121,5 +125,5 @@ def _text(state: State, outputs: int | None) -> dict[str, Shape]:
         "mlp.c_proj.weight": (width, 4 * width),
     }
     for i in range(depth):
-        promised |= {f"{blocks}.{i}.{name}": shapes.get(name, (width,)) for name in _BLOCK}
+        promised |= {f"{blocks}.{i}.{name}": shapes.get(name, (width,)) for name in BLOCK}
     return promised

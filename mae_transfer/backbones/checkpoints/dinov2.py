@@ -20,7 +20,7 @@ _BEIT = ("q_bias", "v_bias", "relative_position_bias_table")
 def detects(state: State) -> bool:
     if not any(key.startswith("blocks.") for key in state) or any(key.startswith("decoder_") for key in state):
         return False
-    if any(key.endswith(_BEIT) or key.startswith(("lm_head.", "storage_tokens", "rope_embed.")) for key in state):
+    if any(key.endswith(_BEIT) or key.startswith(("lm_head.", "storage_tokens", "rope")) for key in state):
         return False
     own = ("mask_token", "register_tokens")
     return any(key in own or _CHUNKED.match(key) or ".mlp.w12." in key or ".mlp.w3." in key for key in state)

@@ -12,13 +12,13 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from mae_transfer.backbones.checkpoints import files, hf_config, hf_vit, loader, own
+from mae_transfer.backbones.checkpoints import eva_names, files, hf_config, hf_vit, loader, own
 from mae_transfer.backbones.checkpoints.layout import State
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.registry import Spec
-from mae_transfer.backbones.timm_vit import resolve
+from mae_transfer.backbones.timm_vit import final_norm_name, resolve
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write
 
@@ -45,6 +45,8 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
     assert spec is not None
     if spec.init == "own":
         own.spread_table(converted)
+    if spec.timm_class == "Eva":
+        eva_names.rename(converted)
     order = [name for name in vit.state_dict() if name in converted.tensors]
     tensors = {name: converted.tensors[name] for name in order} | converted.final_norm
     _check(spec, tensors, form, converted.shared_tables)
@@ -54,7 +56,9 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
         with atomic_write(out) as target:
             torch.save({"model": _owned(tensors)}, target)
     elif form == "timm":
-        names = _REGISTERS if spec.position_prefix == 2 else {}
+        names = dict(_REGISTERS) if spec.position_prefix == 2 else {}
+        if final_norm_name(spec) == "fc_norm":
+            names |= {f"norm.{part}": f"fc_norm.{part}" for part in ("weight", "bias")}
         tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
         _write(out, _beit(tensors) if spec.rel_pos_tables else tensors)
     else:
@@ -72,6 +76,7 @@ def _check(spec: Spec, tensors: State, form: str, shared: State) -> None:
     tables = [name for name in tensors if name.endswith(TABLE)]
     odd = [*shared, *(tables if form != "timm" or not spec.class_token else [])]
     if form != "timm":
+        odd += ["blocks of timm's Eva"] if spec.timm_class == "Eva" else []
         odd += [name for name in tensors if not name.startswith(kinds) or ".ls" in name or "_norm." in name]
         odd += [name for name in ("cls_token", "pos_embed") if name not in tensors]
         odd += ["pos_embed without a row for the class token"] if spec.position_prefix != 1 else []

@@ -12,6 +12,7 @@ from mae_transfer.backbones import registry
 from mae_transfer.backbones.checkpoints import files, fixed_position, hf_config, loader, own
 from mae_transfer.backbones.checkpoints.layout import Converted, Reader, State, depth_of, width_of
 from mae_transfer.backbones.checkpoints.position_grid import native_grid, patches
+from mae_transfer.backbones.checkpoints.rotary_guess import guess
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.positions.tables import TABLE
@@ -68,7 +69,7 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
     run, overrides = _of_run(file) if reader.NAME == own.NAME else ({}, [])
     # A run from random weights has weights now, and `random_*` names take none.
     of_run = [run["name"].replace("random_", "mae_", 1)] if run else []
-    names = [backbone] if backbone else of_run or _names(reader, converted)
+    names = [backbone] if backbone else of_run or _names(reader, converted, grid)
     overrides += [f"backbone.checkpoint_key={key}"] if key else []
     for name in names:
         try:
@@ -105,7 +106,10 @@ def _of_run(file: Path) -> tuple[dict[str, Any], list[str]]:
     lacks = [name for name in ("name", *options) if not isinstance(section, dict) or name not in section]
     if not isinstance(section, dict) or lacks or not isinstance(section["name"], str):
         raise UserError(f"{path}: not the configuration of a run, it names no backbone; pass the .pt file.")
-    return section, [f"backbone.{name}={json.dumps(section[name])}" for name in options]
+    overrides = [f"backbone.{name}={json.dumps(section[name])}" for name in options]
+    if options and section.get("window_rope", "window") != "window":
+        overrides.append(f"backbone.window_rope={section['window_rope']}")
+    return section, overrides
 
 
 def _types(state: State) -> str:
@@ -198,7 +202,7 @@ def _overflow(tensor: Tensor) -> str:
     return " (float16 overflow?)" if tensor.dtype.itemsize == 2 and tensor.isinf().any() else ""
 
 
-def _names(reader: Reader, converted: Converted) -> list[str]:
+def _names(reader: Reader, converted: Converted, grid: Grid | None) -> list[str]:
     """Backbone names of this layout and these dimensions, the likeliest first."""
     tensors = converted.tensors
     origin = fixed_position.origin(tensors.get("pos_embed"))
@@ -210,6 +214,7 @@ def _names(reader: Reader, converted: Converted) -> list[str]:
     size = "g" if dims[:2] == (1536, 40) else registry.size_of(*dims[:2])
     names = []
     for init in dict.fromkeys(inits):
+        names += guess(init, converted, grid, dims[2])
         if init in _TIMM and size in _TIMM_SIZES:
             reg = "reg4_" if "reg_token" in tensors else ""
             names.append(_TIMM[init].format(size=_TIMM_SIZES[size], patch=dims[2], reg=reg))

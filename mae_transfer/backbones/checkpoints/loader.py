@@ -19,14 +19,18 @@ from mae_transfer.backbones.checkpoints import (
     clip,
     dino,
     dinov2,
+    dinov3,
+    eva02,
+    eva_names,
     hf_beit,
     hf_dinov2,
+    hf_dinov3,
     hf_vit,
     mae,
     mmpretrain,
     mocov3,
     own,
-    rotary,
+    pe,
     simmim,
     timm_names,
 )
@@ -41,7 +45,7 @@ from mae_transfer.backbones.checkpoints.values import told
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.backbones.registry import Spec
-from mae_transfer.backbones.timm_vit import activation_name, activation_of, build, with_layer_scale
+from mae_transfer.backbones.timm_vit import activation_name, activation_of, build, make_buffers, with_layer_scale
 from mae_transfer.errors import UserError
 
 READERS: tuple[ModuleType, ...] = (
@@ -49,16 +53,19 @@ READERS: tuple[ModuleType, ...] = (
     mae,
     beit,
     dinov2,
+    dinov3,
     dino,
     mocov3,
     simmim,
     mmpretrain,
+    eva02,
+    pe,
     clip,
     hf_vit,
     hf_beit,
     hf_dinov2,
+    hf_dinov3,
     augreg,
-    rotary,
     timm_names,
 )
 """A file is of one layout: no two of these detect it."""
@@ -103,13 +110,14 @@ def _load(
 ) -> tuple[VisionTransformer, LoadReport]:
     state, ignored = unwrap(raw, source, key)
     reader, converted, stated = read_layout(state, source, config)
-    tensors = converted.tensors
     of_run: dict[str, str | None] = {}
     if reader is own and spec.init == "own":
         facts, of_run = own.facts_of_run(raw)
         converted.facts = facts | converted.facts
         own.spread_table(converted)
     settled = settle(spec, converted, source)
+    if settled.timm_class == "Eva":
+        eva_names.rename(converted)
     patch = settled.patch_size
     grid = native_grid(
         converted,
@@ -120,12 +128,14 @@ def _load(
         asked=patches(img_size, patch),
     )
     pixels = settled.img_size if grid is None else (grid[0] * patch, grid[1] * patch)
+    tensors = converted.tensors
     vit = build(settled, img_size=pixels, drop_path=drop_path, device="meta")
     _check_activation(spec, vit, stated)
     if reader is own:
         _take_table_sizes(vit, tensors)
     audit(settled, state, converted, vit.state_dict(), source)
     vit.load_state_dict(_float32(tensors, copy), strict=True, assign=True)
+    make_buffers(vit)
     report = LoadReport(spec.name, source, reader.NAME, fingerprint(tensors), sorted(tensors), **of_run)  # type: ignore[arg-type]
     report.ignored = ignored | converted.ignored
     report.spec, report.shared_tables = settled, converted.shared_tables

@@ -69,6 +69,8 @@ def convert(state: State) -> Converted:
         facts["abs_pos"] = True  # also of BEiT, which gets one on COCO
     if any(key.endswith(DECOMPOSED_TABLES) for key in tensors):
         facts["decomposed_tables"] = True
+    if any(key.endswith(".gamma_1") for key in tensors):  # timm's Eva, of which a file may settle this
+        facts["qkv_bias"] = any(key.endswith((".q_bias", ".qkv.bias", ".q_proj.bias")) for key in tensors)
     last = f"{prefix}norm" if has(state, f"{prefix}norm") else "fc_norm"
     return Converted(
         tensors,

@@ -3,12 +3,13 @@
 Ignored: final norm (`norm` or, under average pooling, `fc_norm`; without bias where the blocks' norms have none, as
 RMSNorm), attention pooling, classifier. A linear-probe
 checkpoint of the official MAE code has `head.0` (BatchNorm without affine) and `head.1`. The distillation token of DeiT
-becomes a register: both are a token with a position of its own. DeiT-III's own files call LayerScale gamma_1, gamma_2.
+becomes a register: both are a token with a position of its own. DeiT-III's own files call LayerScale gamma_1, gamma_2,
+and so does timm's Eva, whose other names (q_bias, fc1_g, ...) are left.
 """
 
 import re
 
-from mae_transfer.backbones.checkpoints import fixed_position, rotary
+from mae_transfer.backbones.checkpoints import fixed_position
 from mae_transfer.backbones.checkpoints.layout import (
     FINAL_NORM,
     Converted,
@@ -27,8 +28,8 @@ from mae_transfer.backbones.checkpoints.layout import (
 NAME = "timm ViT / official MAE"
 
 _FOREIGN = re.compile(
-    r"decoder|mask_token$|masked_embed$|register_tokens$|storage_tokens$|rope|lm_head|blocks\.\d+\.\d+\."
-    r"|.*(q_bias|v_bias|relative_position_bias_table|bias_mask|mlp\.w12\.\w+|mlp\.w3\.\w+|inner_attn_ln\.\w+)$"
+    r"decoder|mask_token$|masked_embed$|register_tokens$|storage_tokens$|rope(?!\.freqs(?!_))|lm_head|blocks\.\d+\.\d+\."
+    r"|.*(relative_position_bias_table|bias_mask|mlp\.w12\.\w+|mlp\.w[123]\.\w+|inner_attn_ln\.\w+)$"
 )
 _REASONS = {
     "norm": FINAL_NORM,
@@ -41,7 +42,18 @@ _REASONS = {
 
 def detects(state: State) -> bool:
     blocks = any(key.startswith("blocks.") for key in state)
-    return blocks and not rotary.timm_dinov3(state) and not any(_FOREIGN.match(key) for key in state)
+    biased = any(key.endswith((".q_bias", ".v_bias")) for key in state)
+    return blocks and (not biased or eva(state)) and not any(_FOREIGN.match(key) for key in state)
+
+
+def eva(state: State) -> bool:
+    """Whether biases of query and value are those of timm's Eva: BEiT, which has them too, has tables of relative
+    positions, a class token, no absolute positions, no registers; and one layer for query, key and value."""
+    if any(key.endswith("relative_position_bias_table") for key in state):
+        return False
+    return "cls_token" not in state or any(
+        key in ("pos_embed", "reg_token") or ".attn.q_proj." in key or ".mlp.fc1_g." in key for key in state
+    )
 
 
 def convert(state: State) -> Converted:

@@ -40,6 +40,7 @@ class DecomposedTables(Position):
 
     option = "decomposed"
     in_attention = True
+    has_tables = True
 
     @classmethod
     def in_weights(cls, spec: Spec) -> bool:

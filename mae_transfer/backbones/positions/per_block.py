@@ -26,6 +26,7 @@ class PerBlockTables(Position):
 
     option = "per_block"
     in_attention = True
+    has_tables = True
 
     @classmethod
     def in_weights(cls, spec: Spec) -> bool:

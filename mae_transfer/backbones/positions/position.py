@@ -28,6 +28,7 @@ class Host(Protocol):
     native_grid: Grid
     """That of the weights' own position embedding or tables."""
     rel_pos: bool | str
+    window_rope: str
     rel_pos_window: nn.Parameter | None
     rel_pos_global: nn.Parameter | None
 
@@ -43,10 +44,12 @@ class Position:
     parameter: tables are parameters of the blocks' attention or of the encoder, so that they have their names there.
     """
 
-    option: ClassVar[bool | str] = False
-    """The value of `backbone.rel_pos` that asks for this kind."""
+    option: ClassVar[bool | str | None] = False
+    """The value of `backbone.rel_pos` that asks for this kind; None for one that only weights bring."""
     in_attention: ClassVar[bool] = False
-    """Attention itself depends on the places: it needs timm's standard blocks and the tokens of a whole grid."""
+    """Attention itself depends on the places: it needs the tokens of a whole grid."""
+    has_tables: ClassVar[bool] = False
+    """Attention adds a bias of learned tables, for which it needs timm's standard blocks."""
 
     @classmethod
     def in_weights(cls, spec: Spec) -> bool:

@@ -6,6 +6,8 @@
   `interpolate_pos_encoding`; `hub/backbones.py`: interpolate_offset 0.1).
 - `antialias`: to the size, with antialiasing: DINOv2 with registers (the same: interpolate_antialias, offset 0),
   transformers' Dinov2WithRegisters.
+- `bilinear`: to the size, align_corners=False: Perception Encoder (facebookresearch/perception_models
+  `core/vision_encoder/pe.py`, `_sample_abs_posemb`).
 """
 
 from typing import Any
@@ -15,7 +17,12 @@ from torch import Tensor
 
 from mae_transfer.backbones.grid import Grid
 
-RULES = {"bicubic": "bicubic", "offset": "bicubic with offset 0.1", "antialias": "bicubic with antialiasing"}
+RULES = {
+    "bicubic": "bicubic",
+    "offset": "bicubic with offset 0.1",
+    "antialias": "bicubic with antialiasing",
+    "bilinear": "bilinear",
+}
 """`Spec.pos_resampling` -> its words in a report."""
 _OFFSET = 0.1
 
@@ -26,4 +33,5 @@ def resample(maps: Tensor, grid: Grid, rule: str) -> Tensor:
     if rule == "offset":
         sides = zip(grid, maps.shape[2:], strict=True)
         options = {"scale_factor": tuple((new + _OFFSET) / old for new, old in sides)}
-    return F.interpolate(maps, mode="bicubic", align_corners=False, antialias=rule == "antialias", **options)
+    mode = "bilinear" if rule == "bilinear" else "bicubic"
+    return F.interpolate(maps, mode=mode, align_corners=False, antialias=rule == "antialias", **options)

@@ -21,6 +21,7 @@ class SharedTables(Position):
 
     option = True
     in_attention = True
+    has_tables = True
 
     def fit(self, encoder: Host, report: LoadReport) -> None:
         brought = self._take_from_blocks(encoder, report)

@@ -8,11 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
-import timm
 import torch
 import transformers
 from safetensors.torch import save_file
-from support.layouts import DIM, HF, PLAIN, SIZE, beit, hooked, layout, randomise, vit
+from support.layouts import HF, PLAIN, SIZE, beit, hooked, layout, randomise, vit
 from timm.models.vision_transformer import VisionTransformer
 
 from mae_transfer.backbones import registry
@@ -250,28 +249,6 @@ def test_a_run_of_beit_keeps_its_tables(options):
 
 
 # --- what is refused
-
-
-def rotary_states():
-    with torch.device("meta"):
-        eva = timm.create_model("vit_small_patch16_dinov3").state_dict()
-    eva = {key: torch.zeros(t.shape) for key, t in eva.items()}
-    config = transformers.DINOv3ViTConfig(**HF, num_register_tokens=4)
-    hugging_face = transformers.DINOv3ViTModel(config).state_dict()
-    native = dict(vit(init_values=0.1).state_dict())
-    native |= {"storage_tokens": torch.ones(1, 4, DIM), "mask_token": torch.ones(1, DIM)}
-    native |= {"rope_embed.periods": torch.ones(2), "blocks.0.attn.qkv.bias_mask": torch.ones(3 * DIM)}
-    old = {key.removeprefix("model."): t for key, t in hugging_face.items()}
-    return {"timm": eva, "hf": hugging_face, "hf on disk": old, "native": native}
-
-
-def test_rotary_positions_are_refused_plainly():
-    for kind, state in rotary_states().items():
-        assert [reader.NAME for reader in loader.READERS if reader.detects(state)] == [loader.rotary.NAME], kind
-        message = refusal(loader.load, PLAIN, state, "dinov3.pth")
-        assert message.startswith(
-            "checkpoint dinov3.pth: rotary position embeddings (DINOv3, EVA-02) are not supported"
-        )
 
 
 FLAT = {

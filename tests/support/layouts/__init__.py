@@ -63,6 +63,7 @@ from support.layouts.pretraining import (
     timm_arch,
     timm_plain,
 )
+from support.layouts.rotary import DINOV3, EVA02, ROPE, dinov3, eva02, hf_dinov3, perception_encoder, timm_eva
 
 LAYOUTS: dict[str, tuple[str, Callable[[], Layout]]] = {
     "MAE encoder": (
@@ -86,6 +87,26 @@ LAYOUTS: dict[str, tuple[str, Callable[[], Layout]]] = {
     ),
     "DeiT distilled": ("timm's class, a copy of facebookresearch/deit models.py", deit_distilled),
     "DeiT-III": ("facebookresearch/deit models_v2.py: gamma_1, gamma_2, pos_embed without the class token", deit3),
+    "timm Eva, EVA-02": ("timm's class", lambda: timm_eva("eva_tiny_own_eva02", **EVA02, scale_attn_inner=True)),
+    "timm Eva, DINOv3": ("timm's class", lambda: timm_eva("eva_tiny_own_dinov3", **DINOV3)),
+    "timm Eva, mixed": (
+        "timm's class",
+        lambda: timm_eva(
+            *("eva_tiny_own_mixed",), **ROPE, attn_type="rope", rope_type="mixed", no_embed_class=True, init_values=0.1
+        ),
+    ),
+    "DINOv3": ("facebookresearch/dinov3 models/vision_transformer.py, layers/attention.py LinearKMaskedBias", dinov3),
+    "DINOv3 of zero biases": ("the same", lambda: dinov3(biased=False)),
+    "DINOv3 SwiGLU": ("facebookresearch/dinov3 layers/ffn_layers.py: w1, w2, w3", lambda: dinov3(swiglu=True)),
+    "HF DINOv3": ("transformers' class, save_pretrained", hf_dinov3),
+    "HF DINOv3 gated, names of 5": ("transformers' class, state_dict()", lambda: hf_dinov3(new=True, gated=True)),
+    "EVA-02": ("baaivision/EVA EVA-02/asuka/modeling_finetune.py, rope.py", eva02),
+    "EVA-02 pre-training, packed": (
+        "baaivision/EVA EVA-02/asuka/modeling_pretrain.py; xFormers' SwiGLU: w12, w3",
+        lambda: eva02(packed=True, pretraining=True),
+    ),
+    "Perception Encoder": ("facebookresearch/perception_models core/vision_encoder/pe.py", perception_encoder),
+    "Perception Encoder, tower alone": ("the same: load_ckpt", lambda: perception_encoder(core=False)),
     "MoCo v3": ("facebookresearch/moco-v3 moco/builder.py, main_moco.py", mocov3),
     "DINO": ("facebookresearch/dino vision_transformer.py DINOHead, main_dino.py", dino),
     "iBOT": ("bytedance/ibot models/head.py, main_ibot.py", ibot),

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,22 +132,26 @@ def of_timm(reader, model, content, sizes=OTHER, resampling=None, **kwargs):
 
 
 @functools.cache
-def tiny_arch(name, **kwargs):
-    """A timm arch of our size, so that a spec can name it."""
+def tiny_arch(name, kind=VisionTransformer, **kwargs):
+    """A timm arch of our size, so that a spec can name it; of another class than VisionTransformer too."""
 
     def build(pretrained=False, **options):
-        return VisionTransformer(**{**SHAPE, **dict(kwargs), **{k: v for k, v in options.items() if k in _OPTIONS}})
+        return kind(**{**SHAPE, **dict(kwargs), **{k: v for k, v in options.items() if k in _OPTIONS}})
 
-    build.__name__, build.__module__ = name, "timm.models.vision_transformer"
-    import timm.models.vision_transformer as module
-
+    build.__name__, build.__module__ = name, kind.__module__
+    module = sys.modules[kind.__module__]
     setattr(module, name, build)
     if not hasattr(module, "__all__"):
         module.__all__ = []
     timm.models.register_model(build)
-    tokens = kwargs.get("class_token", True) + kwargs.get("reg_tokens", 0)
+    tokens = kwargs.get("class_token", True) + kwargs.get("reg_tokens", kwargs.get("num_reg_tokens", 0))
     rows = 0 if kwargs.get("no_embed_class") else tokens
-    return dataclasses.replace(PLAIN, name=f"timm:{name}", init=name, timm_arch=name, position_prefix=rows)
+    spec = dataclasses.replace(PLAIN, name=f"timm:{name}", init=name, timm_arch=name, position_prefix=rows)
+    if kind is VisionTransformer:
+        return spec
+    rotary, biased = kwargs.get("use_rot_pos_emb", False), kwargs.get("qkv_bias", True)
+    return dataclasses.replace(spec, timm_class=kind.__name__, rotary=rotary, qkv_bias=biased)
 
 
 _OPTIONS = ("num_classes", "img_size", "dynamic_img_size", "drop_path_rate", "class_token", "reg_tokens", "global_pool")
+_OPTIONS += ("num_reg_tokens", "qkv_bias")

@@ -18,7 +18,7 @@ from timm.layers import SwiGLUPacked
 from torch import nn
 
 
-def _hf(kind, config, new, root, blocks, call=None, **kwargs):
+def hugging_face(kind, config, new, root, blocks, call=None, **kwargs):
     model = randomise(kind(config))
     state = dict(model.state_dict()) if new else _on_disk(model)
     body = getattr(model, root) if root else model
@@ -49,12 +49,14 @@ def _interpolating(model, images):
 def hf_vit(new=False, bare=False):
     config = transformers.ViTConfig(**HF)
     kind = transformers.ViTModel if bare else transformers.ViTForImageClassification
-    return _hf(kind, config, new, "" if bare else "vit", "layers", _interpolating, sizes=OTHER)
+    return hugging_face(kind, config, new, "" if bare else "vit", "layers", _interpolating, sizes=OTHER)
 
 
 def hf_deit(new=False):
     kind = transformers.DeiTForImageClassificationWithTeacher
-    return _hf(kind, transformers.DeiTConfig(**HF), new, "deit", "layers", _interpolating, sizes=OTHER, prefix=2)
+    return hugging_face(
+        kind, transformers.DeiTConfig(**HF), new, "deit", "layers", _interpolating, sizes=OTHER, prefix=2
+    )
 
 
 def hf_vitmae(new=False):
@@ -67,7 +69,7 @@ def hf_vitmae(new=False):
         noise = torch.arange(tokens).float().expand(len(images), -1)
         return model.vit(images, noise=noise, interpolate_pos_encoding=True)
 
-    return _hf(transformers.ViTMAEForPreTraining, config, new, "vit", "layers", call, sizes=OTHER)
+    return hugging_face(transformers.ViTMAEForPreTraining, config, new, "vit", "layers", call, sizes=OTHER)
 
 
 def hf_beit(new=False, shared=False):
@@ -78,7 +80,7 @@ def hf_beit(new=False, shared=False):
     )
     kind = transformers.BeitForMaskedImageModeling if shared else transformers.BeitForImageClassification
     config = transformers.BeitConfig(**HF, **bias, vocab_size=50)
-    layout = _hf(kind, config, new, "beit", "layers", reader=NAMES["hf_beit"], spec=BEIT)
+    layout = hugging_face(kind, config, new, "beit", "layers", reader=NAMES["hf_beit"], spec=BEIT)
     layout.spare = ("beit.embeddings.mask_token",)
     return layout
 
@@ -86,7 +88,7 @@ def hf_beit(new=False, shared=False):
 def data2vec():
     config = transformers.Data2VecVisionConfig(**HF, use_relative_position_bias=True)
     kind = transformers.Data2VecVisionForImageClassification
-    return _hf(kind, config, False, "data2vec_vision", "encoder.layer", reader=NAMES["hf_beit"], spec=BEIT)
+    return hugging_face(kind, config, False, "data2vec_vision", "encoder.layer", reader=NAMES["hf_beit"], spec=BEIT)
 
 
 def hf_dinov2(new=False, registers=0, swiglu=False):
@@ -102,7 +104,9 @@ def hf_dinov2(new=False, registers=0, swiglu=False):
         kind, root = transformers.Dinov2WithRegistersModel, ""
     else:
         config, kind, root = transformers.Dinov2Config(**options), transformers.Dinov2ForImageClassification, "dinov2"
-    layout = _hf(kind, config, new, root, "encoder.layer", reader=NAMES["hf_dinov2"], spec=spec, prefix=1 + registers)
+    layout = hugging_face(
+        kind, config, new, root, "encoder.layer", reader=NAMES["hf_dinov2"], spec=spec, prefix=1 + registers
+    )
     layout.sizes = OTHER
     layout.spare = (f"{root}.embeddings.mask_token".lstrip("."),)
     return layout
