@@ -29,7 +29,8 @@ def scaled(block: Any, branch: int, x: Tensor) -> Tensor:
         gamma = block.gamma_1 if branch == 1 else block.gamma_2
         return x if gamma is None else gamma * x
     layer = block.ls1 if branch == 1 else block.ls2
-    return layer(x)  # type: ignore[no-any-return]
+    out: Tensor = layer(x)
+    return out
 
 
 def lacks_layer_scale(block: Any) -> bool:

@@ -61,7 +61,6 @@ def vit_flops(encoder: "ViTEncoder") -> int:
 
 def _widths(block: nn.Module, embed_dim: int) -> list[int]:
     """Channels (heads x their width) of each attention in a block: one, of the embedding's, where it does not say."""
-    inner = [module for module in block.modules() if hasattr(module, "qkv")]
-    fused = [module.qkv.out_features // 3 for module in inner if isinstance(module.qkv, nn.Linear)]
-    apart = [module.q_proj.out_features for module in inner if isinstance(getattr(module, "q_proj", None), nn.Linear)]
-    return fused + apart or [embed_dim]
+    projections = [(getattr(each, "qkv", None), getattr(each, "q_proj", None)) for each in block.modules()]
+    fused = [qkv.out_features // 3 for qkv, _ in projections if isinstance(qkv, nn.Linear)]
+    return fused + [query.out_features for _, query in projections if isinstance(query, nn.Linear)] or [embed_dim]

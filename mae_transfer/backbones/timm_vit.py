@@ -22,10 +22,12 @@ from mae_transfer.backbones import registry
 from mae_transfer.backbones.own_module import spec_of_plugin
 from mae_transfer.backbones.plugins import find_plugin, plugin_names
 from mae_transfer.backbones.positions.kinds import kind_in_weights
+from mae_transfer.backbones.refused import what_it_is
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
 from mae_transfer.errors import UserError
 
-_PLAIN_MODULES = ["vision_transformer", "deit", "beit", "eva"]
+MODULES = ["vision_transformer", "deit", "beit", "eva"]
+"""Modules of timm whose models may be built here."""
 
 
 def resolve(name: str) -> Spec:
@@ -52,8 +54,8 @@ def spec_of(name: str) -> Spec:
             f"backbone {name!r}: timm has no weights {tag!r} for {arch}; known: {', '.join(tags) or 'none'}."
         )
     timms_own = timm.models.model_entrypoint(arch).__module__.startswith("timm.")
-    if timms_own and not timm.models.is_model_in_modules(arch, _PLAIN_MODULES):
-        raise UserError(f"backbone {name!r}: not a plain ViT (timm's VisionTransformer or Beit); pass one that is.")
+    if timms_own and not timm.models.is_model_in_modules(arch, MODULES):
+        raise UserError(f"backbone {name!r}: not a plain ViT but {what_it_is(arch)}.")
     model: Any
     with torch.device("meta"):
         model = timm.create_model(model_name, pretrained=False)
@@ -244,7 +246,7 @@ def heads_and_activation(arch: Any) -> tuple[int | None, str | None]:
     """Heads and activation of a model of timm; None and None if timm has no such plain ViT."""
     if not isinstance(arch, str) or not timm.is_model(arch):
         return None, None
-    if not timm.models.is_model_in_modules(arch, _PLAIN_MODULES):
+    if not timm.models.is_model_in_modules(arch, MODULES):
         return None, None
     model = _empty_model(arch)
     return getattr(getattr(model.blocks[0], "attn", None), "num_heads", None), activation_of(model)

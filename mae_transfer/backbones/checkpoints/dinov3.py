@@ -40,7 +40,8 @@ def convert(state: State) -> Converted:
         name = "storage_tokens" if name == "reg_token" else name
         return inverse.get(name, re.sub(r"\.attn\.[qv]_bias$", ".attn.qkv.bias", name))
 
-    ignored, promised, tensors = _beside(state), _promised(state, width), {}
+    ignored, promised = _beside(state), _promised(state, width)
+    tensors: State = {}
     biases = {key: tensor for key, tensor in state.items() if key.endswith(".attn.qkv.bias")}
     masked = any(key.endswith(".attn.qkv.bias_mask") for key in state)
     zero = all(not _masked(state, key).any() for key in biases)

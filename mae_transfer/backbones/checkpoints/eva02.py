@@ -33,7 +33,7 @@ def convert(state: State) -> Converted:
     width = width_of(state)
     apart = any(".attn.q_proj." in key for key in state)
     tables = [key for key in state if _TABLE.match(key)]
-    shapes = [tuple(state[key].shape) for key in tables]
+    shapes: list[Shape] = [tuple(state[key].shape) for key in tables]
     promised: dict[str, Shape] = dict.fromkeys(tables, max(shapes, key=shapes.count)) if shapes else {}
     ignored = dict.fromkeys(tables, "tables of rotary positions, computed anew")
     if any(key in state for key in ("mask_token", "lm_head.weight", "lm_head.bias")):

@@ -1,0 +1,100 @@
+#!/usr/bin/env python
+"""Writes docs/encoders.md: which models of timm are encoders here, from timm's registry. It takes a minute.
+
+python docs/make_encoder_table.py
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import model_entrypoint
+
+from mae_transfer.backbones.blocks import comes_apart, is_standard
+from mae_transfer.backbones.refused import FAMILIES
+from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
+from mae_transfer.backbones.timm_vit import MODULES, build, spec_of
+from mae_transfer.errors import UserError
+
+OUTPUT = Path(__file__).with_name("encoders.md")
+HEAD = """\
+# Encoders
+
+`timm:<model[.tag]>` takes {accepted} of the {models} models of timm {version}. Some have short [names](../README.md), and
+any other module can be [wrapped](extending/encoder.md). Made by `python docs/make_encoder_table.py` from timm's registry.
+
+All go through every task and protocol: COCO, ADE20K, classification fine-tuned, partially fine-tuned and frozen, with
+layer decay, drop path, checkpointing, export and operations. Two columns differ: `windows` (and a new LayerScale) need
+blocks whose parts can be called one by one, `tables` of relative positions need timm's standard attention. Where a
+recipe asks for what an encoder has not, one line says which setting to change. Pre-training here is of `vit_*` names.
+
+| timm's module | built as | blocks | positions | windows | tables | models | such as |
+|---|---|---|---|---|---|---|---|
+"""
+REFUSED = """
+## Refused
+
+| timm's module | models | what they are | what helps |
+|---|---|---|---|
+"""
+SHOWN = 4
+
+
+def positions(spec: Spec, vit: Any) -> str:
+    """`absolute`, `rotary`, `BEiT's tables`, or several."""
+    found = ["absolute"] if vit.pos_embed is not None else []
+    if spec.rotary:
+        found.append(f"rotary ({type(vit.rope).__name__.removeprefix('RotaryEmbedding').lower()})")
+    return " + ".join(found + (["BEiT's tables"] if spec.rel_pos_tables else []))
+
+
+def row_of(spec: Spec) -> tuple[str, ...]:
+    """Columns of a model: module, class, blocks, positions, windows, tables."""
+    vit: Any = build(spec, img_size=spec.img_size, device="meta")
+    block = vit.blocks[0]
+    attn = f" with {type(block.attn).__name__}" if hasattr(block, "attn") else ""
+    windows = "yes" if all(map(comes_apart, vit.blocks)) else "no"
+    tables = "yes" if all(map(is_standard, vit.blocks)) else "no"
+    blocks = f"{type(block).__name__}{attn}"
+    family = model_entrypoint(spec.name.removeprefix(TIMM_PREFIX)).__module__.rpartition(".")[2]
+    return family, type(vit).__name__, blocks, positions(spec, vit), windows, tables
+
+
+def page() -> str:
+    groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    refused: defaultdict[str, list[str]] = defaultdict(list)
+    models = timm.list_models()
+    for name in models:
+        family = model_entrypoint(name).__module__.rpartition(".")[2]
+        if family not in MODULES:
+            refused[family].append(name)
+            continue
+        try:
+            spec = spec_of(TIMM_PREFIX + name)
+        except UserError:
+            refused[family].append(name)
+            continue
+        with torch.device("meta"):
+            groups[row_of(spec)].append(name)
+    accepted = sum(map(len, groups.values()))
+    lines = [
+        f"| {' | '.join(row)} | {len(names)} | {', '.join(f'`{name}`' for name in names[:SHOWN])} |"
+        for row, names in sorted(groups.items())
+    ]
+    others = sum(len(names) for family, names in refused.items() if family not in FAMILIES)
+    out = [
+        f"| {family} | {len(refused[family])} | {what} | {help_} |"
+        for family, (what, help_) in FAMILIES.items()
+        if family in refused
+    ]
+    out.append(f"| all others | {others} | CNNs and hierarchical transformers | a plain ViT, or a module of your own |")
+    return HEAD.format(accepted=accepted, models=len(models), version=timm.__version__) + "\n".join(
+        [*lines, REFUSED + "\n".join(out), ""]
+    )
+
+
+if __name__ == "__main__":
+    OUTPUT.write_text(page(), encoding="utf-8")
+    print(f"written: {OUTPUT}")

@@ -1,0 +1,33 @@
+"""What a model of timm is that no encoder here is built of, and what would help, for one line of an error."""
+
+import timm
+
+OWN_MODULE = "wrap it as a module of your own (docs/extending/encoder.md)"
+
+FAMILIES = {
+    "naflexvit": (
+        "a NaFlexVit, which packs images of many sizes",
+        "most are there as plain ViTs: timm:vit_base_patch16_siglip_224, timm:vit_base_patch16_rope_reg1_gap_256",
+    ),
+    "vision_transformer_relpos": (
+        "a ViT with timm's own relative positions",
+        "pass timm:vit_base_patch16_224 with backbone.rel_pos, or a BEiT",
+    ),
+    "vision_transformer_hybrid": ("a ViT on the maps of a CNN", f"pass the plain ViT of its size, or {OWN_MODULE}"),
+    "vision_transformer_sam": (
+        "the encoder of Segment Anything, with windows and a neck",
+        "pass the MAE pre-training that it starts from: mae_vit_b, mae_vit_l, mae_vit_h",
+    ),
+    "vitamin": ("a CNN whose last stage is a ViT", OWN_MODULE),
+    "hiera": ("hierarchical, with maps of several strides", f"pass mae_vit_b, or {OWN_MODULE}"),
+    "convnext": ("hierarchical, with maps of several strides", f"pass a ViT of its pre-training, or {OWN_MODULE}"),
+    "swin_transformer": ("hierarchical, with maps of several strides", f"pass a plain ViT, or {OWN_MODULE}"),
+}
+"""Module of timm -> what its models are, and what would help."""
+
+
+def what_it_is(arch: str) -> str:
+    """`hierarchical, ...; pass ...`; for other families the name of timm's module."""
+    family = timm.models.model_entrypoint(arch).__module__.rpartition(".")[2]
+    what, help_ = FAMILIES.get(family, (f"of timm's {family}", f"pass a plain ViT, or {OWN_MODULE}"))
+    return f"{what}; {help_}"
