@@ -22,8 +22,9 @@ OUTPUT = Path(__file__).with_name("encoders.md")
 HEAD = """\
 # Encoders
 
-`timm:<model[.tag]>` takes {accepted} of the {models} models of timm {version}. Some have short [names](../README.md), and
-any other module can be [wrapped](extending/encoder.md). Made by `python docs/make_encoder_table.py` from timm's registry.
+`timm:<model[.tag]>` takes {accepted} of the {models} models of timm {version}. Some have short [names](../README.md),
+and any other module can be [wrapped](extending/encoder.md). Made from timm's registry by
+`python docs/make_encoder_table.py`.
 
 All go through every task and protocol: COCO, ADE20K, classification fine-tuned, partially fine-tuned and frozen, with
 layer decay, drop path, checkpointing, export and operations. Two columns differ: `windows` (and a new LayerScale) need
