@@ -12,6 +12,8 @@ import psutil
 import pytest
 from support.paths import TOOLS
 
+from mae_transfer.engine.signals import REPEAT
+
 RUN = [
     *(sys.executable, str(TOOLS / "run_transfer.py"), "--task", "folder", "--backbone", "random_vit_nano"),
     *("--preset", "smoke", "--device", "cpu", "--protocol", "finetune", "data.workers=2", "eval.pictures=0"),
@@ -47,7 +49,7 @@ LOADER = """
         def __getitem__(self, i): return {sample}
 
     try:
-        with loader_failures(), StopRequest():
+        with loader_failures(), StopRequest() as stop:
             batches = []
             for batch in DataLoader(Samples(), num_workers=2, worker_init_fn=init_worker, collate_fn=lambda b: b):
                 batches.append(batch)
@@ -93,12 +95,13 @@ def test_a_killed_process_is_said() -> None:
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_wait(second: signal.Signals) -> None:
-    process = loader("torch.zeros(3)", "time.sleep(60)")
+    """The wait is longer than `last_line` has patience."""
+    wait = "while not stop.received: time.sleep(0.01)", "print('first', flush=True)", "time.sleep(600)"
+    process = loader("torch.zeros(3)", f"exec({chr(10).join(wait)!r})")
     assert process.stdout
-    process.stdout.readline()
-    started = time.monotonic()
-    for number in (signal.SIGTERM, second):
-        process.send_signal(number)
-        time.sleep(1.5)  # three times signals.REPEAT
+    assert process.stdout.readline() == "batch\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "first\n"
+    time.sleep(2 * REPEAT)
+    process.send_signal(second)
     assert "said StoppedBySignal stopped at once by a second signal" in last_line(process)
-    assert time.monotonic() - started < 30
