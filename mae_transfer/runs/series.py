@@ -15,9 +15,6 @@ from mae_transfer.engine.distributed import make_fabric, on_rank_zero, shut_down
 from mae_transfer.engine.progress import console
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import DivergedError
-from mae_transfer.results.long_table import long_table
-from mae_transfer.results.plots.comparisons import main_metrics, partial_plots
-from mae_transfer.results.plots.figure import write_plot
 from mae_transfer.run_folder.record import read_record
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.plan import Run, plan_runs
@@ -104,6 +101,11 @@ def make_runs(
 
 
 def _draw_curve(records: Sequence[RunRecord], stem: Path) -> None:
+    # here: they import pandas and matplotlib
+    from mae_transfer.results.long_table import long_table
+    from mae_transfer.results.plots.comparisons import main_metrics, partial_plots
+    from mae_transfer.results.plots.figure import write_plot
+
     for plot in partial_plots(main_metrics(long_table(records))):  # one: they differ in nothing but the blocks
         write_plot(plot, stem)
         _LOG.info("curve: %s.png, .svg and .csv", stem)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from mae_transfer.errors import UserError
@@ -68,6 +67,8 @@ def fit_kmeans(
             f"k-means: {vocab_size} tokens cannot be made of {len(points)} patches ({len(sample)} images); lower "
             "tokenizer.vocab_size or raise tokenizer.fit_images"
         )
+    from sklearn.cluster import MiniBatchKMeans  # here: slow to import, and only fitting needs it
+
     clusters = MiniBatchKMeans(
         vocab_size,
         random_state=seed,

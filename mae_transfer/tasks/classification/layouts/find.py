@@ -17,9 +17,7 @@ of the validation set is found by name, so that a missing folder cannot shift th
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import DataConfig
 from mae_transfer.tasks.classification.layouts.folders import from_folders
@@ -27,11 +25,9 @@ from mae_transfer.tasks.classification.layouts.inat import from_inat
 from mae_transfer.tasks.classification.layouts.listing import (
     EXPECTED,
     SPLITS,
-    Found,
     ImageSet,
     Listing,
     check_files,
-    check_numbers,
 )
 from mae_transfer.tasks.classification.layouts.places import from_places205, from_places365
 
@@ -41,6 +37,8 @@ def find_images(task: str, data: DataConfig) -> ImageSet:
     if (data.train_list is None) != (data.val_list is None):
         raise UserError("give both data.train_list and data.val_list, or neither")
     if data.train_list is not None and data.val_list is not None:
+        from mae_transfer.tasks.classification.layouts.lists import from_lists  # here: it imports pandas
+
         return _checked(*from_lists(Path(data.train_list), Path(data.val_list), data.root))
     if data.root is None:
         raise UserError(
@@ -54,53 +52,6 @@ def find_images(task: str, data: DataConfig) -> ImageSet:
     if task.startswith("places") and not all((root / split).is_dir() for split in SPLITS):
         return _checked(*(from_places365(root, data.places_size) if task == "places365" else from_places205(root)))
     return _checked(*from_folders(root, task))
-
-
-def from_lists(train: Path, val: Path, root: str | None) -> Found:
-    paths = (train.expanduser(), val.expanduser())
-    tables = [_read_list(path) for path in paths]
-    are_numbers = {pd.api.types.is_integer_dtype(table["label"]) for table in tables}
-    if len(are_numbers) > 1:
-        raise UserError(f"{train} and {val}: one has labels that are numbers and one has names; use one kind")
-    known = tables[0]["label"].unique()
-    if are_numbers == {True}:
-        check_numbers(train, sorted(int(label) for label in known))
-        class_names = [str(i) for i in range(len(known))]
-    else:
-        class_names = sorted(str(label) for label in known)
-    numbers = {name: label for label, name in enumerate(class_names)}
-    listings = []
-    for path, table in zip(paths, tables, strict=True):
-        labels = table["label"].astype(str).map(numbers)
-        if labels.isna().any():
-            row = table.iloc[int(np.flatnonzero(labels.isna())[0])]
-            raise UserError(f"{path}: {row['path']} has label {row['label']}, which {train} has not")
-        folder = Path(root).expanduser() if root is not None else path.parent
-        listings.append(Listing(folder, Names(table["path"].astype(str)), labels.to_numpy(dtype=np.int64)))
-    return listings[0], listings[1], class_names, []
-
-
-def _read_list(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path} is not there; data.train_list and data.val_list are CSV or Parquet files")
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); it must be CSV or .parquet") from None
-    missing = [column for column in ("path", "label") if column not in table.columns]
-    if missing:
-        raise UserError(f"{path} has no column {missing[0]} (it has {', '.join(map(str, table.columns))})")
-    empty = table["path"].isna() | table["label"].isna()
-    if empty.any():
-        raise UserError(f"{path}: row {int(np.flatnonzero(empty)[0]) + 1} has no path or no label")
-    if table.empty:
-        raise UserError(f"{path} has no rows")
-    return table[["path", "label"]]
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Only an empty field is missing: NA, None and null are names that a class can have."""
-    return pd.read_csv(path, dtype={"path": str}, keep_default_na=False, na_values=[""])
 
 
 def _checked(train: Listing, val: Listing, class_names: list[str], warnings: list[str]) -> ImageSet:

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 from torch import Tensor
 from typing_extensions import override
 
@@ -51,6 +49,10 @@ class Fitted:
 
 def fit(features: np.ndarray, labels: np.ndarray, num_classes: int, c: float, max_iter: int) -> Fitted:
     """Multinomial regression of features float64 (n, D), labels (n,): minimises C x sum of losses + |W|^2 / 2."""
+    # here: a quarter of a second that no other protocol should wait
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
+
     model = SklearnLogisticRegression(C=c, max_iter=max_iter)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
