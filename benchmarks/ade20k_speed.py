@@ -29,7 +29,7 @@ from torch import nn
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.tasks.ade20k.config import EvalConfig
 from mae_transfer.tasks.ade20k.inference import Predictor
-from mae_transfer.tasks.ade20k.model import import_heads
+from mae_transfer.tasks.ade20k.protocols.upernet import import_heads
 
 SIDE, BATCH, STRIDE = 512, 2, 341
 SIZES = {"nano": (64, 8, 4), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}

@@ -90,7 +90,11 @@ def schemas() -> dict[str, dict[str, FieldInfo]]:
 
 def title_of(card: TaskCard, protocol: str) -> str:
     alike = [other.name for other in task_cards() if other.config == card.config]
-    return f"{card.name} --{card.option} {protocol}" if card.name == "pretrain" else ", ".join(alike)
+    own = {each.name: config_class(card, each) for each in card.protocols}
+    if len(set(own.values())) > 1:
+        names = [name for name, schema in own.items() if schema is own[protocol]]
+        return f"{card.name} --{card.option} {', '.join(names)}"
+    return ", ".join(alike)
 
 
 def reference() -> str:

@@ -12,9 +12,20 @@ or, with `after_warmup: restart`, as in MAE's `util/lr_sched.py`, where x is the
     step <  W : linear from warmup_factor * d(0) at step 0 to d(0) at step W
     step >= W : d((step - W) / (T - W))
 
+or, with `after_warmup: multiply`, as by mmcv 0.x's `LrUpdaterHook` with a linear warm-up,
+
+    step <  W : (1 - (1 - step / W) * (1 - warmup_factor)) * d(step / T)
+    step >= W : d(step / T)
+
     cosine    : m + (1 - m) * (1 + cos(pi x)) / 2         m = min_lr_ratio
     poly      : m + (1 - m) * (1 - x) ** power
     step      : gamma ** (number of milestones reached), a milestone being step round(share * T)
+
+`one_cycle` is DINOv3's `WarmupOneCycleLR` (dinov3/eval/segmentation/schedulers.py) as its training loop steps it, once
+less than there are updates; pct_start 0 and final_div_factor inf. With s = max(step - 1, 0),
+
+    s <  W    : (1 - (1 - s / W) * (1 - warmup_factor)) * (1 - s / T)
+    s >= W    : (1 + cos(pi (s + 1) / T)) / 2
 
 `step` counts from 0; factor(0) is used for the first update. W may be a fraction, as in detectron2's configurations
 (0.25 epochs of 118,000 images at 64 = 460.9 steps). Two differences to fvcore: its tolerance of 1e-6 of the whole
@@ -77,11 +88,22 @@ def make_schedule(config: ScheduleConfig, num_images: int, global_batch: int) ->
 
 def lr_factor(step: int, total: int, warmup: float, config: ScheduleConfig) -> float:
     """What the peak lr is multiplied by at a step; see the formula at the top of this file."""
+    if config.kind == "one_cycle":
+        done = max(step - 1, 0)
+        if done < warmup:
+            return _warmup(done, warmup, config) * (1 - done / total)
+        return (1 + math.cos(math.pi * (done + 1) / total)) / 2
     begin = warmup if config.after_warmup == "restart" else 0.0  # where the decay begins
     if step >= warmup:
         return _decay(step - begin, total - begin, config)
+    if config.after_warmup == "multiply":
+        return _warmup(step, warmup, config) * _decay(step, total, config)
     start, end = config.warmup_factor * _decay(0, total, config), _decay(warmup - begin, total - begin, config)
     return start + (end - start) * step / warmup
+
+
+def _warmup(step: float, warmup: float, config: ScheduleConfig) -> float:
+    return 1 - (1 - step / warmup) * (1 - config.warmup_factor)
 
 
 def _decay(step: float, total: float, config: ScheduleConfig) -> float:

@@ -74,8 +74,8 @@ class OptimConfig(Section):
 class ScheduleConfig(Section):
     """Linear warm-up, then cosine, step or poly decay, all by iteration."""
 
-    kind: Literal["cosine", "step", "poly"]
-    """Shape of the decay after the warm-up."""
+    kind: Literal["cosine", "step", "poly", "one_cycle"]
+    """Shape of the decay after the warm-up; `one_cycle` is DINOv3's, a cosine with a warm-up of its own."""
     epochs: float | None = Field(None, gt=0)
     """Length in passes over the training set; give this or `steps`."""
     steps: int | None = Field(None, ge=1)
@@ -86,8 +86,9 @@ class ScheduleConfig(Section):
     """Warm-up length in steps, maybe a fraction; overrides `warmup_epochs`."""
     warmup_factor: float = Field(0.001, ge=0, le=1)
     """Share of the lr at the first step."""
-    after_warmup: Literal["continue", "restart"] = "continue"
-    """The decay runs over the whole length, as in detectron2, or (`restart`) from the end of the warm-up, as in MAE."""
+    after_warmup: Literal["continue", "restart", "multiply"] = "continue"
+    """The decay runs over the whole length, as in detectron2, or (`restart`) from the end of the warm-up, as in MAE;
+    `multiply` is `continue` with a warm-up that multiplies the decay, as in mmcv 0.x, instead of leading up to it."""
     milestones: tuple[float, ...] = ()
     """`step`: shares of the whole length at which the lr is multiplied by `gamma`."""
     gamma: float = Field(0.1, gt=0, le=1)

@@ -1,6 +1,6 @@
 """Runs that may share a cell of a table, and what tells others from them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,11 +73,18 @@ def comparable_runs(table: pd.DataFrame) -> list[ComparableRuns]:
     return [found[key] for key in sorted(found)]
 
 
-def references(groups: Iterable[ComparableRuns]) -> dict[str, ComparableRuns]:
-    """Per size the runs that the others' settings are compared with: MAE's where there are some, else the first."""
+def size_of(group: ComparableRuns) -> str:
+    """Where runs stand in a table whose columns are sizes."""
+    return group.size
+
+
+def references(
+    groups: Iterable[ComparableRuns], place: Callable[[ComparableRuns], str] = size_of
+) -> dict[str, ComparableRuns]:
+    """Per place the runs that the others' settings are compared with: MAE's where there are some, else the first."""
     best: dict[str, ComparableRuns] = {}
     for group in sorted(groups, key=lambda g: (g.init != "mae", g.first)):
-        best.setdefault(group.size, group)
+        best.setdefault(place(group), group)
     return best
 
 
@@ -94,14 +101,18 @@ def changes(group: ComparableRuns, reference: ComparableRuns, ignore: Sequence[s
     return ", ".join(found)
 
 
-def stacked(groups: Iterable[ComparableRuns]) -> list[dict[str, ComparableRuns]]:
-    """Rows of a table, size -> comparable runs: the k-th set of a size stands in the k-th row, so no cell mixes any."""
+def stacked(
+    groups: Iterable[ComparableRuns], place: Callable[[ComparableRuns], str] = size_of
+) -> list[dict[str, ComparableRuns]]:
+    """Rows of a table, place -> comparable runs: the k-th set of a place stands in the k-th row, so no cell mixes
+    any."""
     rows: list[dict[str, ComparableRuns]] = []
     depth: dict[str, int] = {}
     for group in groups:
-        k = depth.get(group.size, 0)
-        depth[group.size] = k + 1
+        where = place(group)
+        k = depth.get(where, 0)
+        depth[where] = k + 1
         if k == len(rows):
             rows.append({})
-        rows[k][group.size] = group
+        rows[k][where] = group
     return rows

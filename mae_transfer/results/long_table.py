@@ -125,7 +125,8 @@ def _run(record: RunRecord) -> dict[str, Any]:
 
 
 def _size(size: str, settings: Mapping[str, Any]) -> str:
-    pixels = settings.get("data.image_size") if "protocol" in settings else None
+    whole_images = "protocol" in settings and "data.mask_suffix" not in settings  # masks: a setting as any other
+    pixels = settings.get("data.image_size") if whole_images else None
     return size if pixels in (None, 224) else f"{size}{pixels}"
 
 

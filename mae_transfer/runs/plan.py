@@ -111,7 +111,9 @@ def plan_runs(
 
 
 def _folder(config: RunConfig, point: Pairs) -> str:
-    return ",".join(f"{key}={value}" for key, value in point) if point else run_label(config)
+    if point:
+        return ",".join(f"{key}={value}" for key, value in point)
+    return run_label(config) or task_card(config.task).protocols[0].name  # a protocol that runs do not name
 
 
 def _protocols(

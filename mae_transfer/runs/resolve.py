@@ -41,15 +41,16 @@ def load_config(
     recipe_name = named or (chosen.recipe if chosen else card.recipe)
     recipe = read_recipe(card.folder, recipe_name)
     if chosen is not None:
-        of_recipe = recipe["base"].get(card.option)
-        if not isinstance(of_recipe, str | None):
-            raise UserError(f"recipe {recipe_name}: base.{card.option} has to be a name, but is {of_recipe!r:.60}")
-        if protocol not in (None, of_recipe):
+        name = recipe["base"].get(card.option)
+        if not isinstance(name, str | None):
+            raise UserError(f"recipe {recipe_name}: base.{card.option} has to be a name, but is {name!r:.60}")
+        of_recipe = protocol_of(card, name)
+        if of_recipe is not None and protocol not in (None, of_recipe.name):
             raise UserError(
-                f"recipe {recipe_name} is for the {card.option} {of_recipe}, not {protocol}; drop one of recipe= and "
-                f"--{card.option}"
+                f"recipe {recipe_name} is for the {card.option} {of_recipe.name}, not {protocol}; drop one of recipe= "
+                f"and --{card.option}"
             )
-        chosen = protocol_of(card, of_recipe)
+        chosen = of_recipe
     schema = config_class(card, chosen)
     check_sections(recipe, schema, recipe_name)
     given = [(key, value) for key, value in (options or {}).items() if value is not None] + assigned

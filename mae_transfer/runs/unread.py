@@ -23,6 +23,7 @@ KINDS: Mapping[str, Readers] = {
         "cosine": ("schedule.min_lr_ratio",),
         "poly": ("schedule.min_lr_ratio", "schedule.power"),
         "step": ("schedule.milestones", "schedule.gamma"),
+        "one_cycle": (),
     },
     "data.crop": {"random": ("data.scale_min",), "single": ("data.scale_min",), "fixed": (), "center": ()},
 }
@@ -52,6 +53,8 @@ def why_unread(config: RunConfig, key: str) -> str:
     if key in keys(type(config), Role.OPERATIONAL):
         return ""
     card, values = task_card(config.task), config.model_dump()
+    if card.protocols:
+        values.setdefault(card.option, card.protocols[0].name)
     choices = [(card.option, _readers(card)), *KINDS.items()]
     for option, readers in choices:
         section, _, leaf = option.rpartition(".")

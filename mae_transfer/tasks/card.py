@@ -47,6 +47,8 @@ class Protocol:
     """module:class of its configuration, where that is not the task's."""
     about: str = ""
     """One line for --help."""
+    named: bool = True
+    """False for the first protocol of a task that had none at first: its configurations and records do not name it."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class TaskCard:
         found = self.protocol(protocol)
         if found is None:
             return {"name": "", "frozen": False, "rank": 0}
-        return {"name": found.name, "frozen": found.frozen, "rank": self.protocols.index(found)}
+        name = found.name if found.named else ""
+        return {"name": name, "frozen": found.frozen, "rank": self.protocols.index(found)}
 
     def rows(self) -> "list[Row]":
         """The rows of all protocols."""

@@ -8,7 +8,7 @@ import torch
 from support.ade20k_reference import CLASSES, make_model, our_name
 from support.paths import ROOT
 
-from mae_transfer.tasks.ade20k.model import import_heads
+from mae_transfer.tasks.ade20k.protocols.upernet import import_heads
 
 EXAMPLES = ROOT / "docs" / "examples"
 

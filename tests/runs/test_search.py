@@ -27,7 +27,8 @@ def grid(task: str, **options: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("task", ["ade20k", "coco"])
 def test_the_values_of_every_documented_search_are_valid(task: str) -> None:
-    recipe = read_recipe(task, task_card(task).recipe)
+    card = task_card(task)
+    recipe = read_recipe(task, card.protocols[0].recipe if card.protocols else card.recipe)
     assert recipe["search"].keys() - {"random"} == recipe["presets"].keys()
     for preset in recipe["presets"]:
         assert len(grid(task, preset=preset)) == math.prod(len(values) for values in recipe["search"][preset].values())

@@ -13,8 +13,8 @@ from mae_transfer.engine.distributed import make_fabric, shut_down
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.evaluate import evaluate
-from mae_transfer.tasks.ade20k.model import build_upernet, import_heads
 from mae_transfer.tasks.ade20k.pairs import find_pairs
+from mae_transfer.tasks.ade20k.protocols.upernet import build_upernet, import_heads
 
 CLASSES = 7
 

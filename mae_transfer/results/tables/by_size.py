@@ -1,11 +1,11 @@
 """Blocks whose columns are metrics by the encoder's size: those of dense tasks and of protocols."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from mae_transfer.results.comparable_runs import ComparableRuns, changes, comparable_runs, references, stacked
+from mae_transfer.results.comparable_runs import ComparableRuns, changes, comparable_runs, references, size_of, stacked
 from mae_transfer.results.names import (
     CONTROLS,
     INIT_ORDER,
@@ -72,7 +72,7 @@ def block_by_size(
         found: list[Row | Quoted] = []
         for init in in_order({*section.runs["init"], *section.quoted["init"], *CONTROLS}, INIT_ORDER):
             found += _published_rows(section, init, columns)
-            own = _run_rows(section.label(init), [g for g in of_section if g.init == init], reference, footnotes)
+            own = run_rows(section.label(init), [g for g in of_section if g.init == init], reference, footnotes)
             found += own or ([Quoted(section.label(init))] if init in CONTROLS else [])
         rows.append(tuple(found))
     runs = pd.concat([section.runs for section in sections]) if sections else None
@@ -110,16 +110,20 @@ def _published_rows(section: Section, init: str, columns: Sequence[Column]) -> l
     return rows
 
 
-def _run_rows(
-    label: str, groups: Sequence[ComparableRuns], reference: Mapping[str, ComparableRuns], footnotes: list[str]
+def run_rows(
+    label: str,
+    groups: Sequence[ComparableRuns],
+    reference: Mapping[str, ComparableRuns],
+    footnotes: list[str],
+    place: Callable[[ComparableRuns], str] = size_of,
 ) -> list[Row]:
-    """The rows of one initialisation; a footnote for each that is unlike the reference run of its size."""
-    rows = []
-    for places in stacked(groups):
-        differs = [f"{size}: {change}" for size, g in places.items() if (change := changes(g, reference[size]))]
+    """The rows of one initialisation; a footnote for each that is unlike the reference run of its place."""
+    rows, kind = [], "size" if place is size_of else "column"
+    for places in stacked(groups, place):
+        differs = [f"{where}: {change}" for where, g in places.items() if (change := changes(g, reference[where]))]
         marker = ""
         if differs:
-            footnotes.append(f"[{len(footnotes) + 1}] unlike the reference run of its size in {'; '.join(differs)}.")
+            footnotes.append(f"[{len(footnotes) + 1}] unlike the reference run of its {kind} in {'; '.join(differs)}.")
             marker = f" [{len(footnotes)}]"
         rows.append(Row(label + marker, places))
     return rows

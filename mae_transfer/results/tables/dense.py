@@ -1,4 +1,8 @@
-"""The blocks of a task without protocols: a table for each recipe, data set and preset."""
+"""The blocks of a dense task: a table for each recipe, data set and preset; then one with a column for each protocol.
+
+The first tables are of the task's first protocol, which runs do not name. The others stand in the second kind of table,
+beside the first where they share its data.
+"""
 
 import pandas as pd
 
@@ -6,6 +10,7 @@ from mae_transfer.results.names import PRESET_NOTES, PRESETS
 from mae_transfer.results.tables.block import Block
 from mae_transfer.results.tables.by_size import Section, block_by_size
 from mae_transfer.results.tables.described import TaskTables
+from mae_transfer.results.tables.protocol_columns import protocol_columns
 
 
 def dense_blocks(task: TaskTables, published: pd.DataFrame) -> list[Block]:
@@ -14,9 +19,11 @@ def dense_blocks(task: TaskTables, published: pd.DataFrame) -> list[Block]:
     The published numbers of a recipe stand in the table of its full runs on the whole benchmark, which is there even
     while no run is.
     """
-    runs, metrics, found = task.shown(""), task.metrics(""), list[Block]()
+    shown, metrics, found = task.shown(""), task.metrics(""), list[Block]()
     if not metrics:
         return []
+    runs, everything = shown[shown["protocol"] == ""], published
+    published = published[published["protocol"] == ""]
 
     def block(title: str, note: str, group: pd.DataFrame, quoted: pd.DataFrame) -> Block:
         return block_by_size(title, note, [Section(group, quoted)], metrics, task.controls)
@@ -36,4 +43,13 @@ def dense_blocks(task: TaskTables, published: pd.DataFrame) -> list[Block]:
         for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):
             title = f"{task.title}, {preset}: {data}, recipe {recipe}"
             found.append(block(title, PRESET_NOTES[preset], group, published.iloc[:0]))
+    for preset in PRESETS:
+        of_preset = shown[shown["preset"] == preset]
+        for (data, _), group in of_preset.groupby(["data", "data_fingerprint"], sort=True):
+            if (group["protocol"] != "").any():
+                on_benchmark = bool(task.on_benchmark(group).all())
+                title = f"{task.title}: {data}" if on_benchmark else f"{task.title}, {preset}: {data}"
+                quoted = everything.iloc[: None if on_benchmark else 0]
+                note = "" if on_benchmark else PRESET_NOTES[preset]
+                found.append(protocol_columns(f"{title}, by protocol", note, group, quoted, metrics, task.controls))
     return found

@@ -28,7 +28,9 @@ class TaskTables:
 
     @property
     def has_protocols(self) -> bool:
-        return bool(self.rows) or bool((self.runs["protocol"] != "").any())
+        """Whether every run names its protocol. Those of a dense task's first protocol do not."""
+        names = {row["name"] for row in self.rows} | set(self.runs["protocol"])
+        return bool(names) and "" not in names
 
     def metrics(self, group: str) -> dict[str, tuple[str, str]]:
         """Key -> title and direction of the metrics of a group, in the order of the first record that names them."""

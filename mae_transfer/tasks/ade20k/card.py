@@ -1,18 +1,32 @@
 """ADE20K, or any set of images and label masks: semantic segmentation."""
 
-from mae_transfer.tasks.card import Benchmark, TaskCard, metric
+from mae_transfer.tasks.card import Benchmark, Protocol, TaskCard, metric
 
 BENCHMARK = Benchmark("ADE20K val", train_images=20210, val_images=2000, classes=150)
+_CODE, _CONFIG = "mae_transfer.tasks.ade20k.protocols", "mae_transfer.tasks.ade20k.protocols.config"
+
+PROTOCOLS = (
+    Protocol("upernet", "upernet_mae", f"{_CODE}.upernet:Upernet", about="UperNet, end to end", named=False),
+    Protocol(
+        "linear",
+        "linear_dinov2",
+        f"{_CODE}.linear:Linear",
+        frozen=True,
+        config=f"{_CONFIG}:LinearConfig",
+        about="BatchNorm and a linear layer on frozen patch tokens",
+    ),
+)
+"""In the order of the tables."""
 
 CARDS = (
     TaskCard(
         name="ade20k",
         title="ADE20K",
-        about="semantic segmentation (UperNet), ADE20K or any images and label masks",
+        about="semantic segmentation, ADE20K or any images and label masks",
         folder="ade20k",
         config="mae_transfer.tasks.ade20k.config:Ade20kConfig",
         task="mae_transfer.tasks.ade20k.task:Ade20kTask",
-        recipe="upernet_mae",
+        protocols=PROTOCOLS,
         metrics=(
             metric("mIoU", "mIoU", main=True),
             metric("mAcc", "mAcc", group="details"),

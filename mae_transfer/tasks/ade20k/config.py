@@ -8,8 +8,8 @@ from mae_transfer.config.roles import Place, Role
 from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
 
 
-class DataConfig(DataSection):
-    """ADE20K's layout under `root`, or any folders of images and masks by their own paths."""
+class PairsConfig(DataSection):
+    """Which images and masks: ADE20K's layout under `root`, or any folders by their own paths."""
 
     root: Place = None
     """Folder with images/{training,validation} and annotations/{training,validation}; `synthetic` makes a tiny set."""
@@ -33,6 +33,21 @@ class DataConfig(DataSection):
     """Mask value 0 is ignored and 1 .. num_classes are the classes, as in ADE20K; else 0 .. num_classes - 1 are."""
     ignore_value: int | None = Field(255, ge=0, le=65535)
     """Mask value that counts neither in the loss nor in the metric, besides 0 with `reduce_zero_label`."""
+
+    @model_validator(mode="after")
+    def _ignores_no_class(self) -> "PairsConfig":
+        first = 1 if self.reduce_zero_label else 0
+        if self.ignore_value is not None and first <= self.ignore_value < first + self.num_classes:
+            raise ValueError(
+                f"ignore_value {self.ignore_value} is the value of a class ({first}..{first + self.num_classes - 1}); "
+                "set data.ignore_value to another, such as 65535, or to null"
+            )
+        return self
+
+
+class DataConfig(PairsConfig):
+    """How they are read by the protocols that train on crops and predict in windows."""
+
     image_size: int = Field(ge=32)
     """Side in pixels of the training crop and of the evaluation window."""
     short_side: int = Field(ge=32)
@@ -59,12 +74,6 @@ class DataConfig(DataSection):
                 f"short_side {self.short_side} is below image_size {self.image_size}, so that every window of the "
                 "evaluation would be padded; set data.short_side and data.long_side too"
             )
-        first = 1 if self.reduce_zero_label else 0
-        if self.ignore_value is not None and first <= self.ignore_value < first + self.num_classes:
-            raise ValueError(
-                f"ignore_value {self.ignore_value} is the value of a class ({first}..{first + self.num_classes - 1}); "
-                "set data.ignore_value to another, such as 65535, or to null"
-            )
         if self.short_side > self.long_side:
             raise ValueError(f"short_side {self.short_side} is above long_side {self.long_side}")
         return self
@@ -90,7 +99,18 @@ class ModelConfig(Section):
     """Dropout2d before the classifier of either head."""
 
 
-class EvalConfig(EvalSection):
+class SegmentationEval(EvalSection):
+    """What the evaluations of all protocols hold."""
+
+    batch_size: Annotated[int, Role.OPERATIONAL] = Field(8, ge=1)
+    """Images, or windows of images, per device in one forward pass; whole images of any size go one by one."""
+    per_class: Annotated[bool, Role.OPERATIONAL] = False
+    """Also record IoU and accuracy of each class."""
+
+
+class EvalConfig(SegmentationEval):
+    """How whole images are predicted by a network of one input size."""
+
     mode: Annotated[Literal["slide", "whole"], Role.EVALUATION] = "slide"
     """`slide`: windows of `data.image_size`, logits averaged where they overlap; `whole`: the image in one piece."""
     stride: Annotated[int, Role.EVALUATION] = Field(ge=1)
@@ -99,23 +119,33 @@ class EvalConfig(EvalSection):
     """Sizes of the image relative to `short_side`; several are averaged (multi-scale)."""
     flip: Annotated[bool, Role.EVALUATION] = False
     """Average with the mirrored image."""
-    batch_size: Annotated[int, Role.OPERATIONAL] = Field(8, ge=1)
-    """Windows per device in one forward pass, of one or more images; whole images go one by one."""
-    per_class: Annotated[bool, Role.OPERATIONAL] = False
-    """Also record IoU and accuracy of each class."""
 
 
-class Ade20kConfig(RunConfig):
+class SegmentationConfig(RunConfig):
+    """What the configurations of all protocols hold."""
+
     task: Literal["ade20k"] = "ade20k"
     """As in `--task`."""
+    data: PairsConfig
+    eval: SegmentationEval
+
+
+class CropsConfig(SegmentationConfig):
+    """Of every protocol that trains on crops."""
+
     data: DataConfig
-    model: ModelConfig
     eval: EvalConfig
 
     @model_validator(mode="after")
-    def _windows_cover(self) -> "Ade20kConfig":
+    def _windows_cover(self) -> "CropsConfig":
         if self.eval.stride > self.data.image_size:
             raise ValueError(
                 f"eval.stride {self.eval.stride} is above data.image_size {self.data.image_size}: windows leave gaps"
             )
         return self
+
+
+class Ade20kConfig(CropsConfig):
+    """Of the protocol upernet, which its runs do not name: they are older than the other protocols."""
+
+    model: ModelConfig

@@ -3,7 +3,7 @@
 All randomness of a training sample comes from (seed, epoch, index), so workers and ranks do not matter.
 """
 
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch.utils.data import get_worker_info
 from mae_transfer.data.dataset import ImageDataset, collate
 from mae_transfer.data.decode import read_image
 from mae_transfer.data.images import choose_subset
+from mae_transfer.engine.evaluation import EvalDataset
 from mae_transfer.engine.task import SampleKey
-from mae_transfer.tasks.ade20k.config import Ade20kConfig, DataConfig
+from mae_transfer.tasks.ade20k.config import CropsConfig, DataConfig, PairsConfig
 from mae_transfer.tasks.ade20k.labels import Labels
 from mae_transfer.tasks.ade20k.opencv import cv2
 from mae_transfer.tasks.ade20k.pairs import Pairs
@@ -23,13 +24,25 @@ from mae_transfer.tasks.ade20k.transforms import augment, resize_for_evaluation
 Batch = dict[str, Any]
 
 
-class Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
-    """What both datasets share: which pairs, and how they are read."""
+class EvalSplit(EvalDataset, Protocol):
+    """What is evaluated: pairs, or what a protocol puts in their place.
 
-    def __init__(self, pairs: Pairs, config: DataConfig, subset: int | None) -> None:
+    A batch holds what the model takes, `labels` int16 (H, W) of the size of its predictions, `file_names` and
+    `skipped`.
+    """
+
+    def report_skipped(self, batch: Batch, /) -> None:
+        """Take note of a batch's pairs that could not be decoded."""
+        ...
+
+
+class Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
+    """What the data sets share: which pairs, and how they are read."""
+
+    def __init__(self, pairs: Pairs, config: PairsConfig, subset: int | None) -> None:
         super().__init__(pairs.image_folder, choose_subset(pairs.names, subset), config.on_bad_image)
         self.pairs = pairs
-        self.config = config
+        self.pairs_config = config
         self.labels = Labels(config)
 
     def file_name(self, place: int) -> str:
@@ -46,6 +59,18 @@ class Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
         image = read_image(self.pairs.image(number), *size)
         return np.asarray(image), self.labels.read(self.pairs.mask(number), size)
 
+    @staticmethod
+    def collate(samples: list[Any]) -> Batch:
+        """One batch of samples."""
+        raise NotImplementedError
+
+
+class Splits(NamedTuple):
+    """The pairs of a run as data sets."""
+
+    train: Segmentation
+    val: Segmentation
+
 
 class Ade20kTrain(Segmentation):
     """Augmented training samples, keyed by (epoch, index).
@@ -56,6 +81,7 @@ class Ade20kTrain(Segmentation):
 
     def __init__(self, pairs: Pairs, config: DataConfig, *, seed: int, subset: int | None = None) -> None:
         super().__init__(pairs, config, subset)
+        self.config = config
         self.seed = seed
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
@@ -87,8 +113,9 @@ class Ade20kEval(Segmentation):
     (3, h, w) per entry of `eval.ratios`. The views are None when the pair cannot be decoded and may be skipped.
     """
 
-    def __init__(self, pairs: Pairs, config: Ade20kConfig, *, subset: int | None = None) -> None:
+    def __init__(self, pairs: Pairs, config: CropsConfig, *, subset: int | None = None) -> None:
         super().__init__(pairs, config.data, subset)
+        self.config = config.data
         self.ratios = config.eval.ratios
 
     def __getitem__(self, index: int) -> dict[str, Any]:

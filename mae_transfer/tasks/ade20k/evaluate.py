@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from mae_transfer.engine.distributed import gather_objects
 from mae_transfer.engine.evaluation import evaluating, evaluation_batches
 from mae_transfer.run_folder.per_image import Arrays, segmented_images
-from mae_transfer.tasks.ade20k.config import Ade20kConfig
-from mae_transfer.tasks.ade20k.data import Ade20kEval
+from mae_transfer.tasks.ade20k.config import SegmentationConfig
+from mae_transfer.tasks.ade20k.data import EvalSplit
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 
 def evaluate(
-    model: nn.Module, dataset: Ade20kEval, names: list[str], config: Ade20kConfig, fabric: Fabric, progress: bool
+    model: nn.Module, dataset: EvalSplit, names: list[str], config: SegmentationConfig, fabric: Fabric, progress: bool
 ) -> dict[str, float]:
     """Metrics in percent, NaN for classes that do not occur; the same dict on every rank.
 
@@ -31,7 +31,7 @@ def evaluate(
 
 
 def evaluate_each(
-    model: nn.Module, dataset: Ade20kEval, names: list[str], config: Ade20kConfig, fabric: Fabric, progress: bool
+    model: nn.Module, dataset: EvalSplit, names: list[str], config: SegmentationConfig, fabric: Fabric, progress: bool
 ) -> tuple[dict[str, float], Arrays]:
     """The metrics of `evaluate`, and the pixel counts of each image (`run_folder/per_image.py`)."""
     matrix, files, intersections, unions = confusion(model, dataset, len(names), config, fabric, progress)
@@ -42,7 +42,7 @@ def evaluate_each(
 
 
 def confusion(
-    model: nn.Module, dataset: Ade20kEval, num_classes: int, config: Ade20kConfig, fabric: Fabric, progress: bool
+    model: nn.Module, dataset: EvalSplit, num_classes: int, config: SegmentationConfig, fabric: Fabric, progress: bool
 ) -> tuple[Tensor, list[str], np.ndarray, np.ndarray]:
     """int64 (K, K) pixels of this rank's images by true (row) and predicted (column) class; the images' names, and the
     intersection and union of label and prediction in each, int64 (n, K)."""
@@ -60,7 +60,7 @@ def confusion(
     with evaluating(model):
         for batch in batches:
             dataset.report_skipped(batch)
-            if batch["views"]:
+            if batch["file_names"]:
                 batch = fabric.to_device(batch)
                 with fabric.autocast():
                     predictions = model(batch)

@@ -12,13 +12,13 @@ import numpy as np
 from mae_transfer.data.decode import open_image, read_bytes
 from mae_transfer.data.images import ImageError
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.ade20k.config import DataConfig
+from mae_transfer.tasks.ade20k.config import PairsConfig
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 _OUTSIDE = -2
 
 
-def class_names(config: DataConfig) -> list[str]:
+def class_names(config: PairsConfig) -> list[str]:
     """One name per class; of a file with columns apart by tabs the last."""
     if config.class_names is None:
         if config.num_classes != 150:
@@ -46,7 +46,7 @@ def class_names(config: DataConfig) -> list[str]:
 class Labels:
     """Mask values -> classes 0 .. K-1 or IGNORE, by a table of all 16-bit values."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: PairsConfig) -> None:
         first = 1 if config.reduce_zero_label else 0
         self.allowed = f"{first}..{first + config.num_classes - 1}"
         table = np.full(65536, _OUTSIDE, dtype=np.int16)

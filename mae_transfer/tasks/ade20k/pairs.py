@@ -20,7 +20,7 @@ from mae_transfer.data.images import DECODE_ERRORS
 from mae_transfer.data.names import walk_files
 from mae_transfer.data.paths import find_paths
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.ade20k.config import DataConfig
+from mae_transfer.tasks.ade20k.config import PairsConfig
 
 MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 """Pillow's modes of one channel whose values are labels: 1, 8, palette, 16 and 32 bit."""
@@ -69,7 +69,7 @@ class Pairs:
         return combine(images, identify(self.mask_folder, [f"{name}{self.mask_suffix}" for name in names]))
 
 
-def find_pairs(config: DataConfig, split: str) -> Pairs:
+def find_pairs(config: PairsConfig, split: str) -> Pairs:
     """The pairs of `train` or `val`.
 
     Raises UserError for a missing folder, an image without mask, a mask of another size than its (upright) image or

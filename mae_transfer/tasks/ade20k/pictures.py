@@ -20,7 +20,7 @@ from mae_transfer.data.drawing import (
 from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.evaluation import drawing
 from mae_transfer.run_folder.pictures import Picture
-from mae_transfer.tasks.ade20k.data import Ade20kEval
+from mae_transfer.tasks.ade20k.data import Segmentation
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ NAMED = 8
 
 
 def draw_pictures(
-    model: nn.Module, dataset: Ade20kEval, names: list[str], count: int, fabric: "Fabric"
+    model: nn.Module, dataset: Segmentation, names: list[str], count: int, fabric: "Fabric"
 ) -> list[Picture]:
     """Of `count` images; what cannot be decoded, and may be skipped, is left out."""
     pictures = []

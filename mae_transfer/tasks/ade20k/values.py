@@ -10,7 +10,7 @@ import numpy as np
 
 from mae_transfer.data.images import UndecodableImageError
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.ade20k.config import DataConfig
+from mae_transfer.tasks.ade20k.config import PairsConfig
 from mae_transfer.tasks.ade20k.data import Segmentation
 
 SAMPLED = 64
@@ -25,7 +25,7 @@ def check_values(datasets: Sequence[Segmentation]) -> list[str]:
     Raises UserError for a value that is no class, for a split without a labelled pixel, and where a class never occurs
     and another setting would explain it.
     """
-    config, labels = datasets[0].config, datasets[0].labels
+    config, labels = datasets[0].pairs_config, datasets[0].labels
     counts, read = np.zeros(65536, dtype=np.int64), 0
     for dataset in datasets:
         own, masks = _count(dataset, _sampled(dataset))
@@ -46,7 +46,7 @@ def check_values(datasets: Sequence[Segmentation]) -> list[str]:
     return [describe(counts, read, config)]
 
 
-def find_fault(counts: np.ndarray, config: DataConfig) -> str | None:
+def find_fault(counts: np.ndarray, config: PairsConfig) -> str | None:
     """What explains that a class of the set never occurs, and what to do; None if nothing does.
 
     Args:
@@ -81,7 +81,7 @@ def find_fault(counts: np.ndarray, config: DataConfig) -> str | None:
     return None
 
 
-def describe(counts: np.ndarray, masks: int, config: DataConfig) -> str:
+def describe(counts: np.ndarray, masks: int, config: PairsConfig) -> str:
     """Which values occur, which classes never do, what share is ignored."""
     first, last = int(config.reduce_zero_label), int(config.reduce_zero_label) + config.num_classes - 1
     seen = np.flatnonzero(counts)

@@ -21,7 +21,7 @@ from mae_transfer.config.schedule import make_schedule
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.errors import UserError
 from mae_transfer.runs.resolve import load_config
-from mae_transfer.tasks.ade20k.model import build_upernet, pixel_loss
+from mae_transfer.tasks.ade20k.protocols.upernet import build_upernet, pixel_loss
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 
@@ -213,7 +213,7 @@ def test_importing_and_building_prints_nothing():
         "import torch\n"
         "from mae_transfer.backbones.load import load_backbone\n"
         "from mae_transfer.runs.resolve import load_config\n"
-        "from mae_transfer.tasks.ade20k.model import build_upernet\n"
+        "from mae_transfer.tasks.ade20k.protocols.upernet import build_upernet\n"
         "encoder = load_backbone('random_vit_nano', img_size=64, taps=(2, 3, 4, 7))\n"
         "config = load_config('ade20k', 'random_vit_nano', overrides=['data.image_size=64', 'eval.stride=32'])\n"
         "model = build_upernet(encoder, 2, config).train()\n"

@@ -3,26 +3,23 @@
 `UPerHead` and `FCNHead` are those of the PyPI releases onedl-mmsegmentation, onedl-mmcv and onedl-mmengine; none of
 mmsegmentation's runner, registry scopes or data containers is used. Settings of the heads are those of its
 `configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py` (stride and schedule are not: `configs/ade20k/`),
-initialisation that of its `init_weights()`, and the loss its default (`avg_non_ignore=False`): averaged over ALL pixels
-of the crop, also ignored and padded ones. That makes the loss a mean over images, the same however a batch is split.
-Logits are upsampled in float32, which autocast there leaves in half precision.
+initialisation that of its `init_weights()`; the loss is `segmentor.pixel_loss`.
 """
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, distributed, nn
-from torch.nn import functional as F
+from typing_extensions import override
 
 from mae_transfer.adapters.norm import BatchNorm
-from mae_transfer.adapters.square_input import pad_to_square, square_batch
 from mae_transfer.adapters.vit_pyramid import ViTPyramid
-from mae_transfer.backbones.grid import grid_of
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.inference import Predictor
-from mae_transfer.tasks.ade20k.transforms import IGNORE
+from mae_transfer.tasks.ade20k.protocols.protocol import TRAINING, Protocol
+from mae_transfer.tasks.ade20k.segmentor import Segmentor, check_crop, init_classifier, pixel_loss
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
@@ -46,16 +43,13 @@ def import_heads() -> tuple[type[nn.Module], type[nn.Module]]:
     return UPerHead, FCNHead
 
 
-class UperNet(nn.Module):
-    """Segmentor over a batch of uint8 images.
+class UperNet(Segmentor):
+    """UperNet with an auxiliary head, on an encoder that gives four taps (B, C, H/p, W/p).
 
     Args:
-        encoder: gives four taps (B, C, H/p, W/p), and its `mean` and `std` in 0..1 units.
         pyramid: taps to four maps.
         decode_head, auxiliary_head: maps to logits (B, K, h, w); the auxiliary one is for training only.
         aux_weight: of the auxiliary loss.
-        image_size: side in pixels of the training crop and the evaluation window, a multiple of the patch.
-        predictor: how whole images are predicted in evaluation.
     """
 
     def __init__(
@@ -68,57 +62,27 @@ class UperNet(nn.Module):
         image_size: int,
         predictor: Predictor,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder, image_size, predictor)
         self.pyramid = pyramid
         self.decode_head = decode_head
         self.auxiliary_head = auxiliary_head
         self.aux_weight = aux_weight
-        self.image_size = image_size
-        self.predictor = predictor
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor] | list[Tensor]:
-        """Training: `loss_seg` and `loss_aux` (weighted), means over all pixels of the padded crops.
-
-        Evaluation: per image the classes 0 .. K-1 as int16 (H, W) at its original size.
-
-        Args:
-            batch: in training `images` uint8 (3, h, w) RGB, `labels` int16 (h, w) and `file_names`; in evaluation
-                `views`, per image a uint8 (3, h, w) for each of `eval.ratios`, and `sizes` (height, width).
-
-        Raises:
-            UserError: one image is all there is for batch norm, or a crop exceeds `image_size`.
-        """
-        if not self.training:
-            views = [[self.encoder.normalise(view) for view in image] for image in batch["views"]]
-            return self.predictor(self.logits, views, batch["sizes"])
-        check_norm_batch(len(batch["images"]))
-        names = batch["file_names"]
-        images = square_batch(self.encoder, batch["images"], names, self.image_size)
-        labels = [
-            pad_to_square(label, self.image_size, IGNORE, name)
-            for label, name in zip(batch["labels"], names, strict=True)
-        ]
-        targets = torch.stack(labels).to(images.device, torch.int64)
+    @override
+    def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """`loss_seg` and `loss_aux` (weighted); UserError if one image is all there is for batch norm."""
+        check_norm_batch(len(images))
         maps = self.pyramid(self.encoder(images))
         return {
             "loss_seg": pixel_loss(self.decode_head(maps), targets),
             "loss_aux": self.aux_weight * pixel_loss(self.auxiliary_head(maps), targets),
         }
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> float32 (B, K, H, W); sides multiples of the patch, at least 2."""
-        logits = self.decode_head(self.pyramid(self.encoder(images)))
-        return F.interpolate(logits.float(), size=images.shape[2:], mode="bilinear", align_corners=False)
-
-
-def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K, h, w) upsampled to labels int64 (B, H, W), averaged over all pixels.
-
-    Ignored pixels add nothing to the sum but count in the number, so a crop without labels gives 0 and not NaN.
-    """
-    logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / labels.numel()
+    @override
+    def patch_logits(self, images: Tensor) -> Tensor:
+        """Sides are multiples of the patch, at least 2."""
+        logits: Tensor = self.decode_head(self.pyramid(self.encoder(images)))
+        return logits
 
 
 def check_norm_batch(images: int) -> None:
@@ -129,11 +93,6 @@ def check_norm_batch(images: int) -> None:
             "UperNet's batch norm needs at least 2 images in each forward pass over all devices, and has 1: set "
             "train.micro_batch to 2 or more, so that it leaves no single image of train.global_batch over"
         )
-
-
-def check_crop(side: int, patch: int, backbone: str) -> None:
-    """UserError for a crop that is not cut into at least 2 x 2 whole patches."""
-    grid_of(side, patch, backbone, what="data.image_size=", least=2)
 
 
 def build_upernet(encoder: "Encoder", num_classes: int, config: Ade20kConfig) -> UperNet:
@@ -170,7 +129,9 @@ def build_upernet(encoder: "Encoder", num_classes: int, config: Ade20kConfig) ->
             **common,
         )
     for head in (decode_head, auxiliary_head):
-        init_classifier(head)
+        # what mmsegmentation's `init_weights()` does besides repeating the constructors' own initialisation; that one
+        # also logs a block of lines per parameter
+        init_classifier(head.conv_seg)
     return UperNet(
         encoder,
         ViTPyramid(channels, norm=BatchNorm),
@@ -182,10 +143,19 @@ def build_upernet(encoder: "Encoder", num_classes: int, config: Ade20kConfig) ->
     )
 
 
-def init_classifier(head: Any) -> None:
-    """What mmsegmentation's `init_weights()` does besides repeating the constructors' own initialisation.
+class Upernet(Protocol[Ade20kConfig, UperNet]):
+    reads: ClassVar[tuple[str, ...]] = (*TRAINING, "optim.layer_decay", "backbone.drop_path")
 
-    That one also logs a block of lines per parameter.
-    """
-    nn.init.normal_(head.conv_seg.weight, mean=0.0, std=0.01)
-    nn.init.zeros_(head.conv_seg.bias)
+    @override
+    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+        side, model = self.config.data.image_size, self.config.model
+        check_crop(side, patch_size, self.config.backbone.name)
+        return {"img_size": side, "taps": model.taps, "pos_embed": model.pos_embed, "layer_scale": model.layer_scale}
+
+    @override
+    def build_model(self, encoder: "Encoder", num_classes: int) -> UperNet:
+        return build_upernet(encoder, num_classes, self.config)
+
+    @override
+    def check_batches(self, sizes: Collection[int]) -> None:
+        check_norm_batch(min(sizes))

@@ -1,0 +1,76 @@
+"""The block of a dense task with a column for each protocol, recipe and encoder's size."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from mae_transfer.results.comparable_runs import ComparableRuns, comparable_runs, references
+from mae_transfer.results.names import (
+    CONTROLS,
+    INIT_ORDER,
+    in_order,
+    init_title,
+    metric_title,
+    size_title,
+    sizes_in_order,
+)
+from mae_transfer.results.tables.block import Block, Column, Quoted, Row
+from mae_transfer.results.tables.by_size import data_notes, run_rows
+from mae_transfer.results.tables.table import number
+
+
+def protocol_columns(
+    title: str,
+    note: str,
+    runs: pd.DataFrame,
+    quoted: pd.DataFrame,
+    metrics: Mapping[str, tuple[str, str]],
+    controls: Sequence[str],
+) -> Block:
+    """Rows are initialisations. Recipes of a protocol and their settings never share a cell.
+
+    Args:
+        runs: of one data set and preset.
+        quoted: published numbers of the same data.
+        metrics: key -> title and direction, in the order of the columns.
+    """
+    groups = comparable_runs(runs)
+    places: dict[str, None] = {}
+    kinds = runs[["rank", "recipe"]].drop_duplicates().sort_values(["rank", "recipe"])
+    for recipe in kinds["recipe"]:
+        sizes = {g.size for g in groups if g.recipe == recipe} | set(quoted[quoted["recipe"] == recipe]["size"])
+        places |= dict.fromkeys(_place(recipe, size) for size in sizes_in_order(sizes))
+    columns = tuple(
+        Column(metric_title(f"{metrics[metric][0]} {place}", metrics[metric][1]), metric, place)
+        for metric in metrics
+        for place in places
+    )
+    reference, footnotes, rows = references(groups, _place_of), list[str](), list[Row | Quoted]()
+    for init in in_order({*runs["init"], *quoted["init"], *CONTROLS}, INIT_ORDER):
+        rows += _published_rows(init, quoted, columns)
+        of_init = [group for group in groups if group.init == init]
+        own = run_rows(init_title(init), of_init, reference, footnotes, _place_of)
+        rows += own or ([Quoted(init_title(init))] if init in CONTROLS else [])
+    footnotes += data_notes(runs)
+    return Block(title, note, "initialisation", columns, (tuple(rows),), tuple(controls), str, tuple(footnotes))
+
+
+def _published_rows(init: str, quoted: pd.DataFrame, columns: Sequence[Column]) -> list[Quoted]:
+    """A row for each source that has a number of this initialisation in one of the columns."""
+    rows = []
+    for source, group in quoted[quoted["init"] == init].groupby("source", sort=False):
+        found = {
+            (row.metric, _place(str(row.recipe), str(row.size))): float(str(row.value)) for row in group.itertuples()
+        }
+        cells = {c: number(found[c.metric, str(c.place)]) for c in columns if (c.metric, str(c.place)) in found}
+        if cells:
+            rows.append(Quoted(f"{init_title(init)}, published ({source})", cells))
+    return rows
+
+
+def _place(recipe: str, size: str) -> str:
+    return f"{recipe} {size_title(size)}"
+
+
+def _place_of(group: ComparableRuns) -> str:
+    return _place(group.recipe, group.size)

@@ -1,0 +1,1 @@
+"""What is done with an encoder to segment images, a file each."""
