@@ -74,7 +74,7 @@ def test_two_processes_do_what_one_does(images, tmp_path) -> None:
     """Masks are drawn for each image and not for each batch, so that the split does not matter."""
     more = ["train.micro_batch=1", "eval.knn=3"]
     assert main(command(images, tmp_path / "one", "train.micro_batch=4", "eval.knn=3")) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [str(ROOT / "tools" / "run_pretrain.py"), *command(images, tmp_path / "two", *more)]
     done = subprocess.run([*launch, *script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
