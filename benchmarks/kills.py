@@ -106,7 +106,7 @@ class Stage:
 def start(command: list[str], work: Path, mark: str) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(work / "cache"), "KILLS_MARK": mark}
     with (work / "last.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=work)
 
 
 def finish(stage: Stage, output: Path, *, resume: bool) -> None:
