@@ -55,7 +55,6 @@ SUITE = {
     "pretrain_overrides": ["device=cpu", "data.image_size=32", "schedule.steps=20", "train.checkpoint_every=2"],
     "overrides": ["device=cpu", "data.image_size=32"],
     "pretrain": [{"label": "mae", "method": "mae", "backbone": "vit_nano_p8", "data": "folder"}],
-    "backbones": [{"name": "random_vit_nano"}],
     "tasks": [{"task": "folder", "protocol": "knn"}],
 }
 STAGES = ["mae", "beit", "coco", "ade20k", "finetune", "linear", "knn", "evaluation", "suite", "tables"]
@@ -167,17 +166,17 @@ def leavings(stage: Stage, output: Path) -> dict[str, Any]:
 
 def try_stage(stage: Stage, kills: int, draw: random.Random) -> int:
     """Kill the stage so many times; print its row; the number of differences."""
-    whole = stage.work / f"{stage.title}-whole"
-    stage.prepare(whole)
+    output = stage.work / stage.title  # the same for all: names of runs follow from paths of checkpoints
+    stage.prepare(output)
     started = time.monotonic()
-    finish(stage, whole, resume=False)
+    finish(stage, output, resume=False)
     seconds = time.monotonic() - started
-    expected = leavings(stage, whole)
-    total = max((line["step"] for log in whole.rglob("log.txt") for line in read_metrics(log.parent)), default=0)
+    expected = leavings(stage, output)
+    total = max((line["step"] for log in output.rglob("log.txt") for line in read_metrics(log.parent)), default=0)
+    shutil.rmtree(output)
     moments: Counter[str] = Counter()
     faults = resumed = 0
     while moments.total() < kills:
-        output = stage.work / f"{stage.title}-killed"
         stage.prepare(output)
         before = set(output.rglob("*"))
         log_size = (output / "log.txt").stat().st_size if (output / "log.txt").exists() else 0
@@ -197,7 +196,8 @@ def try_stage(stage: Stage, kills: int, draw: random.Random) -> int:
                 finish(stage, output, resume=begun)
                 actual = leavings(stage, output)
                 different = [key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key)]
-                text = f"{', '.join(different)}; files: {set(actual['files']) ^ set(expected['files'])}"
+                odd = sorted(set(actual["files"]) ^ set(expected["files"]))
+                text = f"{', '.join(different)}; files: {', '.join(odd[:5])}"
             except (RuntimeError, UserError) as error:
                 different, text = ["error"], str(error)
             if different:
