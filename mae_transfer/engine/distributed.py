@@ -8,6 +8,7 @@ Precisions are fp32 and autocast in bf16 or fp16, of training and of evaluation.
 - It announces itself on the console; here only its warnings come through.
 """
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -32,6 +33,18 @@ from mae_transfer.engine.host_memory import keep_freed_memory
 from mae_transfer.errors import UserError
 
 T = TypeVar("T")
+
+KEEP_THE_GROUP = (
+    "torch.distributed.nn.functional",
+    "torch.distributed.optim.zero_redundancy_optimizer",
+    "torch.distributed.fsdp.sharded_grad_scaler",
+)
+"""Modules of torch with functions whose default value is the process group at the time of their import.
+
+Where a library imports one during a run, as mmengine does, the group outlives `destroy_process_group`, and gloo's
+threads with it. One that frees the last tensor while the interpreter ends needs an interpreter that is gone: it aborts
+the process ("terminate called without an active exception", github.com/pytorch/pytorch/pull/179291).
+"""
 
 
 class Autocast(MixedPrecision):
@@ -64,6 +77,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
         )
     if accelerator == "cpu":
         keep_freed_memory()
+    for module in KEEP_THE_GROUP if environment else ():
+        importlib.import_module(module)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     ddp = DDPStrategy(process_group_backend="gloo" if accelerator == "cpu" else "nccl")
     fabric = Fabric(
@@ -167,7 +182,7 @@ def first_on_each_node(fabric: Fabric, function: Callable[[], T]) -> T:
 
 
 def shut_down() -> None:
-    """Leave the process group, if there is one; at the end of a run that did not fail."""
+    """Leave the process group, if there is one, and end its threads; at the end of a run that did not fail."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -213,7 +213,10 @@ def test_metrics_equal_mmsegmentation_on_random_and_on_drawn_masks(tmp_path):
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    """Losses and gradients of a batch cut over ranks, one image each, and the metrics of an odd number of images."""
+    """Losses and gradients of a batch cut over ranks, one image each, and the metrics of an odd number of images.
+
+    mmengine is imported after the process group is made, as in a run of the command line.
+    """
     data = make_ade20k(tmp_path / "ade", val_images=3)
     one = step_and_evaluate(data)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -224,6 +227,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
     assert two["metrics"] == one["metrics"]
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert two["squares"] == pytest.approx(one["squares"], rel=1e-3, abs=1e-12)
+    assert two["threads"] == [], "gloo's threads outlive the process group, and may abort the process as it ends"
 
 
 def test_evaluate_reads_decodes_predicts_and_counts(tmp_path):
