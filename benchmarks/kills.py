@@ -47,7 +47,7 @@ SMALL = {
     "model.head_channels=32 model.aux_channels=16",
     "folder": "schedule.steps=20 data.image_size=32 data.workers=1",
     "mae": "schedule.steps=20 data.image_size=32 model.decoder_depth=1 model.decoder_width=32 eval.knn=3",
-    "beit": "schedule.steps=20 data.image_size=32",
+    "beit": "schedule.steps=20 data.image_size=32 mask.min_patches=4",
 }
 SUITE = {
     "name": "kills",
