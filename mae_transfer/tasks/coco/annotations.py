@@ -23,12 +23,12 @@ from mae_transfer.tasks.coco.fields import (
     LARGEST_SIDE,
     areas_of,
     boxes_of,
-    check_masks_there,
     check_unique,
     fail,
     integers,
     is_crowd,
     is_flat,
+    masks_there,
     read_json,
     rows_of,
     segmentation_of,
@@ -43,8 +43,9 @@ class ObjectRecord(NamedTuple):
     bbox: tuple[float, float, float, float]
     area: float
     crowd: bool
-    segmentation: Polygons | RLE
-    """float64 arrays (2k,) of x, y pairs, or a run-length encoding with `size` and compressed `counts`."""
+    segmentation: Polygons | RLE | None
+    """float64 arrays (2k,) of x, y pairs, or a run-length encoding with `size` and compressed `counts`; None in a file
+    of boxes alone."""
 
 
 class ImageRecord(NamedTuple):
@@ -59,7 +60,8 @@ class CocoAnnotations:
     """The checked content of one annotation file; item i is the `ImageRecord` of the i-th image in order of id.
 
     `names[k]` and `category_ids[k]` belong to class k; `image_ids`, `file_names` and `num_objects` (crowds not counted)
-    are per image; `warnings` has a line for each kind of thing that was dropped. Raises UserError on anything wrong.
+    are per image; `num_annotations` is that of the file; `has_masks` is False for a file of boxes alone; `warnings` has
+    a line for each kind of thing that was dropped. Raises UserError on anything wrong.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +71,9 @@ class CocoAnnotations:
         self.category_ids, self.names = _categories(path, categories)
         records = _images(path, images)
         self.image_ids = np.array(sorted(records), dtype=np.int64)
+        self.num_annotations = len(annotations)
         self.warnings = _add_objects(path, annotations, records, {c: k for k, c in enumerate(self.category_ids)})
+        self.has_masks = masks_there(path, annotations)
         ordered = [records[i] for i in self.image_ids.tolist()]
         self.file_names = [record.file_name for record in ordered]
         self.num_objects = np.array([sum(not o.crowd for o in r.objects) for r in ordered], dtype=np.int64)
@@ -96,6 +100,20 @@ def check_same_categories(train: CocoAnnotations, val: CocoAnnotations) -> None:
                 f"{val.path}: category id {i} is {theirs.get(i)!r} here and {ours.get(i)!r} in {train.path}; "
                 "both files must list the same categories"
             )
+
+
+def check_same_kind(train: CocoAnnotations, val: CocoAnnotations) -> list[str]:
+    """A line for data of boxes alone; raises UserError if one of the files has masks and the other has none."""
+    if train.has_masks != val.has_masks:
+        masked, bare = (train, val) if train.has_masks else (val, train)
+        raise UserError(
+            f"{bare.path}: none of its {bare.num_annotations} annotations has a segmentation, while all "
+            f"{masked.num_annotations} of {masked.path} have one; give both files masks, or take them out of both to "
+            "score boxes alone"
+        )
+    if train.has_masks:
+        return []
+    return [f"{train.path}, {val.path}: boxes without masks: the detector has no mask head, and box AP alone is scored"]
 
 
 def _categories(path: Path, rows: list[dict[str, Any]]) -> tuple[list[int], list[str]]:
@@ -139,21 +157,24 @@ def _add_objects(
             at = int(unknown.argmax())
             what = f"annotation {ids[at]} has {key} {values[at]}, which is not in the file's list"
             fail(path, f"{what} ({unknown.sum()} such annotations)", "complete the list or take them out")
-    boxes, areas = boxes_of(path, rows), areas_of(path, rows)
+    boxes, areas, has_masks = boxes_of(path, rows), areas_of(path, rows), masks_there(path, rows)
     crowd = np.array([is_crowd(path, row) for row in rows])
     flat = np.array([is_flat(path, *item) for item in zip(rows, boxes.tolist(), crowd, strict=True)])
-    check_masks_there(path, rows)
     owners = [images[i] for i in image_ids.tolist()]
-    masks = [segmentation_of(path, row, i.id, i.height, i.width) for row, i in zip(rows, owners, strict=True)]
+    masks: list[Polygons | RLE] = []
+    if has_masks:
+        masks = [segmentation_of(path, row, i.id, i.height, i.width) for row, i in zip(rows, owners, strict=True)]
     whole = [_whole_polygons(mask) if isinstance(mask, list) else mask for mask in masks]
-    kept = np.flatnonzero(~flat & np.array([bool(mask) for mask in whole]))
+    kept = np.flatnonzero(~flat & np.array([bool(mask) for mask in whole] if has_masks else True))
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     sizes = np.array([[image.width, image.height] for image in owners], dtype=np.float64)
-    parts = [whole[i] for i in kept]
+    parts = [whole[i] for i in kept] if has_masks else None
     objects = Objects(
         ids[kept], image_ids[kept], category_ids[kept], sizes[kept], crowd[kept], corners[kept], areas[kept], parts
     )
-    warnings = _check_polygons(path, ids, image_ids, masks, flat)
+    warnings = _check_polygons(path, ids, image_ids, masks, flat) if has_masks else []
+    lost = int(flat.sum())
+    warnings += [f"{path}: dropped {lost} objects of no area that are COCO's own"] if lost else []
     warnings += check_objects(path, objects)
     if (ids < 1).any():
         warnings.append(
@@ -163,9 +184,8 @@ def _add_objects(
     areas[kept] = np.where(np.isnan(areas[kept]), objects.mask_areas, areas[kept])
     for i in kept.tolist():
         category = classes[rows[i]["category_id"]]
-        item = ObjectRecord(
-            rows[i]["id"], category, tuple(boxes[i].tolist()), float(areas[i]), bool(crowd[i]), whole[i]
-        )
+        mask = whole[i] if has_masks else None
+        item = ObjectRecord(rows[i]["id"], category, tuple(boxes[i].tolist()), float(areas[i]), bool(crowd[i]), mask)
         owners[i].objects.append(item)
     return warnings
 
@@ -190,5 +210,4 @@ def _check_polygons(
         "write [x1, y1, x2, y2, x3, y3, ...], also for a box: 4 numbers are a box to pycocotools, 2 points no mask",
     )
     report.warn(short & ~gone, "have polygons of fewer than 3 points", "these are left out")
-    lost = int(flat.sum())
-    return report.warnings + ([f"{path}: dropped {lost} objects of no area that are COCO's own"] if lost else [])
+    return report.warnings

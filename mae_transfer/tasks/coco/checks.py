@@ -1,5 +1,7 @@
 """Do the numbers of a COCO file agree with each other: boxes with masks, both with their image, areas with masks.
 
+In a file of boxes alone, boxes with their image and areas with boxes.
+
 A file that contradicts itself gives wrong APs without a word: training takes the boxes of the masks, evaluation those
 of the file. What makes a number wrong is refused. What is only odd is a warning with a count and the first ids.
 
@@ -26,6 +28,8 @@ TOLERATED = 1e-4
 COCO_ANNOTATIONS = (860001, 36781, 604907, 291875)
 """COCO's own train2017, val2017, train2014 and val2014. Their few odd objects are part of the benchmark."""
 SLACK_PIXELS, SLACK_SHARE = 2.0, 0.05
+LEAST_FILLED = 1e-3
+"""Share of its box that an object fills at least: a line of one pixel across 1000."""
 FAR = 10.0
 """Image sides beyond which a polygon is refused: the evaluator would take memory by its length."""
 MANY = 100
@@ -48,13 +52,17 @@ class Objects:
     boxes: np.ndarray
     areas: np.ndarray
     """float64 (n,) of the file, NaN where it has none."""
-    masks: Sequence[Polygons | RLE]
+    masks: Sequence[Polygons | RLE] | None
+    """None in a file of boxes alone."""
     bounds: np.ndarray = field(init=False)
-    """float64 (n, 4): the boxes around the masks."""
+    """float64 (n, 4): the boxes around the masks; without masks the boxes themselves."""
     mask_areas: np.ndarray = field(init=False)
-    """float64 (n,): pixels of the masks; polygons are measured, not drawn, and their parts added."""
+    """float64 (n,): pixels of the masks, or of the boxes; polygons are measured, not drawn, and their parts added."""
 
     def __post_init__(self) -> None:
+        if self.masks is None:
+            self.bounds, self.mask_areas = self.boxes, box_areas(self.boxes)
+            return
         self.bounds, self.mask_areas = np.zeros((len(self.ids), 4)), np.zeros(len(self.ids))
         encoded = [i for i, mask in enumerate(self.masks) if isinstance(mask, dict)]
         if encoded:
@@ -66,6 +74,11 @@ class Objects:
         for start in range(0, len(drawn), _CHUNK):
             rows = drawn[start : start + _CHUNK]
             self.bounds[rows], self.mask_areas[rows] = measure_polygons([self.masks[i] for i in rows])  # type: ignore[misc]
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    areas: np.ndarray = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return areas
 
 
 def measure_polygons(objects: Sequence[Polygons]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +129,7 @@ def check_objects(path: Path, objects: Objects) -> list[str]:
     bounds, boxes = objects.bounds, objects.boxes
     beyond = np.maximum(image[:, :2] - bounds[:, :2], bounds[:, 2:] - image[:, 2:])
     far = (beyond > FAR * objects.sizes).any(axis=1)
-    if far.any():
+    if objects.masks is not None and far.any():
         raise UserError(report.line(far, "have a polygon far outside their image", "correct it or take it out"))
     in_first_pixel = ((boxes >= 0) & (boxes <= 1.001) & (image[:, [2, 3, 2, 3]] > 8)).min(axis=1)
     report.refuse(
@@ -132,6 +145,10 @@ def check_objects(path: Path, objects: Objects) -> list[str]:
         f"bbox is [x, y, width, height] in pixels{_hint(objects, outside)}; correct width and height of the image, or "
         "cut the boxes to it",
     )
+    if objects.masks is None:
+        _check_repeated(report, objects)
+        _check_box_areas(report, objects)
+        return report.warnings
     inside = clip(bounds, image)
     differs = ~(_fits(boxes, bounds) | _fits(boxes, inside) | _fits(clipped, inside))
     report.refuse(
@@ -150,36 +167,55 @@ def check_objects(path: Path, objects: Objects) -> list[str]:
         "have polygons that reach outside their image",
         "they count as far as they lie in it",
     )
-    report.warn(
-        _repeated(objects),
-        "repeat an object: same image, category and mask",
-        "each counts, and a detection matches one of them alone, so that a perfect model misses the rest",
-    )
-    rectangles = np.abs(objects.mask_areas - np.prod(bounds[:, 2:] - bounds[:, :2], axis=1)) < 1
+    _check_repeated(report, objects)
+    rectangles = np.abs(objects.mask_areas - box_areas(bounds)) < 1
     if len(rectangles) >= MANY and rectangles[~objects.crowd].all():
         report.warn(
             rectangles,
             "have a mask that fills its box",
             "if the masks were made from boxes, mask AP says nothing more than box AP",
         )
-    _check_areas(report, objects, np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+    _check_areas(report, objects)
     return report.warnings
 
 
-def _repeated(objects: Objects) -> np.ndarray:
-    """Bool (n,): whether an object is there before, under another id."""
+def _check_repeated(report: Report, objects: Objects) -> None:
+    """Objects that are there before, under another id."""
     table = pd.DataFrame(objects.bounds).assign(image=objects.images, category=objects.categories, crowd=objects.crowd)
     repeated, seen = np.zeros(len(objects.ids), dtype=bool), set()
     for place in np.flatnonzero(table.duplicated(keep=False)).tolist():
-        mask = objects.masks[place]
+        mask = [] if objects.masks is None else objects.masks[place]
         content = mask["counts"] if isinstance(mask, dict) else b" ".join(polygon.tobytes() for polygon in mask)
-        key = (objects.images[place], objects.categories[place], objects.crowd[place], content)
+        key = (*table.loc[place], content)
         repeated[place] = key in seen
         seen.add(key)
-    return repeated
+    report.warn(
+        repeated,
+        f"repeat an object: same image, category and {'box' if objects.masks is None else 'mask'}",
+        "each counts, and a detection matches one of them alone, so that a perfect model misses the rest",
+    )
 
 
-def _check_areas(report: Report, objects: Objects, box_areas: np.ndarray) -> None:
+def _check_box_areas(report: Report, objects: Objects) -> None:
+    """Without masks an area may be the box's, or less: that of a mask which is no longer there."""
+    areas, boxes = objects.areas, objects.mask_areas
+    given = ~np.isnan(areas) & ~objects.crowd
+    sides = np.sum(objects.boxes[:, 2:] - objects.boxes[:, :2], axis=1)
+    impossible = given & ((areas > 1.5 * boxes + 2 * sides) | (areas < LEAST_FILLED * boxes))
+    report.refuse(
+        impossible,
+        "have an area that no object in their box can have",
+        "area is in pixels, and APs, APm, APl go by it: correct it, or leave area out to have it computed",
+    )
+    report.warn(
+        given & ~impossible & (areas < 0.95 * boxes - sides),
+        "have an area below that of their box",
+        "it is taken for the area of a mask, and APs, APm and APl go by it; leave area out to have the box's",
+    )
+    report.warn(np.isnan(areas), "have no area", "it is computed from their boxes")
+
+
+def _check_areas(report: Report, objects: Objects) -> None:
     """Areas decide which objects are small, medium or large."""
     areas, masks = objects.areas, objects.mask_areas
     sides = np.sum(objects.bounds[:, 2:] - objects.bounds[:, :2], axis=1)
@@ -190,7 +226,8 @@ def _check_areas(report: Report, objects: Objects, box_areas: np.ndarray) -> Non
         pixels = _pixels(objects, int(place))
         distance = abs(areas[place] - pixels) - 2 * sides[place]
         off[place], differs[place] = distance > SLACK_SHARE * pixels, distance > 0.5 * pixels
-    of_box = off & (np.abs(areas - box_areas) <= 0.01 * box_areas + 1)
+    boxes = box_areas(objects.boxes)
+    of_box = off & (np.abs(areas - boxes) <= 0.01 * boxes + 1)
     report.refuse(
         differs & ~of_box,
         "have an area that is not that of their mask",
@@ -211,6 +248,7 @@ def _check_areas(report: Report, objects: Objects, box_areas: np.ndarray) -> Non
 
 def _pixels(objects: Objects, place: int) -> int:
     """Pixels of a mask as the evaluator draws it."""
+    assert objects.masks is not None
     mask, (width, height) = objects.masks[place], objects.sizes[place].astype(int).tolist()
     if isinstance(mask, list):
         mask = rle.merge(rle.frPyObjects([polygon.tolist() for polygon in mask], height, width))
@@ -231,9 +269,11 @@ def _fits(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _hint(objects: Objects, wrong: np.ndarray) -> str:
-    """What the boxes of most of the wrong annotations are instead."""
+    """What the boxes of most of the wrong annotations are instead; without masks, what all of the file may be."""
     if not wrong.any():
         return ""
+    if objects.masks is None:
+        wrong = np.ones_like(wrong)
     boxes, bounds, (width, height) = objects.boxes[wrong], objects.bounds[wrong], objects.sizes[wrong].T
     x, y, right, bottom = boxes.T
     w, h = right - x, bottom - y
@@ -243,7 +283,11 @@ def _hint(objects: Objects, wrong: np.ndarray) -> str:
         "shares of the image, 0..1": (x * width, y * height, right * width, bottom * height),
         "[y, x, height, width]": (y, x, bottom, right),
     }
+    image = np.stack([np.zeros_like(width), np.zeros_like(height), width, height], axis=1)
     for name, corners in kinds.items():
-        if _fits(np.stack(corners, axis=1), bounds).mean() > 0.5:
+        candidates = np.stack(corners, axis=1)
+        if objects.masks is not None and _fits(candidates, bounds).mean() > 0.5:
             return f"; these look like {name}"
+        if objects.masks is None and _fits(candidates, clip(candidates, image)).all():
+            return f"; all boxes of the file fit their images as {name}"
     return ""

@@ -85,8 +85,8 @@ class CocoTrain(_CocoImages):
 
     A sample is {"image": uint8 (3, h, w) RGB, "target", "size": original (height, width), "image_id", "file_name",
     "skipped"}. A target has "boxes" float32 (n, 4) xyxy in pixels of the jittered image, "classes" int64 (n,) in
-    0..K-1, "masks": per object a list of float64 (2k,) polygons or a uint8 (h, w) bitmap, and "seed" for samplers.
-    n can be 0: a crop may leave nothing.
+    0..K-1, "masks": per object a list of float64 (2k,) polygons or a uint8 (h, w) bitmap (none in a set of boxes
+    alone), and "seed" for samplers. n can be 0: a crop may leave nothing.
     """
 
     def __init__(

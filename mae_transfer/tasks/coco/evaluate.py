@@ -1,5 +1,7 @@
 """COCO box and mask AP of a detector, each image evaluated exactly once by any number of processes.
 
+On a data set of boxes without masks only box AP.
+
 Detections become COCO results as in detectron2's `instances_to_coco_json`, and faster-coco-eval turns them into the
 twelve numbers. Its `loadRes` is left out: it takes the masks one at a time, which cost as much as the evaluation.
 The size class (small, medium, large) of a detection goes by its box area in box AP and by its mask area in mask AP.
@@ -42,8 +44,8 @@ class ImageDetections(NamedTuple):
     scores: np.ndarray
     classes: np.ndarray
     """int64 (n,) in 0..K-1."""
-    masks: list[dict[str, Any]]
-    """n run-length encodings."""
+    masks: list[dict[str, Any]] | None
+    """n run-length encodings; None without masks."""
 
 
 def evaluate(
@@ -56,6 +58,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics in percent, `box_AP` to `mask_ARl`, NaN for those without ground truth; the same dict on every rank.
 
+    A data set of boxes alone has `box_AP` to `box_ARl`.
     With `eval.per_class` also `box_AP/<category>` and `mask_AP/<category>`. The model runs under fabric.autocast(), so
     in the precision of the run, and is left in the mode it came in. Rank r takes images r, r + world, ...; with
     `predictions_path` rank 0 writes all detections there in COCO's results format. Collective: call it on every rank.
@@ -113,7 +116,9 @@ def encode(image_id: int, output: Detections) -> ImageDetections:
     """A detector's output for one image, its boxes as x, y, width, height and its masks run-length encoded."""
     boxes = output["boxes"].float().cpu().numpy().copy()
     boxes[:, 2:] -= boxes[:, :2]
-    masks = output["masks"] if isinstance(output["masks"], list) else encode_bitmaps(output["masks"])
+    masks = output.get("masks")
+    if masks is not None and not isinstance(masks, list):
+        masks = encode_bitmaps(masks)
     return ImageDetections(
         image_id, boxes, output["scores"].float().cpu().numpy(), output["classes"].cpu().numpy(), masks
     )
@@ -124,28 +129,24 @@ def _nothing(image_id: int) -> ImageDetections:
 
 
 def coco_results(detections: list[ImageDetections], annotations: CocoAnnotations) -> list[dict[str, Any]]:
-    """COCO's results format, with the data set's own category ids."""
-    return [
-        {
-            "image_id": image.image_id,
-            "category_id": annotations.category_ids[label],
-            "bbox": box,
-            "score": value,
-            "segmentation": mask,
-        }
-        for image in detections
-        for box, value, label, mask in zip(
-            image.boxes.tolist(), image.scores.tolist(), image.classes.tolist(), image.masks, strict=True
-        )
-    ]
+    """COCO's results format, with the data set's own category ids; `segmentation` where there are masks."""
+    results = []
+    for image in detections:
+        columns = (image.boxes.tolist(), image.scores.tolist(), image.classes.tolist())
+        masks = [None] * len(image.boxes) if image.masks is None else image.masks
+        for box, value, label, mask in zip(*columns, masks, strict=True):
+            category = annotations.category_ids[label]
+            result = {"image_id": image.image_id, "category_id": category, "bbox": box, "score": value}
+            results.append(result if mask is None else result | {"segmentation": mask})
+    return results
 
 
 def write_predictions(path: Path, detections: list[ImageDetections], annotations: CocoAnnotations) -> None:
     """Writes COCO's results JSON, whole or not at all."""
     results = coco_results(detections, annotations)
     for result in results:
-        mask = result["segmentation"]
-        result["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
+        if mask := result.get("segmentation"):
+            result["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
     with atomic_write(path) as file:
         file.write(json.dumps(results).encode())
 
@@ -168,18 +169,20 @@ def score(
     detections: list[ImageDetections],
     *,
     per_class: bool = False,
-    kinds: Sequence[str] = tuple(IOU_TYPES),
+    kinds: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The metrics of `evaluate` over the images of `detections`, of boxes or masks or both."""
+    """The metrics of `evaluate` over the images of `detections`, of boxes or masks or, by default, of all there are."""
     content = ground_truth(annotations, {image.image_id for image in detections})
     results = coco_results(detections, annotations)
     for number, result in enumerate(results, start=1):
         # "rle" is the evaluator's own key for a mask ready to use; from "segmentation" it would make every mask anew
-        result |= {"id": number, "iscrowd": 0, "rle": result.pop("segmentation")}
+        result |= {"id": number, "iscrowd": 0}
+        if "segmentation" in result:
+            result["rle"] = result.pop("segmentation")
     _number_anew(content, results)
     truth, found = COCO(content), COCO(content | {"annotations": results})
     metrics: dict[str, float] = {}
-    for prefix in kinds:
+    for prefix in kinds or (tuple(IOU_TYPES) if annotations.has_masks else ("box",)):
         iou_type = IOU_TYPES[prefix]
         for result, area in zip(results, _areas(results, iou_type), strict=True):
             result["area"] = area
@@ -222,18 +225,17 @@ def ground_truth(annotations: CocoAnnotations, image_ids: set[int]) -> dict[str,
         record = annotations[i]
         images.append({"id": record.id, "height": record.height, "width": record.width})
         for item in record.objects:
-            polygons = item.segmentation
-            objects.append(
-                {
-                    "id": len(objects) + 1,
-                    "image_id": record.id,
-                    "category_id": annotations.category_ids[item.category],
-                    "bbox": list(item.bbox),
-                    "area": item.area,
-                    "iscrowd": int(item.crowd),
-                    "segmentation": [p.tolist() for p in polygons] if isinstance(polygons, list) else polygons,
-                }
-            )
+            row = {
+                "id": len(objects) + 1,
+                "image_id": record.id,
+                "category_id": annotations.category_ids[item.category],
+                "bbox": list(item.bbox),
+                "area": item.area,
+                "iscrowd": int(item.crowd),
+            }
+            if (mask := item.segmentation) is not None:
+                row["segmentation"] = [p.tolist() for p in mask] if isinstance(mask, list) else mask
+            objects.append(row)
     categories = [{"id": i, "name": n} for i, n in zip(annotations.category_ids, annotations.names, strict=True)]
     return {"images": images, "annotations": objects, "categories": categories}
 

@@ -129,12 +129,13 @@ def boxes_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
     return np.array([row["bbox"] for row in rows], dtype=np.float64)
 
 
-def check_masks_there(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Raise UserError unless every annotation has a segmentation."""
+def masks_there(path: Path, rows: list[dict[str, Any]]) -> bool:
+    """Whether the annotations have masks; raises UserError unless all have one, or none has."""
     bare = [row["id"] for row in rows if not row.get("segmentation")]
-    if bare:
+    if bare and len(bare) < len(rows):
         what = f"annotation {bare[0]} has no segmentation ({len(bare)} of {len(rows)} have none)"
-        fail(path, what, "mask AP needs a mask for every object, polygons or RLE; sets of boxes alone are not scored")
+        fail(path, what, "give every object a mask, polygons or RLE, or take all out to score boxes alone")
+    return not bare
 
 
 def segmentation_of(path: Path, row: dict[str, Any], image_id: int, height: int, width: int) -> Polygons | RLE:

@@ -54,7 +54,7 @@ class MaskRCNN(nn.Module):
         (a cascade has `loss_cls` and `loss_box_reg` once for each stage).
 
         Evaluation: per image `boxes` fp32 (n, 4) xyxy in pixels of the original image, `scores` (n,), `classes` int64
-        (n,) 0 .. K-1 and `masks` bool (n, H, W), best first.
+        (n,) 0 .. K-1 and `masks` bool (n, H, W), best first. Without a mask head neither `loss_mask` nor `masks`.
 
         Args:
             batch: `images` uint8 (3, h, w) RGB and `file_names`; in training `targets` (`boxes` (n, 4) xyxy in pixels,
@@ -101,9 +101,10 @@ def square_side(image_size: int, patch_size: int) -> int:
     return -(-image_size // multiple) * multiple
 
 
-def build_mask_rcnn(encoder: "Encoder", num_classes: int, config: CocoConfig) -> MaskRCNN:
+def build_mask_rcnn(encoder: "Encoder", num_classes: int, config: CocoConfig, *, masks: bool = True) -> MaskRCNN:
     """Mask R-CNN of the recipe's kind and sizes, new weights everywhere but in the encoder.
 
+    Without `masks` it has no mask head, and is Faster R-CNN or Cascade R-CNN.
     Raises UserError unless the encoder has the four taps that the FPN needs; the simple pyramid takes the last of any.
     """
     model = config.model
@@ -125,7 +126,7 @@ def build_mask_rcnn(encoder: "Encoder", num_classes: int, config: CocoConfig) ->
             head_channels=model.head_channels,
             box_convs=model.box_convs,
             box_fc=model.box_fc,
-            mask_convs=model.mask_convs,
+            mask_convs=model.mask_convs if masks else 0,
             batch_per_image=model.roi_batch_per_image,
             loss_average=model.loss_average,
             score_threshold=config.eval.score_threshold,

@@ -25,12 +25,18 @@ LARGEST_SIDE = 2048
 
 
 class Instance(NamedTuple):
-    """`box` is x1, y1, x2, y2 in pixels of the image, `mask` bool (H, W) of its size or smaller."""
+    """`box` is x1, y1, x2, y2 in pixels of the image, `mask` bool (H, W) of its size or smaller; None without masks."""
 
     category: int
     text: str
     box: tuple[float, float, float, float]
-    mask: np.ndarray
+    mask: np.ndarray | None
+
+    @property
+    def area(self) -> float:
+        """Pixels of the mask, or of the box."""
+        x1, y1, x2, y2 = self.box
+        return (x2 - x1) * (y2 - y1) if self.mask is None else float(self.mask.sum())
 
 
 def draw_pictures(model: nn.Module, dataset: CocoEval, count: int, fabric: "Fabric") -> list[Picture]:
@@ -65,18 +71,24 @@ def _of_object(item: ObjectRecord, names: list[str], height: int, width: int) ->
     if isinstance(shape, list):
         shape = rle.merge(rle.frPyObjects([polygon.tolist() for polygon in shape], height, width))
     text = names[item.category] + (" (crowd)" if item.crowd else "")
-    return Instance(item.category, text, (x, y, x + w, y + h), _shrunk(rle.decode(shape).astype(bool)))
+    mask = None if shape is None else _shrunk(rle.decode(shape).astype(bool))
+    return Instance(item.category, text, (x, y, x + w, y + h), mask)
 
 
 def _of_output(output: Detections, names: list[str]) -> list[Instance]:
     """The detections of one image that are to be drawn."""
     kept = (output["scores"] >= SCORE).nonzero()[:, 0].tolist()
     classes, scores, boxes = (output[key][kept].float().cpu().tolist() for key in ("classes", "scores", "boxes"))
-    masks = output["masks"]
-    bitmaps = (rle.decode(masks[i]) if isinstance(masks, list) else masks[i].float().cpu().numpy() for i in kept)
+    masks = output.get("masks")
+
+    def mask(i: int) -> np.ndarray | None:
+        if masks is None:
+            return None
+        return _shrunk((rle.decode(masks[i]) if isinstance(masks, list) else masks[i].float().cpu().numpy()) > 0.5)
+
     return [
-        Instance(int(k), f"{names[int(k)]} {score:.2f}", tuple(box), _shrunk(bitmap > 0.5))
-        for k, score, box, bitmap in zip(classes, scores, boxes, bitmaps, strict=True)
+        Instance(int(k), f"{names[int(k)]} {score:.2f}", tuple(box), mask(i))
+        for i, k, score, box in zip(kept, classes, scores, boxes, strict=True)
     ]
 
 
@@ -91,8 +103,10 @@ def overlay(image: Image.Image, instances: list[Instance]) -> Image.Image:
     size = scaled_size(*image.size)
     scale = size[0] / image.width, size[1] / image.height
     drawn = image.resize(size, Image.Resampling.BILINEAR)
-    ordered = sorted(instances, key=lambda instance: -int(instance.mask.sum()))
+    ordered = sorted(instances, key=lambda instance: -instance.area)
     for instance in ordered:
+        if instance.mask is None:
+            continue
         mask = np.asarray(Image.fromarray(instance.mask).resize(size, Image.Resampling.NEAREST))
         colour = class_colour(instance.category)
         drawn = blend(drawn, mask, colour, 0.45)

@@ -11,7 +11,7 @@ from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.coco import cached_coco
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
+from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories, check_same_kind
 from mae_transfer.tasks.coco.card import BENCHMARK
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoPaths, CocoTrain, resolve_paths
@@ -52,12 +52,13 @@ class CocoTask(BaseTask):
         warnings = check_files(train, paths.train_images, data.on_bad_image)
         warnings += check_files(val, paths.val_images, data.on_bad_image)
         check_same_categories(train, val)
-        self.num_classes = len(train.names)
+        self.num_classes, self.has_masks = len(train.names), train.has_masks
         self.warnings = train.warnings + val.warnings + warnings
         self.train_dataset = CocoTrain(train, paths.train_images, data, seed=config.seed, subset=config.subset)
         self.eval_dataset = CocoEval(val, paths.val_images, data, subset=config.subset)
         if not val.num_objects[self.eval_dataset.indices].any():
             raise UserError(f"{paths.val_json}: no val image has an object that is no crowd; nothing to evaluate")
+        self.warnings += check_same_kind(train, val)
         self._summary = self._summarise(paths, (len(train), len(val)))
         self.warnings += note_overlap(self._summary, self.train_dataset, self.eval_dataset)
 
@@ -107,8 +108,8 @@ class CocoTask(BaseTask):
         if self.config.model.implementation == "detectron2":
             from mae_transfer.tasks.coco.detectron2.engine import build_detectron2
 
-            return build_detectron2(encoder, self.num_classes, self.config)
-        return build_mask_rcnn(encoder, self.num_classes, self.config)
+            return build_detectron2(encoder, self.num_classes, self.config, masks=self.has_masks)
+        return build_mask_rcnn(encoder, self.num_classes, self.config, masks=self.has_masks)
 
     def sample_names(self, batch: Any) -> list[str]:
         self.train_dataset.report_skipped(batch)

@@ -54,6 +54,18 @@ class Jitter:
         image = self._crop_and_pad(image, 0)
         return np.array(F.horizontal_flip(image) if self.flip else image)
 
+    def box(self, box: tuple[float, float, float, float]) -> np.ndarray:
+        """x, y, width, height in the original image -> the float32 x1, y1, x2, y2 of what the result holds of it.
+
+        Source: detectron2's `transform_instance_annotations`, for objects whose boxes are not recomputed from masks.
+        """
+        x, y, width, height = box
+        scale = np.array([self.resized[1] / self.original[1], self.resized[0] / self.original[0]])
+        corners = np.array([[x, y], [x + width, y + height]]) * scale - self.offset[::-1]
+        if self.flip:
+            corners[:, 0] = self.padded[1] - corners[::-1, 0]
+        return np.clip(corners, 0, self.padded[::-1]).astype(np.float32).reshape(-1)
+
     def _crop_and_pad(self, image: Image.Image, fill: int) -> Image.Image:
         if self.crop != self.resized:
             image = F.crop(image, *self.offset, *self.crop)
@@ -111,14 +123,17 @@ def transform_objects(
 ) -> tuple[np.ndarray, np.ndarray, list[Polygons | np.ndarray]]:
     """Boxes float32 (n, 4) xyxy, classes int64 (n,), and masks of the objects of which something is left.
 
-    Crowds are left out. Boxes are recomputed from the masks, so that they fit what the crop left.
+    Crowds are left out. Boxes are recomputed from the masks, so that they fit what the crop left; without masks they
+    are cut to it.
     """
     boxes, classes, masks = [], [], []
     for item in objects:
         if item.crowd:
             continue
-        mask: Polygons | np.ndarray
-        if isinstance(item.segmentation, list):
+        mask: Polygons | np.ndarray | None = None
+        if item.segmentation is None:
+            box = jitter.box(item.bbox)
+        elif isinstance(item.segmentation, list):
             mask = jitter.polygons(item.segmentation)
             box = polygons_box(mask)
         else:
@@ -127,7 +142,8 @@ def transform_objects(
         if (box[2:] - box[:2] > SMALLEST_SIDE).all():
             boxes.append(box)
             classes.append(item.category)
-            masks.append(mask)
+            if mask is not None:
+                masks.append(mask)
     return np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(classes, dtype=np.int64), masks
 
 

@@ -14,7 +14,8 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from mae_transfer.tasks.coco.detector.paste import encode_bitmaps, paste_masks, pieces
 
 Detections = dict[str, Any]
-"""`boxes` fp32 (n, 4) xyxy in pixels, `scores` (n,), `classes` int64 (n,), `masks`: best first."""
+"""`boxes` fp32 (n, 4) xyxy in pixels, `scores` (n,), `classes` int64 (n,), `masks` of a detector with a mask head: best
+first."""
 
 
 def select_detections(
@@ -55,9 +56,12 @@ def rescale(detections: Detections, image_size: tuple[int, int], original_size: 
     boxes = clip_boxes_to_image(boxes, original_size)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     kept = {name: value[keep] for name, value in detections.items()}
-    boxes, masks = boxes[keep], kept["masks"]
+    boxes = kept["boxes"] = boxes[keep]
+    if "masks" not in kept:
+        return kept
+    masks = kept["masks"]
     parts = list(pieces(len(masks), original_size))
     if len(parts) > 1:
         pasted = (paste_masks(masks[part], boxes[part], original_size) for part in parts)
-        return kept | {"boxes": boxes, "masks": [mask for piece in pasted for mask in encode_bitmaps(piece)]}
-    return kept | {"boxes": boxes, "masks": paste_masks(masks, boxes, original_size)}
+        return kept | {"masks": [mask for piece in pasted for mask in encode_bitmaps(piece)]}
+    return kept | {"masks": paste_masks(masks, boxes, original_size)}

@@ -61,7 +61,8 @@ class RoIHeads(nn.Module):
         strides: pixels per cell of each map to pool from, p2 first.
         num_classes: K, without background.
         norm: makes the norm layer for a number of channels.
-        head_channels, box_convs, box_fc, mask_convs: widths and depths of the heads.
+        head_channels, box_convs, box_fc, mask_convs: widths and depths of the heads; 0 mask convolutions are no mask
+            head, for boxes alone.
         batch_per_image: RoIs sampled per image for the losses.
         loss_average: see `losses.roi_weights`.
         score_threshold, nms_threshold, max_detections: of the detections.
@@ -89,8 +90,10 @@ class RoIHeads(nn.Module):
         self.box_head: Any
         self.box_predictor: Any
         self.box_head, self.box_predictor = self.make_box_heads(channels, box_convs, head_channels, box_fc, norm)
-        self.mask_head = MaskRCNNHeads(channels, [head_channels] * mask_convs, dilation=1, norm_layer=norm)
-        self.mask_predictor = MaskRCNNPredictor(head_channels, head_channels, num_classes)
+        self.has_masks = mask_convs > 0
+        if self.has_masks:
+            self.mask_head = MaskRCNNHeads(channels, [head_channels] * mask_convs, dilation=1, norm_layer=norm)
+            self.mask_predictor = MaskRCNNPredictor(head_channels, head_channels, num_classes)
         self.strides = tuple(strides)
         self.batch_per_image = batch_per_image
         self.loss_average = loss_average
@@ -113,10 +116,12 @@ class RoIHeads(nn.Module):
                 nn.init.zeros_(layer.bias)
         predictors = [m for m in self.box_predictor.modules() if isinstance(m, BoxPredictor)]
         normal = [pair for p in predictors for pair in ((p.cls_score, 0.01), (p.bbox_pred, 0.001))]
-        for layer, std in [*normal, (self.mask_predictor.mask_fcn_logits, 0.001)]:
+        if self.has_masks:
+            normal.append((self.mask_predictor.mask_fcn_logits, 0.001))
+            nn.init.zeros_(self.mask_predictor.conv5_mask.bias)
+        for layer, std in normal:
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.mask_predictor.conv5_mask.bias)
 
     def forward(
         self,
@@ -126,7 +131,7 @@ class RoIHeads(nn.Module):
         generators: Sequence[torch.Generator],
         image_sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """The training losses `loss_cls`, `loss_box_reg` and `loss_mask`.
+        """The training losses `loss_cls`, `loss_box_reg` and, with a mask head, `loss_mask`.
 
         Args:
             features: maps (B, C, H, W), p2 first.
@@ -137,8 +142,16 @@ class RoIHeads(nn.Module):
         """
         features = _at_least_fp32(features)
         samples = [self.sample(p, t, g) for p, t, g in zip(proposals, targets, generators, strict=True)]
-        foreground = [s.boxes[: len(s.matched)] for s in samples]
         losses = self.box_losses(features, samples, targets, image_sizes)
+        if self.has_masks:
+            losses["loss_mask"] = self.mask_loss(features, samples, targets)
+        return losses
+
+    def mask_loss(
+        self, features: Sequence[Tensor], samples: Sequence[RoISample], targets: Sequence[dict[str, Any]]
+    ) -> Tensor:
+        """Of the foreground of the samples."""
+        foreground = [s.boxes[: len(s.matched)] for s in samples]
         mask_logits = self.predict_masks(features, foreground)
         mask_classes = torch.cat([s.classes[: len(s.matched)] for s in samples])
         masks = torch.cat(
@@ -148,7 +161,7 @@ class RoIHeads(nn.Module):
             ]
         )
         weights = roi_weights([len(b) for b in foreground], self.loss_average, features[0].device)
-        return losses | {"loss_mask": mask_loss(mask_logits, mask_classes, masks, weights)}
+        return mask_loss(mask_logits, mask_classes, masks, weights)
 
     def box_losses(
         self,
@@ -180,9 +193,12 @@ class RoIHeads(nn.Module):
     def detect(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """Detections of each image in pixels of the network's image, with mask probabilities (n, 28, 28)."""
+        """Detections of each image in pixels of the network's image, with mask probabilities (n, 28, 28) if it has a
+        mask head."""
         features = _at_least_fp32(features)
         detections = self.detect_boxes(features, proposals, image_sizes)
+        if not self.has_masks:
+            return detections
         masks = self.predict_masks(features, [d["boxes"] for d in detections])
         classes = torch.cat([d["classes"] for d in detections])
         own = masks[torch.arange(len(classes), device=masks.device), classes].sigmoid()

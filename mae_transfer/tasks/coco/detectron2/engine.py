@@ -103,7 +103,7 @@ class Detectron2RCNN(nn.Module):
         targets = batch["targets"]
         check_targets(targets, batch["file_names"], self.rcnn.roi_heads.num_classes)
         for item, target in zip(inputs, targets, strict=True):
-            item["instances"] = _instances(target, item["image"])
+            item["instances"] = _instances(target, item["image"], self.rcnn.roi_heads.mask_on)
         with _sampling_as_here([target["seed"] for target in targets]) as finite, EventStorage():
             losses: dict[str, Tensor] = self.rcnn(inputs)
         losses["loss_rpn_cls"] = torch.where(torch.stack(finite).all(), losses["loss_rpn_cls"], torch.nan)
@@ -139,7 +139,7 @@ class ObjectMasks:
         return crops
 
 
-def build_detectron2(encoder: "Encoder", num_classes: int, config: CocoConfig) -> Detectron2RCNN:
+def build_detectron2(encoder: "Encoder", num_classes: int, config: CocoConfig, *, masks: bool = True) -> Detectron2RCNN:
     """The recipe's (Cascade) Mask R-CNN of detectron2's parts, with the weights that `build_mask_rcnn` gives.
 
     Raises:
@@ -151,7 +151,7 @@ def build_detectron2(encoder: "Encoder", num_classes: int, config: CocoConfig) -
             f"--engine detectron2 averages losses over all RoIs of its {config.train.micro_batch} images; set "
             "model.loss_average=batch to have that, or train.micro_batch=1, where the two are equal"
         )
-    same_start = build_mask_rcnn(encoder, num_classes, config)
+    same_start = build_mask_rcnn(encoder, num_classes, config, masks=masks)
     side = square_side(config.data.image_size, encoder.patch_size)
     common = {
         "out_channels": model.fpn_channels,
@@ -167,7 +167,7 @@ def build_detectron2(encoder: "Encoder", num_classes: int, config: CocoConfig) -
     rcnn = GeneralizedRCNN(
         backbone=pyramid,
         proposal_generator=_rpn(config),
-        roi_heads=_roi_heads(num_classes, config),
+        roi_heads=_roi_heads(num_classes, config, masks=masks),
         pixel_mean=[255 * value for value in encoder.mean],
         pixel_std=[255 * value for value in encoder.std],
         input_format="RGB",
@@ -204,7 +204,7 @@ def _rpn(config: CocoConfig) -> RPN:
     )
 
 
-def _roi_heads(num_classes: int, config: CocoConfig) -> StandardROIHeads:
+def _roi_heads(num_classes: int, config: CocoConfig, *, masks: bool) -> StandardROIHeads:
     model = config.model
 
     def box_head() -> FastRCNNConvFCHead:
@@ -235,15 +235,18 @@ def _roi_heads(num_classes: int, config: CocoConfig) -> StandardROIHeads:
         "positive_fraction": 0.25,
         "box_in_features": MAPS[:4],
         "box_pooler": _pooler(7),
-        "mask_in_features": MAPS[:4],
-        "mask_pooler": _pooler(14),
-        "mask_head": MaskRCNNConvUpsampleHead(
-            ShapeSpec(channels=model.fpn_channels, height=14, width=14),
-            num_classes=num_classes,
-            conv_dims=[model.head_channels] * (model.mask_convs + 1),
-            conv_norm=NORMS[model.norm],
-        ),
     }
+    if masks:  # without `mask_in_features` detectron2's heads have boxes alone
+        common |= {
+            "mask_in_features": MAPS[:4],
+            "mask_pooler": _pooler(14),
+            "mask_head": MaskRCNNConvUpsampleHead(
+                ShapeSpec(channels=model.fpn_channels, height=14, width=14),
+                num_classes=num_classes,
+                conv_dims=[model.head_channels] * (model.mask_convs + 1),
+                conv_norm=NORMS[model.norm],
+            ),
+        }
     if model.cascade:
         return CascadeROIHeads(
             box_heads=[box_head() for _ in range(cascade.STAGES)],
@@ -297,16 +300,16 @@ def _sampling_as_here(seeds: Sequence[int]) -> Iterator[list[Tensor]]:
         yield finite
 
 
-def _instances(target: dict[str, Any], image: Tensor) -> Instances:
-    boxes, masks = target["boxes"], ObjectMasks(target["masks"])
-    return Instances(
-        (image.shape[1], image.shape[2]), gt_boxes=Boxes(boxes), gt_classes=target["classes"], gt_masks=masks
-    )
+def _instances(target: dict[str, Any], image: Tensor, has_masks: bool) -> Instances:
+    fields = {"gt_masks": ObjectMasks(target["masks"])} if has_masks else {}
+    size = (image.shape[1], image.shape[2])
+    return Instances(size, gt_boxes=Boxes(target["boxes"]), gt_classes=target["classes"], **fields)
 
 
 def _detections(found: Instances, size: tuple[int, int]) -> Detections:
     """In an original image of (height, width), few masks at a time where it is huge (`detector/paste.py`)."""
-    parts = list(pieces(len(found), size)) or [slice(0, 0)]
+    has_masks = found.has("pred_masks")
+    parts = (list(pieces(len(found), size)) or [slice(0, 0)]) if has_masks else [slice(None)]
     encoded: list[Any] = []
     boxes, scores, classes = [], [], []
     for part in parts:
@@ -314,9 +317,10 @@ def _detections(found: Instances, size: tuple[int, int]) -> Detections:
         boxes.append(piece.pred_boxes.tensor)
         scores.append(piece.scores)
         classes.append(piece.pred_classes)
-        encoded += encode_bitmaps(piece.pred_masks) if len(parts) > 1 else [piece.pred_masks]
+        if has_masks:
+            encoded += encode_bitmaps(piece.pred_masks) if len(parts) > 1 else [piece.pred_masks]
     columns = {"boxes": torch.cat(boxes), "scores": torch.cat(scores), "classes": torch.cat(classes)}
-    return columns | {"masks": encoded if len(parts) > 1 else encoded[0]}
+    return columns | {"masks": encoded if len(parts) > 1 else encoded[0]} if has_masks else columns
 
 
 def _features_in_fp32(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

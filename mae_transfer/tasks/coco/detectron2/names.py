@@ -34,7 +34,7 @@ def prefix_pairs(
     blocks: int = 0,
 ) -> Pairs:
     """(ours, detectron2's) prefixes of parameter names for a detector of these depths; `stages` of a cascade, or 0;
-    `blocks` of the encoder, which counts with a simple pyramid only."""
+    `mask_convs` 0 without a mask head; `blocks` of the encoder, which counts with a simple pyramid only."""
     if simple_pyramid:
         pairs = [(f"encoder.vit.{part}", f"backbone.net.{part}") for part in _vit_parts(blocks)]
         pairs.append(("pyramid.simfp_", "backbone.simfp_"))
