@@ -1,6 +1,7 @@
 """A user's own module through the tasks: passed in Python, and named by an entry point on the command line."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -85,8 +86,12 @@ def test_an_entry_point_on_the_command_line(tmp_path: Path) -> None:
         arguments += ["--device", "cpu", "--data", str(images), "--output", str(tmp_path / "run"), "data.image_size=32"]
         return subprocess.run(launched(arguments), capture_output=True, text=True, check=False, env=environment)
 
+    environment["PYTHONPROFILEIMPORTTIME"] = "1"  # prints all that is imported
     done = command("mine")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"\| +mae_transfer\.runs\.series$", done.stderr, re.MULTILINE)
+    assert not re.search(r"\| +(pandas|sklearn)$", done.stderr, re.MULTILINE), "a second that it never needs"
+    del environment["PYTHONPROFILEIMPORTTIME"]
     assert "tensors loaded from the package my-encoders (my_encoders:make) (a module of your own)" in done.stderr
     done = command("mone")
     assert done.returncode == 2

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.coco_command import TINY as TINY_COCO
 
 from mae_transfer.data.drawing import class_colour
 from mae_transfer.engine.distributed import make_fabric
@@ -25,7 +26,7 @@ from mae_transfer.tasks.ade20k.transforms import IGNORE
 from mae_transfer.tasks.coco.pictures import SCORE, Instance, _edge, _of_object, _of_output, overlay
 
 TINY: dict[str, list[str]] = {
-    "coco": ["data.image_size=64", "schedule.steps=1", "schedule.warmup_steps=0", "model.roi_batch_per_image=8"],
+    "coco": [*TINY_COCO, "schedule.steps=1", "schedule.warmup_steps=0"],
     "ade20k": [
         *("data.image_size=32", "data.short_side=32", "data.long_side=128", "eval.stride=24", "schedule.steps=2"),
         *("model.head_channels=16", "model.aux_channels=8"),

@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.report_records import write_runs
-
-from mae_transfer.results.report.page import make_page
-from mae_transfer.run_folder.record import find_records
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install playwright)")
 BROWSER = os.environ.get("MAE_TRANSFER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -44,10 +40,9 @@ CONTRAST = """
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("browser")
-    path = folder / "index.html"
-    path.write_text(make_page(*find_records(write_runs(folder / "runs")), picture_bytes=10**7), encoding="utf-8")
+def address(page: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("browser") / "index.html"
+    path.write_text(page, encoding="utf-8")
     return path.as_uri()
 
 

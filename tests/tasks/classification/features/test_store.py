@@ -2,16 +2,14 @@
 them is training on the frozen encoder."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from support.paths import ROOT
+from support.command_line import launched, run
 
+from mae_transfer.cli.transfer import main
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.engine.distributed import make_fabric
 from mae_transfer.run_folder.folder import RunFolder
@@ -190,12 +188,13 @@ def test_two_processes_record_what_one_records(images, tmp_path):
     overrides += ["probe.c_count=3", "schedule.steps=6", "schedule.warmup_steps=0", "train.global_batch=12"]
     records = []
     for ranks in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-        command = [sys.executable, *launcher, str(ROOT / "tools/run_transfer.py"), "--task", "folder"]
-        command += ["--protocol", "linear,knn,logreg", "--backbone", "random_vit_nano", "--data", str(images)]
-        command += ["--output", str(tmp_path / str(ranks)), *overrides]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        arguments = ["--task", "folder", "--protocol", "linear,knn,logreg", "--backbone", "random_vit_nano"]
+        arguments += ["--data", str(images), "--output", str(tmp_path / str(ranks)), *overrides]
+        if ranks == 1:
+            assert main(arguments) == 0
+        else:
+            done = run(launched(arguments, ranks))
+            assert done.returncode == 0, done.stderr[-2000:]
         records.append([json.loads(file.read_text()) for file in sorted((tmp_path / str(ranks)).rglob("record.json"))])
     assert [record["settings"]["protocol"] for record in records[0]] == ["knn", "linear", "logreg"]
     for one, two in zip(*records, strict=True):
