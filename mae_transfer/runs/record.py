@@ -120,7 +120,8 @@ def write_record(
     data |= {"fingerprint": origin["data_fingerprint"], "parts": origin.get("data_parts")}
     if evaluation.head is not None:
         data["selected_head"] = evaluation.head
-    settings = make_settings(config, data_fingerprint=data["fingerprint"], norm_batch=origin["norm_batch"])
+    known = {"data_fingerprint": data["fingerprint"], "norm_batch": origin["norm_batch"]}
+    settings = make_settings(config, **known, spec=encoder.spec)
     cost = {
         "wall_seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory,

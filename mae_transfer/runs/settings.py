@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from mae_transfer.backbones.registry import Spec
 from mae_transfer.config.roles import no_setting
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.files import file_digest
@@ -10,11 +11,15 @@ from mae_transfer.run_folder.record import read_record
 from mae_transfer.run_folder.settings import flatten
 
 
-def make_settings(config: RunConfig, *, data_fingerprint: str, norm_batch: int) -> dict[str, Any]:
+def make_settings(
+    config: RunConfig, *, data_fingerprint: str, norm_batch: int, spec: Spec | None = None
+) -> dict[str, Any]:
     """The flat settings of a run.
 
     Args:
         norm_batch: images over which batch norm takes its statistics in training (micro-batch times devices).
+        spec: the encoder. The rule by which its positions are resampled is a setting where they are, and it is not
+            MAE's: records of earlier versions, which had that rule for all, have no such entry and stay apart.
     """
     left_out = no_setting(type(config))
     settings = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if key not in left_out}
@@ -22,6 +27,10 @@ def make_settings(config: RunConfig, *, data_fingerprint: str, norm_batch: int) 
         settings["tokenizer.kind"] = tokenizer_identity(settings["tokenizer.kind"])
     if settings.get("backbone.window_rope") == "window":
         del settings["backbone.window_rope"]  # younger than the settings ids of earlier runs, all of which had this
+    if spec is not None and spec.pos_resampling != "bicubic":
+        native = {spec.img_size} if isinstance(spec.img_size, int) else {*spec.img_size}
+        if native != {settings.get("data.image_size")}:
+            settings["pos_resampling"] = spec.pos_resampling
     return settings | {"data_fingerprint": data_fingerprint, "norm_batch": norm_batch}
 
 

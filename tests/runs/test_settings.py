@@ -1,5 +1,13 @@
 """Which fields of a configuration are settings, and their id."""
 
+from pathlib import Path
+
+import torch
+from support.layouts.pretraining import dino_head
+from timm.models.vision_transformer import VisionTransformer
+
+from mae_transfer import run_transfer
+from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.run_folder.settings import settings_id
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.runs.settings import make_settings
@@ -45,3 +53,37 @@ def test_recipes_turn_tables_off_beside_rotary_positions() -> None:
         assert load_config(task, "mae_vit_b", overrides=[f"recipe={recipe}"]).backbone.rel_pos == usual
         assert load_config(task, name, overrides=[f"recipe={recipe}"]).backbone.rel_pos is False
     assert load_config("coco", name, overrides=["backbone.rel_pos=true"]).backbone.rel_pos is True, "refused when built"
+
+
+def test_the_rule_of_resampled_positions_is_a_setting_where_it_is_not_maes() -> None:
+    for name, size, rule in (
+        ("mae_vit_b", 448, None),
+        ("dino_vit_b", 224, None),
+        ("dino_vit_b", 448, "offset"),
+        ("timm:vit_small_patch14_dinov2", 518, None),
+        ("timm:vit_small_patch14_dinov2", 224, "offset"),
+        ("timm:vit_small_patch14_reg4_dinov2.lvd142m", 224, "antialias"),
+    ):
+        config = load_config("folder", name, protocol="knn", overrides=[f"data.image_size={size}"])
+        settings = make_settings(config, data_fingerprint="f", norm_batch=1, spec=resolve(name))
+        assert settings.get("pos_resampling") == rule, (name, size)
+        before = make_settings(config, data_fingerprint="f", norm_batch=1)  # as earlier versions wrote them
+        assert (settings_id(settings) == settings_id(before)) == (rule is None)
+
+
+def test_a_record_has_the_rule_of_its_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vit = VisionTransformer(patch_size=16, embed_dim=64, depth=8, num_heads=4, num_classes=0)
+    teacher = {f"backbone.{key}": value for key, value in vit.state_dict().items()} | dino_head(width=64)
+    torch.save({"teacher": teacher, "dino_loss": {"center": torch.ones(1, 40)}}, tmp_path / "dino.pth")
+    for size, rule in ((32, "offset"), (224, None)):
+        record = run_transfer(
+            *("folder", "vit_nano"),
+            checkpoint=tmp_path / "dino.pth",
+            protocol="knn",
+            preset="smoke",
+            device="cpu",
+            output=tmp_path / str(size),
+            overrides=[f"data.image_size={size}", "eval.pictures=0"],
+        )
+        assert record["settings"].get("pos_resampling") == rule

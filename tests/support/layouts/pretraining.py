@@ -100,10 +100,10 @@ def mocov3():
     return of_timm("MoCo v3", model, content)
 
 
-def dino_head(name="head", hidden=24, patches=False, normalised=weight_norm):
+def dino_head(name="head", hidden=24, patches=False, normalised=weight_norm, width=DIM):
     """DINO's and DINOv2's DINOHead, iBOT's iBOTHead: three layers, GELU between, then a weight-normalised one."""
     head = nn.Module()
-    head.mlp = nn.Sequential(nn.Linear(DIM, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+    head.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
     head.mlp.append(nn.Linear(hidden, 16))
     for last in ("last_layer", "last_layer2")[: 1 + patches]:
         setattr(head, last, normalised(nn.Linear(16, 40 if last == "last_layer" else 30, bias=False)))
