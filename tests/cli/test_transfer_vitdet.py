@@ -1,6 +1,7 @@
 """ViTDet's recipes from the command line to the record, and the encoder that comes out of it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,11 @@ def test_two_ranks_train_as_one_and_go_on_after_a_stop(tmp_path: Path, data: Pat
     one, two, part = (tmp_path / name for name in ("one", "two", "part"))
     more = ["train.checkpoint_every=2", "backbone.drop_path=0"]
     assert main(arguments(one, data, "vitdet_cascade", *more)) == 0
-    for output in (two, part):
-        done = run(launched(arguments(output, data, "vitdet_cascade", *more), ranks=2))
-        assert done.returncode == 0, done.stderr
+    done = run(launched(arguments(two, data, "vitdet_cascade", *more), ranks=2))
+    assert done.returncode == 0, done.stderr
     assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-4)
+    shutil.copytree(two, part)
+    (part / "record.json").unlink()
     (part / "checkpoints" / "step_00000004.pt").unlink()
     resumed = run(launched([*arguments(part, data, "vitdet_cascade", *more), "--resume"], ranks=2))
     assert resumed.returncode == 0, resumed.stderr
