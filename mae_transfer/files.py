@@ -1,17 +1,25 @@
-"""Read files with one-line errors, write them whole or not at all, and find damage in a zip archive."""
+"""Read files with one-line errors, write them whole or not at all, parse JSON, find damage in a zip archive."""
 
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeAlias
 
 from mae_transfer.errors import UserError
+
+JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
+DEPTH = 100
+"""Deepest nesting of JSON that is read."""
+DIGITS = 400
+"""Longest whole number of JSON that is read."""
 
 
 @contextmanager
@@ -99,3 +107,46 @@ def reading(path: Path, advice: str = "restore it or change its permissions") ->
         yield
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}; {advice}") from error
+
+
+def parse_json(content: bytes | str, each: Callable[[dict[str, Any]], Any] | None = None) -> JSON:
+    """The value of a JSON text, which is in UTF-8, UTF-16 or UTF-32 if it is bytes, with or without a byte order mark.
+
+    Args:
+        each: called with every object, from the inside out; its result stands in the object's place.
+
+    Raises:
+        ValueError: what is wrong with it, in one line. A key that an object has twice, nesting deeper than `DEPTH` and
+            whole numbers longer than `DIGITS` are.
+    """
+
+    def object_of(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ValueError(f"the key {twice!r:.60} is twice in an object")
+        return found if each is None else each(found)
+
+    try:
+        text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
+        value: JSON = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=object_of, parse_int=_whole)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEPTH} levels") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not {error.encoding}, by byte {error.start}") from None
+    level = [value]
+    for _ in range(DEPTH):
+        level = [inner for outer in level for inner in _values(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested deeper than {DEPTH} levels")
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def _values(outer: JSON) -> Iterable[JSON]:
+    return outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()

@@ -1,10 +1,13 @@
-"""Files written whole or not at all, by processes that are killed and by processes that live."""
+"""Files written whole or not at all, by processes that are killed and by processes that live; the reader of JSON."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-from mae_transfer.files import atomic_write
+import pytest
+
+from mae_transfer.files import atomic_write, parse_json
 
 WRITER = """
 import sys
@@ -40,3 +43,47 @@ def test_only_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     assert path.read_bytes() == b"half and half"
     assert sorted(file.name for file in tmp_path.iterdir()) == [".tables.md.old", "tables.md"]
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+VALUE = {"a": [1, -2.5, "é😀", None, True, {}], "b": {"a": 10**300}}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_json_in_any_of_its_encodings(encoding: str, ascii_only: bool) -> None:
+    text = json.dumps(VALUE, ensure_ascii=ascii_only)
+    assert parse_json(text.encode(encoding)) == parse_json(text) == VALUE
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "Expecting value"),
+        (b'{"a": 1, "b": 2, "a": 1}', "the key 'a' is twice in an object"),
+        (b'[{"x": {"k": 1, "k": 2}}]', "the key 'k' is twice"),
+        (b"9" * 401, "a number has 401 digits"),
+        (b'{"a": -' + b"9" * 5000 + b"}", "a number has 5001 digits"),
+        (b"[" * 101 + b"]" * 101, "deeper than 100 levels"),
+        (b'{"a":' * 500 + b"1" + b"}" * 500, "deeper than 100 levels"),
+        (b"[" * 10**6 + b"]" * 10**6, "deeper than 100 levels"),
+        (b'{"a": "\xff"}', "it is not utf-8, by byte 7"),
+        (b"{} {}", "Extra data"),
+    ],
+)
+def test_what_is_no_sane_json_is_one_line(content: bytes, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected) as caught:
+        parse_json(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_limits_are_no_narrower_than_said() -> None:
+    assert parse_json(b"9" * 400) == int("9" * 400)
+    found = parse_json(b"[" * 100 + b"]" * 100)
+    for _ in range(99):
+        assert isinstance(found, list)
+        (found,) = found
+    assert found == []
+
+
+def test_objects_may_be_replaced_as_they_are_read() -> None:
+    assert parse_json(b'[{"a": {"b": 1}}, 2]', lambda found: sorted(found)) == [["a"], 2]

@@ -31,7 +31,7 @@ from mae_transfer.data.identity import identify_members, known_names
 from mae_transfer.data.images import ImageError
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write
+from mae_transfer.files import atomic_write, parse_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -254,10 +254,11 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _label(path: Path, name: str, kind: str, content: bytes) -> int | None:
     """The label in a `.cls` or `.json` member; None for a `.json` without one."""
     try:
-        value = int(content) if kind == "cls" else json.loads(content).get("label")
+        told = {"label": int(content)} if kind == "cls" else parse_json(content)
+        value = told.get("label") if isinstance(told, dict) else ""
         if value is None or (type(value) is int and 0 <= value < LABELS):
             return value
-    except (ValueError, AttributeError, RecursionError):
+    except ValueError:
         pass
     raise UserError(f"shard {path}: {name} holds {content[:20]!r}, not the number of a class (0, 1, 2, ...)")
 

@@ -53,7 +53,10 @@ class ComparableRuns:
 
 
 KEYS = ("size", "backbone", "weights", "settings_id")
-FACTS = ("run_id", "processor", "hours", "peak_memory_bytes", "parameters", "encoder_flops", "folder", "per_image")
+FACTS = (
+    *("run_id", "processor", "hours", "peak_memory_bytes", "parameters", "encoder_flops"),
+    *("folder", "per_image", "sources"),
+)
 
 
 def comparable_runs(table: pd.DataFrame) -> list[ComparableRuns]:

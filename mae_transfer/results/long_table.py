@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mae_transfer.run_folder.per_image import sources
 from mae_transfer.run_folder.schema import RunRecord
 
 COLUMNS = {
@@ -43,6 +44,7 @@ COLUMNS = {
     "encoder_flops": "floating-point operations of one forward pass of the encoder on one image, NaN in old records",
     "folder": "where the record was found, None for one that was not read from a file",
     "per_image": "the record's entry of that name: the file of its results of single images, None if it has none",
+    "sources": "metrics that follow from those results, and from which array (`run_folder/per_image.py`)",
     "metric": "name of the metric",
     "value": "its value, NaN if it has none",
     "metric_title": "the metric in a column's head; None for one that the record does not describe",
@@ -121,6 +123,7 @@ def _run(record: RunRecord) -> dict[str, Any]:
         "encoder_flops": _number(record.get("encoder_flops")),
         "folder": record.get("folder"),
         "per_image": record.get("per_image"),
+        "sources": sources(record["reports"]),
     }
 
 

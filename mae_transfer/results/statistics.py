@@ -17,8 +17,8 @@ from scipy.special import stdtrit
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-RESAMPLES_OF_COUNTS = 2_000
-"""Of intersections and unions, where each resample is a sum over all images."""
+RESAMPLES_OF_VALUES = 2_000
+"""Of numbers, where each resample is a sum over all images."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,22 @@ def miou_interval(
     rng = np.random.default_rng(0)
     totals = [array.astype(float) for array in (intersection, union, control_intersection, control_union)]
     differences = []
-    for _ in range(RESAMPLES_OF_COUNTS // _BLOCK):
+    for _ in range(RESAMPLES_OF_VALUES // _BLOCK):
         times = rng.multinomial(count, np.full(count, 1 / count), size=_BLOCK).astype(float)
         a, b, c, d = (times @ total for total in totals)  # whole numbers below 2^53: exact
         differences.append(_mean_over_classes(a, b) - _mean_over_classes(c, d))
     return _percentiles(100 * np.concatenate(differences))
+
+
+def mean_interval(values: np.ndarray, control: np.ndarray) -> Interval:
+    """Of the difference of two means over the same images; float64 (n,) each, in the unit of the metric."""
+    differences, count = np.asarray(values, float) - np.asarray(control, float), len(values)
+    rng, block = np.random.default_rng(0), max(1, min(_BLOCK, 10**7 // count))
+    means = []
+    for start in range(0, RESAMPLES_OF_VALUES, block):
+        size = min(block, RESAMPLES_OF_VALUES - start)
+        means.append(rng.multinomial(count, np.full(count, 1 / count), size=size) @ differences / count)
+    return _percentiles(np.concatenate(means))
 
 
 _BLOCK = 500  # resamples at a time, for the memory

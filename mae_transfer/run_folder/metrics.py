@@ -1,12 +1,11 @@
 """A run folder's metrics.jsonl: reading it, and its summary by epoch. Needs no torch."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from mae_transfer.errors import UserError
-from mae_transfer.files import reading
+from mae_transfer.files import parse_json, reading
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -21,8 +20,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         if number == len(lines) and not line.endswith(b"\n"):
             break
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value: Any = parse_json(line)
+        except ValueError as error:
             raise UserError(f"{path} line {number} is not JSON; restore or delete the file") from error
         if not isinstance(value, dict) or type(value.get("step")) is not int:
             raise UserError(f"{path} line {number} has no step; restore or delete the file")

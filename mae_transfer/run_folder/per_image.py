@@ -5,6 +5,11 @@
     classification  correct bool (n,): the highest score was the image's own class
     ADE20K          sparse counts of pixels, one entry per image and class that occurs in label or prediction:
                     image int32 (m,) row of the image, label int32 (m,), intersection and union int64 (m,)
+    another task    what it likes; of an array (n,) of numbers or bools the metric may be the mean that says so
+
+A metric's report says by `per_image` what it follows from: the name of an array, of which it is the mean (in percent of
+bools), or `iou`, the mean over classes of the counts. Where no report does, the main metric is that of `correct` or of
+the counts, as in records of earlier versions.
 
 The record names the file and its SHA-256: a file of another evaluation than the record's is found out. Needs no torch.
 COCO has none: average precision is no mean over images, and its detections are too large to keep.
@@ -23,8 +28,12 @@ import numpy as np
 
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write
+from mae_transfer.run_folder.schema import Report
 
 FILE = "per_image.npz"
+COUNTS = ("image", "label", "intersection", "union")
+IOU = "iou"
+"""`per_image` of a metric that is the mean over classes of intersection over union, in percent."""
 CLASSES = 65536
 """Labels are below; a mask has at most 16 bits."""
 Arrays: TypeAlias = Mapping[str, np.ndarray]
@@ -108,11 +117,16 @@ def read_per_image(folder: Path, entry: Mapping[str, Any]) -> Arrays:
 
 
 def _check(arrays: Arrays) -> None:
-    """Raise KeyError or ValueError unless these are the arrays of a classification or a segmentation."""
-    names = ("correct",) if "correct" in arrays else ("image", "label", "intersection", "union")
-    ids, columns = arrays["ids"], [arrays[name] for name in names]
-    if ids.dtype.kind != "S" or any(array.shape != (len(columns[0]),) for array in columns):
-        raise ValueError("ids are no names, or its arrays differ in length")
+    """Raise KeyError or ValueError if the arrays of a classification or a segmentation are not what they should be."""
+    ids = arrays["ids"]
+    if ids.dtype.kind != "S" or ids.ndim != 1:
+        raise ValueError("ids are no names")
+    names = ("correct",) if "correct" in arrays else COUNTS if arrays.keys() & {*COUNTS} else ()
+    columns = [arrays[name] for name in names]
+    if any(array.shape != (len(columns[0]),) for array in columns):
+        raise ValueError("its arrays differ in length")
+    if not names:
+        return
     if names == ("correct",):
         if columns[0].dtype != bool or len(ids) != len(columns[0]):
             raise ValueError("correct is no truth of each image")
@@ -122,6 +136,41 @@ def _check(arrays: Arrays) -> None:
         raise ValueError("its counts are no whole numbers from 0")
     if (image >= len(ids)).any() or (label >= CLASSES).any() or (intersection > union).any():
         raise ValueError("its counts contradict each other")
+
+
+def sources(reports: Iterable[Report]) -> dict[str, str]:
+    """Metric -> what it follows from, by its `per_image`; empty for the main one where no report says anything."""
+    reports = list(reports)
+    told = {report["key"]: report["per_image"] for report in reports if report.get("per_image")}
+    main = next((report for report in reports if report["main"]), None)
+    percent = main is not None and (main["unit"], main["better"]) == ("%", "higher")
+    return told or ({main["key"]: ""} if main is not None and percent else {})
+
+
+def known_source(arrays: Arrays, source: str) -> str | None:
+    """The source if the file has it; of an empty one the known arrays that are there. None if there is nothing."""
+    found = source or ("correct" if "correct" in arrays else IOU)
+    return found if (COUNTS[-1] if found == IOU else found) in arrays else None
+
+
+def values_of(arrays: Arrays, name: str) -> np.ndarray:
+    """An array of which a metric is the mean, bool or float64 (n,).
+
+    Raises:
+        UserError: it is no finite number, or no bool, for each image.
+    """
+    array = arrays[name]
+    if array.shape != (len(arrays["ids"]),) or array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        raise UserError(f"the per-image array {name} is no finite number for each image; evaluate the run again")
+    return array if array.dtype == bool else array.astype(np.float64)
+
+
+def mean_iou(arrays: Arrays) -> float:
+    """In percent, over the classes that occur; NaN if none does."""
+    intersection, union = dense(arrays, 1 + int(arrays["label"].max(initial=0)))
+    total = union.sum(0)
+    occurs = total > 0
+    return 100 * float(np.mean(intersection.sum(0)[occurs] / total[occurs])) if occurs.any() else np.nan
 
 
 def dense(arrays: Arrays, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

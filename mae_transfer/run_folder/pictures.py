@@ -9,10 +9,10 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write
+from mae_transfer.files import atomic_write, parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +68,7 @@ def read_pictures(run: Path) -> tuple[list[StoredPicture], str | None]:
     if not path.exists():
         return [], None
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries: Any = parse_json(path.read_bytes())
         found = [StoredPicture(path.parent / e["file"], str(e["title"]), str(e["caption"])) for e in entries]
     except (OSError, ValueError, TypeError, KeyError) as error:
         return [], f"{path} is no readable list of pictures ({type(error).__name__}); evaluate again with --eval-only"

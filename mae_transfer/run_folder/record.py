@@ -13,7 +13,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write, reading
+from mae_transfer.files import atomic_write, parse_json, reading
 from mae_transfer.run_folder.old_schemas import upgrade
 from mae_transfer.run_folder.schema import OLD_REQUIRED, READABLE, REQUIRED, SCHEMA, SUMMARY, WHOLE, RunRecord
 from mae_transfer.run_folder.settings import flatten, settings_id
@@ -63,8 +63,8 @@ def _checked(path: Path, content: bytes, summary: bool) -> RunRecord:
     except ValidationError:
         pass  # an old schema, or something is wrong with it
     try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        tree: Any = parse_json(content)
+    except ValueError as error:
         raise UserError(f"{path} is no whole JSON file ({error}); restore it or delete it") from error
     old = isinstance(tree, dict) and type(tree.get("schema")) is int and tree["schema"] in (1, 2)
     missing = [key for key in (OLD_REQUIRED if old else REQUIRED) if not isinstance(tree, dict) or key not in tree]

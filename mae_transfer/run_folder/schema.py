@@ -59,6 +59,7 @@ class Report(TypedDict):
     unit: str
     main: bool
     group: str
+    per_image: NotRequired[str]
 
 
 @with_config(_SUMMARY)

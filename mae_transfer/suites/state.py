@@ -6,7 +6,6 @@ long as either lives, so that a runner started anew waits for the children that 
 """
 
 import fcntl
-import json
 import os
 import struct
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from mae_transfer.errors import UserError
+from mae_transfer.files import JSON, parse_json
 from mae_transfer.run_folder.record import write_json
 
 State = Literal["done", "running", "failed", "stopped", "missing"]
@@ -75,12 +75,18 @@ class RunPlace:
     def reason(self) -> str:
         """Of a failure, in one line."""
         try:
-            return str(json.loads(self.failure.read_text())["reason"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return _reason(parse_json(self.failure.read_bytes()))
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read {self.failure} ({error}); delete it to have the run made again") from None
 
     def note_failure(self, reason: str) -> None:
         write_json(self.failure, {"reason": reason})
+
+
+def _reason(content: JSON) -> str:
+    if not isinstance(content, dict) or not isinstance(content.get("reason"), str):
+        raise ValueError("it has no reason")
+    return str(content["reason"])
 
 
 def take_claim(place: RunPlace) -> int | None:

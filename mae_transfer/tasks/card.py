@@ -20,6 +20,7 @@ def metric(
     better: Literal["higher", "lower"] = "higher",
     unit: str = "%",
     group: str = "",
+    per_image: str = "",
 ) -> "Report":
     """One metric of a task, as its records describe it.
 
@@ -28,8 +29,11 @@ def metric(
         title: head of its column.
         main: plots and searches judge a run by the first main metric.
         group: metrics of a group have a table of their own, named by the group; `details` have none.
+        per_image: the array of `Evaluation.per_image` that the metric is the mean of, or `iou`
+            (`run_folder/per_image.py`): tables then have intervals over images, and validation compares the two.
     """
-    return {"key": key, "title": title, "better": better, "unit": unit, "main": main, "group": group}
+    report: Report = {"key": key, "title": title, "better": better, "unit": unit, "main": main, "group": group}
+    return report | {"per_image": per_image} if per_image else report
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,19 @@
 import contextlib
 import hashlib
 import io
+import json
+import re
 
 import numpy as np
 import pytest
+from support.records import described
+from support.tables import make_tables
 
 from mae_transfer.errors import UserError
-from mae_transfer.run_folder.per_image import FILE, read_per_image
+from mae_transfer.run_folder.per_image import FILE, read_per_image, write_per_image
+from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.validation import validate
+from mae_transfer.tasks.card import metric
 
 IDS = np.array([b"a", b"b", b"c"])
 COUNTS = {
@@ -63,6 +70,72 @@ def test_odd_arrays_are_one_line(tmp_path, name):
     with pytest.raises(UserError, match=r"per_image\.npz is no file of per-image results") as caught:
         read_per_image(tmp_path, written(tmp_path, ODD[name]))
     assert "\n" not in str(caught.value)
+
+
+def put(folder, arrays, metrics, *reports, **change):
+    """A run of a task of another package with these metrics and arrays."""
+    folder.mkdir()
+    settings = {"recipe": "r"}
+    record = {"schema": 3, "run_id": folder.name, "preset": "mini", "seed": 0, **described("ade20k", settings)}
+    record |= {"backbone": {"name": "b", "init": change.pop("init", "mae"), "size": "b", "fingerprint": "w"}}
+    record |= {"data": {"name": "my set", "fingerprint": "f"}, "task": "outside", "title": "outside"}
+    record |= {"reports": reports, "metrics": metrics, "per_image": write_per_image(folder, arrays)}
+    (folder / "record.json").write_text(json.dumps(record | change))
+
+
+def test_arrays_are_checked_against_the_metric_that_the_record_names(tmp_path):
+    half, errors = {"ids": IDS[:2], "correct": np.array([True, False])}, np.array([0.5, 1.0, 3.0])
+    accuracy, top1 = metric("accuracy", "acc", main=True), metric("top1", "top-1", per_image="correct")
+    rmse = metric("rmse", "RMSE", unit="m", better="lower", main=True, per_image="error")
+    put(tmp_path / "a", half, {"accuracy": 50.0}, accuracy)
+    put(tmp_path / "b", half, {"f1": 3.0, "top1": 50.0}, metric("f1", "F1", main=True), top1)
+    put(tmp_path / "c", {"ids": IDS, "error": errors}, {"rmse": 1.5}, rmse)
+    put(tmp_path / "d", {"ids": IDS, "own": np.ones((3, 2)), "odd": np.array("x")}, {"accuracy": 1.0}, accuracy)
+    put(tmp_path / "e", half, {"loss": 1.0}, metric("loss", "loss", better="lower", main=True))
+    assert validate(tmp_path) == (5, [])
+    put(tmp_path / "f", half, {"accuracy": 51.0}, accuracy)
+    put(tmp_path / "g", half, {"accuracy": 50.0, "top1": 49.0}, accuracy, top1)
+    put(tmp_path / "h", {"ids": IDS, "error": errors}, {"rmse": 1.51}, rmse)
+    put(tmp_path / "i", {"ids": IDS, "other": errors}, {"rmse": 1.5}, rmse)
+    put(tmp_path / "j", {"ids": IDS, "error": errors * np.nan}, {"rmse": 1.5}, rmse)
+    right, problems = validate(tmp_path)
+    assert right == 5
+    for line, expected in zip(
+        problems,
+        (
+            "says accuracy 51.0, its per-image results 50.0",
+            "says top1 49.0, its per-image results 50.0",
+            "says rmse 1.51, its per-image results 1.5",
+            "has no array for rmse (error)",
+            "array error is no finite number",
+        ),
+        strict=True,
+    ):
+        assert expected in line
+        assert "\n" not in line
+
+
+def test_an_outside_task_has_intervals_where_its_metric_says_how(tmp_path):
+    rng = np.random.default_rng(0)
+    ids, rmse = np.array([b"%03d" % i for i in range(300)]), metric("rmse", "RMSE", unit="m", main=True)
+    one, other = rng.normal(3, 1, 300), rng.normal(2, 1, 300)
+    for name, report in (("told", rmse | {"per_image": "error"}), ("untold", rmse | {"unit": "%"})):
+        folder, warnings = tmp_path / name, []
+        folder.mkdir()
+        for init, values in (("mae", one), ("sup", other)):
+            arrays = {"ids": ids, "error": values}
+            put(folder / init, arrays, {"rmse": values.mean()}, report, init=init, controls=["sup"])
+        text = make_tables(find_records(folder)[0], warnings=warnings)
+        cell = re.search(r"\| MAE − supervised \| (.*) \|", text)[1]
+        if name == "told":
+            half = 1.96 * np.std(one - other) / 300**0.5
+            low, high = map(float, re.fullmatch(r"\+\S+ \[\+(\S+), \+(\S+)\]\* \(images\)", cell).groups())
+            assert (low, high) == pytest.approx((np.mean(one - other) - half, np.mean(one - other) + half), abs=0.06)
+            assert warnings == []
+        else:
+            assert cell == f"+{np.mean(one - other):.1f} (n=1)"
+            assert len(warnings) == 2
+            assert all("card does not say by per_image what rmse follows from" in line for line in warnings)
 
 
 def test_damaged_content_is_one_line(tmp_path):

@@ -179,7 +179,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"checkpoint {index}: has no weight_map, tensor to file; fetch it again.")
     state: dict[str, Any] = {}
-    for name in sorted(set(names.values())):
+    for name in sorted({str(name) for name in names.values()}):
         if Path(name).name != name or "\\" in name:
             raise UserError(f"checkpoint {index}: names a shard outside its folder ({name}); fetch it again.")
         state |= read(index.parent / name)

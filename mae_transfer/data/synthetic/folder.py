@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.errors import UserError
+from mae_transfer.files import parse_json
 
 PARAMETERS_FILE = "synthetic.json"
 
@@ -53,8 +54,8 @@ def _is_ready(folder: Path, parameters: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not os.listdir(folder)):
         return False
     try:
-        found = json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        found = parse_json((folder / PARAMETERS_FILE).read_bytes())
+    except (OSError, ValueError):
         found = None
     if found != parameters:
         raise UserError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from mae_transfer.backbones.checkpoints import files
 from mae_transfer.backbones.checkpoints.values import told
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write
+from mae_transfer.files import atomic_write, parse_json
 from mae_transfer.pretrain.tokenizers import dalle
 from mae_transfer.pretrain.tokenizers.base import Tokenizer
 from mae_transfer.pretrain.tokenizers.dvae import DVAETokenizer, facts_of
@@ -81,8 +81,8 @@ def _own(path: Path) -> Tokenizer:
 def _facts(about: str, path: Path) -> tuple[str, dict[str, int]]:
     """The kind and the plain values that the metadata of a file state."""
     try:
-        facts = json.loads(about)
-    except (ValueError, RecursionError):
+        facts = parse_json(about)
+    except ValueError:
         facts = None
     if not isinstance(facts, dict) or "kind" not in facts:
         raise UserError(f"tokenizer {path}: damaged, its metadata do not say its kind; make or fetch it again")
@@ -91,10 +91,12 @@ def _facts(about: str, path: Path) -> tuple[str, dict[str, int]]:
         raise UserError(
             f"tokenizer {path}: of the unknown kind {told(kind)}; from another version of this project, or damaged"
         )
+    numbers: dict[str, int] = {}
     for name, value in facts.items():
         if type(value) is not int:
             raise UserError(f"tokenizer {path}: damaged, {name!r} is {told(value)}; make or fetch it again")
-    return kind, facts
+        numbers[name] = value
+    return kind, numbers
 
 
 def _kmeans(tensors: dict[str, Tensor], facts: dict[str, int], path: Path) -> KMeansTokenizer:

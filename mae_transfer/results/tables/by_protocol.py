@@ -44,7 +44,7 @@ def _blocks_of(task: TaskTables, title: str, note: str, runs: pd.DataFrame, quot
     """The blocks of one data set: the first metrics, then partial fine-tuning and groups of metrics that have runs."""
     partial, quoted_partial = runs["protocol"] == PARTIAL, quoted["protocol"] == PARTIAL
     metrics, main = task.metrics(""), task.main
-    shown = metrics if len(runs) else {main: metrics[main]}
+    shown = metrics if len(runs) or main not in metrics else {main: metrics[main]}
     found = []
     rest = runs[~partial & runs["metric"].isin(shown)]
     first = _sections(task, rest, quoted[~quoted_partial], shown)

@@ -14,19 +14,28 @@ from mae_transfer.results.tables.protocol_columns import protocol_columns
 
 
 def dense_blocks(task: TaskTables, published: pd.DataFrame) -> list[Block]:
-    """Each recipe on the benchmark, then other data sets and presets.
+    """Each recipe on the benchmark, then other data sets and presets; then the same of each group of metrics.
 
     The published numbers of a recipe stand in the table of its full runs on the whole benchmark, which is there even
     while no run is.
     """
-    shown, metrics, found = task.shown(""), task.metrics(""), list[Block]()
-    if not metrics:
-        return []
-    runs, everything = shown[shown["protocol"] == ""], published
-    published = published[published["protocol"] == ""]
+    found: list[Block] = []
+    for of_metrics in ("", *task.groups()):
+        if task.metrics(of_metrics):
+            found += _blocks_of(task, of_metrics, published, costs=not found)
+    return found
+
+
+def _blocks_of(task: TaskTables, of_metrics: str, published: pd.DataFrame, *, costs: bool) -> list[Block]:
+    shown, metrics, found = task.shown(of_metrics), task.metrics(of_metrics), list[Block]()
+    everything = published[published["metric"].isin(metrics)]
+    if of_metrics:
+        shown = shown[shown["value"].notna()]
+    runs, published = shown[shown["protocol"] == ""], everything[everything["protocol"] == ""]
+    ending = f", {of_metrics}" if of_metrics else ""
 
     def block(title: str, note: str, group: pd.DataFrame, quoted: pd.DataFrame) -> Block:
-        return block_by_size(title, note, [Section(group, quoted)], metrics, task.controls)
+        return block_by_size(f"{title}{ending}", note, [Section(group, quoted)], metrics, task.controls, costs=costs)
 
     whole = task.on_benchmark(runs)
     for recipe, group in runs[whole].groupby("recipe", sort=True):
@@ -51,5 +60,7 @@ def dense_blocks(task: TaskTables, published: pd.DataFrame) -> list[Block]:
                 title = f"{task.title}: {data}" if on_benchmark else f"{task.title}, {preset}: {data}"
                 quoted = everything.iloc[: None if on_benchmark else 0]
                 note = "" if on_benchmark else PRESET_NOTES[preset]
-                found.append(protocol_columns(f"{title}, by protocol", note, group, quoted, metrics, task.controls))
+                found.append(
+                    protocol_columns(f"{title}, by protocol{ending}", note, group, quoted, metrics, task.controls)
+                )
     return found

@@ -15,10 +15,10 @@ import numpy as np
 from mae_transfer.errors import UserError
 from mae_transfer.results.comparable_runs import ComparableRuns, changes
 from mae_transfer.results.names import init_title
-from mae_transfer.results.statistics import Interval, accuracy_interval, miou_interval, t_interval
+from mae_transfer.results.statistics import Interval, accuracy_interval, mean_interval, miou_interval, t_interval
 from mae_transfer.results.tables.block import Block, Place, Row
 from mae_transfer.results.tables.table import MISSING, Cell, Table
-from mae_transfer.run_folder.per_image import Arrays, dense, read_per_image, same_images
+from mae_transfer.run_folder.per_image import IOU, Arrays, dense, known_source, read_per_image, same_images, values_of
 
 SUPERVISED = ("sup", "supervised (this project)")
 NOTE = (
@@ -54,6 +54,21 @@ class Comparison:
                 self.warnings.append(str(error))
                 self._read[folder] = None
         return self._read[folder]
+
+    def source(self, folder: str, arrays: Arrays, metric: str, source: str) -> str | None:
+        """What the metric follows from in a run's results; None, which is said, if nothing that is known."""
+        known = known_source(arrays, source)
+        try:
+            if known is not None and known != IOU:
+                values_of(arrays, known)
+            why = f"the task's card does not say by per_image what {metric} follows from" if known is None else ""
+            why = f"they have no array {source}" if known is None and source else why
+        except UserError as error:
+            known, why = None, str(error)
+        line = f"{folder}: no interval over images from its per-image results: {why}"
+        if known is None and line not in self.warnings:
+            self.warnings.append(line)
+        return known
 
 
 def difference_table(block: Block, comparison: Comparison) -> Table | None:
@@ -119,17 +134,23 @@ def difference(group: ComparableRuns, control: ComparableRuns, metric: str, comp
 def _over_images(
     run: Mapping[str, Any], control: Mapping[str, Any], metric: str, comparison: Comparison
 ) -> Interval | None:
-    if metric not in ("top1", "mIoU"):
+    if metric not in run["sources"] or metric not in control["sources"]:
         return None
     one, other = comparison.images(run), comparison.images(control)
     if one is None or other is None or not same_images(one, other) or not len(one["ids"]):
         return None
-    if metric == "top1" and "correct" in one and "correct" in other:
-        return accuracy_interval(one["correct"], other["correct"])
-    if metric == "mIoU" and "union" in one and "union" in other:
+    found = [
+        comparison.source(of["folder"], arrays, metric, of["sources"][metric])
+        for of, arrays in ((run, one), (control, other))
+    ]
+    if found[0] is None or found[0] != found[1]:
+        return None
+    if found[0] == IOU:
         classes = 1 + int(max(one["label"].max(initial=0), other["label"].max(initial=0)))
         return miou_interval(*dense(one, classes), *dense(other, classes))
-    return None
+    values, others = values_of(one, found[0]), values_of(other, found[0])
+    both_bool = values.dtype == others.dtype == bool
+    return accuracy_interval(values, others) if both_bool else mean_interval(values, others)
 
 
 def _signed(value: float) -> str:

@@ -28,7 +28,7 @@ CARDS = (
         task="mae_transfer.tasks.ade20k.task:Ade20kTask",
         protocols=PROTOCOLS,
         metrics=(
-            metric("mIoU", "mIoU", main=True),
+            metric("mIoU", "mIoU", main=True, per_image="iou"),
             metric("mAcc", "mAcc", group="details"),
             metric("aAcc", "aAcc", group="details"),
         ),

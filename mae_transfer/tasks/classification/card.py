@@ -15,7 +15,7 @@ PROTOCOLS = (
 """In the order of the tables."""
 
 METRICS = (
-    metric("top1", "top-1", main=True),
+    metric("top1", "top-1", main=True, per_image="correct"),
     metric("top5", "top-5"),
     metric("mean_per_class", "mean per class"),
     metric("imagenet_c_mCE", "IN-C mCE (lower is better)", better="lower", group="robustness"),

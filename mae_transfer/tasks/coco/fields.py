@@ -1,6 +1,5 @@
 """The fields of a COCO file one by one: each is what COCO says it is, or an error that names the entry."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,6 +8,7 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from mae_transfer.errors import UserError
+from mae_transfer.files import parse_json
 from mae_transfer.tasks.coco.checks import RLE, Polygons
 
 # The two flat boxes of COCO's own train2017 (cocodataset/cocoapi#355): annotation id -> image id.
@@ -25,11 +25,10 @@ def fail(path: Path, what: str, remedy: str) -> NoReturn:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            data = json.load(file, object_hook=_pack_polygons)
+        data = parse_json(path.read_bytes(), _pack_polygons)
     except OSError as error:
         fail(path, f"cannot be read ({error.strerror})", "give a COCO-format annotation file")
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+    except ValueError as error:
         fail(path, f"not valid JSON ({error})", "the file may be cut short; fetch or write it again")
     if not isinstance(data, dict):
         fail(path, f"not COCO format (a {type(data).__name__} at top level)", "it must be a JSON object with images")

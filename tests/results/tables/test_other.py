@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from support.records import described
 from mae_transfer.cli.tables import main
 from mae_transfer.results.report.page import make_page
 from mae_transfer.run_folder.record import find_records
+from mae_transfer.tasks.card import metric
 
 SETTINGS = {"recipe": "r", "optim.lr": 1e-4}
 
@@ -46,6 +48,37 @@ def test_an_unknown_task_of_an_old_record(tmp_path: Path, capsys: pytest.Capture
     assert f"warning: {tmp_path}/b: its record does not describe the task depth" in "\n".join(err)
     assert "| depth mae_vit_b seed 0 | mini | my set | rmse 3.25 |" in out.split("## Other runs")[1]
     assert "| MAE | 40.0 (n=1) |" in out
+
+
+def test_a_task_has_a_table_for_each_group_of_its_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With and without protocols, and with no metric in the main table."""
+    near, far = metric("near", "near", main=True, group="range"), metric("far", "far", group="range")
+    day, own = metric("day", "day", group="weather"), metric("rmse", "RMSE", main=True)
+    values = {"near": 1.5, "far": 2.5, "day": 3.5, "rmse": 4.5}
+    for name, reports, change in (
+        ("a", [own, near, far, day], {}),
+        ("b", [near, far, day], {}),
+        ("c", [near, far, day], {"row": {"name": "knn", "frozen": True, "rank": 0}, "benchmark": "the set"}),
+    ):
+        metrics = {report["key"]: values[report["key"]] for report in reports}
+        put(
+            tmp_path / name,
+            name,
+            "ade20k",
+            metrics,
+            SETTINGS,
+            task=name,
+            title=f"task {name}",
+            reports=reports,
+            **change,
+        )
+        out, err = tables(tmp_path / name, capsys)
+        assert not any(line.startswith("warning") for line in err)
+        of_group = out.split(", range\n")[1].split("## ")[0]
+        assert re.search(r"MAE \| 1\.5 \(n=1\) \| 2\.5 \(n=1\) \|", of_group)
+        assert re.search(r"MAE \| 3\.5 \(n=1\) \|", out.split(", weather\n")[1])
+        assert ("MAE | 4.5 (n=1) |" in out) == (name == "a")
+        assert out.count(": costs") <= 1
 
 
 def test_an_unknown_metric_stands_in_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """iNaturalist: COCO-style files of images, annotations and categories."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
+from mae_transfer.files import parse_json
 from mae_transfer.tasks.classification.layouts.listing import EXPECTED, SPLITS, Found, Listing, check_numbers
 
 _KEPT = frozenset({"images", "annotations", "categories", "id", "file_name", "image_id", "category_id", "name"})
@@ -30,13 +30,11 @@ def _read_inat(root: Path, file: str, task: str) -> tuple[Listing, list[str]]:
         raise UserError(f"{path} is not there; expected is {EXPECTED[task]}")
     try:
         # The files hold licences and authors by the gigabyte: what is not used goes as soon as it is parsed.
-        content = json.loads(
-            path.read_bytes(), object_hook=lambda entry: {key: entry[key] for key in _KEPT & entry.keys()}
-        )
+        content: Any = parse_json(path.read_bytes(), lambda entry: {key: entry[key] for key in _KEPT & entry.keys()})
         categories = _by_id(path, "category", [(entry["id"], str(entry["name"])) for entry in content["categories"]])
         images = _by_id(path, "image", [(entry["id"], entry["file_name"]) for entry in content["images"]])
         pairs = [(entry["image_id"], entry["category_id"]) for entry in content["annotations"]]
-    except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); unpack it again") from None
     except (KeyError, TypeError) as error:
         raise UserError(
