@@ -18,7 +18,7 @@ from mae_transfer.errors import UserError
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
 DEPTH = 100
 """Deepest nesting of JSON that is read."""
-DIGITS = 400
+DIGITS = 1000
 """Longest whole number of JSON that is read."""
 
 
@@ -109,7 +109,7 @@ def reading(path: Path, advice: str = "restore it or change its permissions") ->
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}; {advice}") from error
 
 
-def parse_json(content: bytes | str, each: Callable[[dict[str, Any]], Any] | None = None) -> JSON:
+def parse_json(content: bytes | str, each: Callable[[dict[str, object]], object] | None = None) -> JSON:
     """The value of a JSON text, which is in UTF-8, UTF-16 or UTF-32 if it is bytes, with or without a byte order mark.
 
     Args:
@@ -120,7 +120,7 @@ def parse_json(content: bytes | str, each: Callable[[dict[str, Any]], Any] | Non
             whole numbers longer than `DIGITS` are.
     """
 
-    def object_of(pairs: list[tuple[str, Any]]) -> Any:
+    def object_of(pairs: list[tuple[str, object]]) -> Any:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

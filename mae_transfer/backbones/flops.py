@@ -1,6 +1,6 @@
 """Floating-point operations of an encoder's forward pass on one image."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ def counted_flops(encoder: "Encoder") -> int:
     return counter.get_total_flops()
 
 
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: object, **kwargs: object) -> int:
     return sdpa_flop_count(query, key, value)
 
 

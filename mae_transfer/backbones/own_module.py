@@ -63,7 +63,7 @@ def attribute_problems(module: nn.Module) -> list[str]:
     return problems
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "missing"
     plain = isinstance(value, (int, float, str)) or (
@@ -94,7 +94,7 @@ def spec_of_module(module: nn.Module, name: str, origin: str) -> Spec:
     )
 
 
-def make(plugin: Plugin, options: Mapping[str, Any] | None = None) -> nn.Module | Spec:
+def make(plugin: Plugin, options: Mapping[str, object] | None = None) -> nn.Module | Spec:
     """What the factory of a plugin returns; options that are not set, or that it has no parameter for, are left out.
 
     Raises UserError for options that are set and that it has no parameter for, and for another kind of result.
@@ -113,7 +113,7 @@ def make(plugin: Plugin, options: Mapping[str, Any] | None = None) -> nn.Module 
     return made
 
 
-def _check_options(plugin: Plugin, left: Mapping[str, Any]) -> None:
+def _check_options(plugin: Plugin, left: Mapping[str, object]) -> None:
     unset = {"window_size": 0, "rel_pos": False, "drop_path": 0.0, "grad_checkpointing": False, "layer_scale": None}
     section = {"layer_scale": "model"}
     asked = [

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.config.overrides import parse_override
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_launcher(
-    args: argparse.Namespace, output: Path, gpus: int, visible: Sequence[str], slurm: dict[str, Any]
+    args: argparse.Namespace, output: Path, gpus: int, visible: Sequence[str], slurm: dict[str, object]
 ) -> Launcher:
     """The launcher that the options ask for; UserError if it cannot be had."""
     from mae_transfer.suites.state import FOLDER

@@ -1,7 +1,7 @@
 """Validated configurations: values to a typed object, the first problem as one line."""
 
 from collections.abc import Collection
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -13,7 +13,9 @@ from mae_transfer.errors import UserError, nearest
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def validate(schema: type[Config], values: dict[str, Any], *, recipe: str = "", given: Collection[str] = ()) -> Config:
+def validate(
+    schema: type[Config], values: dict[str, object], *, recipe: str = "", given: Collection[str] = ()
+) -> Config:
     """Build the configuration; the first problem becomes a one-line UserError.
 
     The recipe is named with a key of its own, not with one of those that were given beside it.

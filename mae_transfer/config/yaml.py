@@ -123,7 +123,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def dump_yaml(values: Mapping[str, Any]) -> str:
+def dump_yaml(values: Mapping[str, object]) -> str:
     """The YAML text, in ASCII, from which `parse_yaml` and any reader of YAML 1.1 make the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 

@@ -5,7 +5,6 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -44,7 +43,7 @@ class UndecodableImageError(ImageError):
     """The file was read but holds no whole image; what `data.on_bad_image=skip` is about."""
 
 
-def choose_subset(names: Sequence[Any] | np.ndarray, size: int | None) -> np.ndarray:
+def choose_subset(names: Sequence[object] | np.ndarray, size: int | None) -> np.ndarray:
     """Indices of `size` images (all, when there are fewer), in the given order.
 
     Chosen by a hash of the name or id alone: always the same images whatever the run's seed, and a larger subset holds

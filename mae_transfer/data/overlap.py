@@ -29,7 +29,7 @@ def note_overlap(summary: dict[str, Any], train: ImageDataset[Any], val: ImageDa
     ]
 
 
-def find_overlap(train: ImageDataset[Any], val: ImageDataset[Any]) -> list[int]:
+def find_overlap(train: ImageDataset[object], val: ImageDataset[object]) -> list[int]:
     """Places of the val images that are in the training set.
 
     Paths are compared in full. Contents are compared of at most `SAMPLED` files of either split: first the sizes in
@@ -37,7 +37,7 @@ def find_overlap(train: ImageDataset[Any], val: ImageDataset[Any]) -> list[int]:
     """
     real = cache(os.path.realpath)
 
-    def key(dataset: ImageDataset[Any], place: int) -> tuple[str, str]:
+    def key(dataset: ImageDataset[object], place: int) -> tuple[str, str]:
         folder, name = os.path.split(_path(dataset, place))
         return real(folder), name
 
@@ -54,7 +54,7 @@ def find_overlap(train: ImageDataset[Any], val: ImageDataset[Any]) -> list[int]:
     return sorted(found)
 
 
-def _path(dataset: ImageDataset[Any], place: int) -> str:
+def _path(dataset: ImageDataset[object], place: int) -> str:
     return os.path.join(dataset.folder, dataset.file_name(place))
 
 

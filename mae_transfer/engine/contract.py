@@ -5,7 +5,7 @@ its own: `TypeError` at its definition, with the nearest hook. Helpers have a le
 """
 
 import difflib
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class Contract:
@@ -15,7 +15,7 @@ class Contract:
     """Configuration keys (`probe.k`) and whole sections (`schedule`) that the implementation reads and others may not.
     A key that no implementation names is read by all."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         contract = next(base for base in reversed(cls.__mro__) if Contract in base.__bases__)
         if cls is contract:

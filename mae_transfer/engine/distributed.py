@@ -50,7 +50,7 @@ the process ("terminate called without an active exception", github.com/pytorch/
 class Autocast(MixedPrecision):
     """Fabric's mixed precision without the cast of the inputs."""
 
-    def convert_input(self, data: Any) -> Any:
+    def convert_input(self, data: object) -> Any:
         return data
 
 

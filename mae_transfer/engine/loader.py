@@ -11,7 +11,6 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
-from typing import Any
 
 from mae_transfer.engine.signals import ignore_in_worker
 from mae_transfer.errors import UserError
@@ -27,7 +26,7 @@ def init_worker(_: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
 
 
-def _cannot_send(error: Exception, batch: Any) -> None:
+def _cannot_send(error: Exception, batch: object) -> None:
     text = " ".join(str(error).split()).encode()[: len(_reason)]
     _reason[: len(text)] = text
     os._exit(1)

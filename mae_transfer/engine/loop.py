@@ -241,7 +241,9 @@ def _sampler(
     )
 
 
-def _save(folder: RunFolder | None, config: RunConfig, state_after: Callable[[int], dict[str, Any]], step: int) -> Path:
+def _save(
+    folder: RunFolder | None, config: RunConfig, state_after: Callable[[int], dict[str, object]], step: int
+) -> Path:
     assert folder is not None, "only rank 0 saves"
     folder.flush_metrics()
     return save_checkpoint(folder.checkpoints, step, state_after(step), config.train.keep_checkpoints)

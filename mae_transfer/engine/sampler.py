@@ -80,7 +80,7 @@ def load_batches(
     if workers:
         allow_open_files()
     samples = _Samples(dataset)
-    loader: DataLoader[Any] = DataLoader(
+    loader: DataLoader[object] = DataLoader(
         samples,
         batch_sampler=sampler,
         num_workers=workers,

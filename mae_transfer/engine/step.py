@@ -136,7 +136,7 @@ class Step:
         return names, samples, torch.stack(found), waited
 
 
-def _settle_buckets(fabric: Fabric, wrapped: nn.Module, model: nn.Module, batch: Any) -> None:
+def _settle_buckets(fabric: Fabric, wrapped: nn.Module, model: nn.Module, batch: object) -> None:
     """One backward pass that is thrown away.
 
     DDP lays out its buckets anew by the order of its first backward pass. That changes the order in which the gradients

@@ -8,7 +8,6 @@ patch, which it never saw, even the picture of an untrained network looks like t
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +74,7 @@ def batch_of_files(files: Sequence[str], views: Views, *, seed: int) -> dict[str
 
     Raises UserError for a file that is no image.
     """
-    samples: list[dict[str, Any]] = []
+    samples: list[dict[str, object]] = []
     for index, file in enumerate(files):
         image = decode(read_bytes(file), file, grey=views.data.channels == 1)
         samples.append(views.test(image, np.random.default_rng((seed, 0, index))))

@@ -89,5 +89,5 @@ def jitter(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     return image
 
 
-def to_tensor(value: Any) -> Tensor:
+def to_tensor(value: object) -> Tensor:
     return value if isinstance(value, Tensor) else torch.as_tensor(value)

@@ -61,7 +61,7 @@ FACTS = (
 
 def comparable_runs(table: pd.DataFrame) -> list[ComparableRuns]:
     """All sets of comparable runs of one data set, in the order of size, backbone, weights and settings."""
-    found: dict[tuple[Any, ...], ComparableRuns] = {}
+    found: dict[tuple[object, ...], ComparableRuns] = {}
     for row in table.to_dict("records"):
         key = (row["init"], *(row[name] for name in KEYS))
         if key not in found:

@@ -37,7 +37,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:
     """Write the state after `step` steps and delete all but the newest `keep` checkpoints.
 
     UserError if it cannot be written; then nothing of it is left and the earlier ones are untouched.
@@ -94,7 +94,7 @@ def read_origin(path: Path) -> dict[str, Any] | None:
     return state.get("origin") if isinstance(state, dict) else None
 
 
-def tensors_sha256(state: Mapping[str, Any]) -> str:
+def tensors_sha256(state: Mapping[str, object]) -> str:
     """sha256 over all tensors of a checkpoint: their places in it, types, shapes and values."""
     digest = hashlib.sha256()
     for place, tensor in _tensors(state, ""):
@@ -103,7 +103,7 @@ def tensors_sha256(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def verify(state: Any) -> None:
+def verify(state: object) -> None:
     """Raise ValueError if the content of a checkpoint of a run has a hash of its tensors that they do not have."""
     if not isinstance(state, Mapping) or not {"step", "model", "optimizer", "sha256"} <= state.keys():
         return
@@ -111,7 +111,7 @@ def verify(state: Any) -> None:
         raise ValueError("its tensors are not those that were saved")
 
 
-def _tensors(value: Any, place: str) -> Iterator[tuple[str, Tensor]]:
+def _tensors(value: object, place: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield place, value
     elif isinstance(value, Mapping):

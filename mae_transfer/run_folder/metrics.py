@@ -22,7 +22,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         try:
             value: Any = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{path} line {number} is not JSON; restore or delete the file") from error
+            raise UserError(f"{path} line {number} is not JSON ({error}); restore or delete the file") from error
         if not isinstance(value, dict) or type(value.get("step")) is not int:
             raise UserError(f"{path} line {number} has no step; restore or delete the file")
         odd = next((name for name in value if _is_odd(name, value[name])), None)
@@ -39,7 +39,7 @@ def _is_odd(name: str, value: Any) -> bool:
     return name.startswith("loss") and value is not None and not _is_number(value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 

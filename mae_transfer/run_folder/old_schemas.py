@@ -71,7 +71,7 @@ def upgrade(record: dict[str, Any]) -> None:
     }
 
 
-def _plain(metrics: dict[str, Any]) -> list[str]:
+def _plain(metrics: dict[str, object]) -> list[str]:
     return [key for key in metrics if "/" not in key]
 
 

@@ -23,14 +23,14 @@ NO_RUNS = ("checkpoints", "features", "pictures")
 """Folders of a run that hold many files and no other run."""
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON atomically; NaN and infinities become null."""
     text = json.dumps(_finite(value), indent=1, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text.encode() + b"\n")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -112,7 +112,7 @@ def find_records(folder: Path, *, summary: bool = False) -> tuple[list[RunRecord
     summary: as in `read_record`.
     """
     records: dict[str, RunRecord] = {}
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[str, dict[str, object]] = {}
     left_out: list[str] = []
     errors: list[OSError] = []
     for path in record_paths(folder, errors):
@@ -135,7 +135,7 @@ def find_records(folder: Path, *, summary: bool = False) -> tuple[list[RunRecord
     return sorted(records.values(), key=lambda r: r["run_id"]), left_out
 
 
-def _share_settings(path: Path, record: RunRecord, known: dict[str, dict[str, Any]]) -> None:
+def _share_settings(path: Path, record: RunRecord, known: dict[str, dict[str, object]]) -> None:
     """Check that the id is the settings', and let the runs of the same settings share one dict of them."""
     settings, name = record["settings"], record["settings_id"]
     if name in known and known[name] == settings:

@@ -117,7 +117,7 @@ def _folder(config: RunConfig, point: Pairs) -> str:
 
 
 def _protocols(
-    card: TaskCard, backbone: str, protocol: str | None, blocks: str | None, given: dict[str, Any]
+    card: TaskCard, backbone: str, protocol: str | None, blocks: str | None, given: dict[str, object]
 ) -> list[Choice]:
     names: list[str | None] = [None] if protocol is None else [name.strip() for name in protocol.split(",")]
     for name in names:
@@ -156,8 +156,8 @@ def _search_points(
     card: TaskCard,
     backbone: str,
     protocol: str | None,
-    options: dict[str, Any],
-    given: Sequence[tuple[str, Any]],
+    options: dict[str, object],
+    given: Sequence[tuple[str, object]],
 ) -> list[Pairs]:
     """Every combination of the values that the recipe documents for the preset, and for the encoder's initialisation
     where that differs; UserError if it documents none."""
@@ -184,7 +184,7 @@ def _search_points(
     return [tuple(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> Any:
     """'8e-5', which YAML takes for a text, as the number that a recipe's 8.0e-5 is: its run has the same folder."""
     try:
         return float(value) if isinstance(value, str) else value
@@ -192,7 +192,7 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _check_reach(protocols: Sequence[str], given: Sequence[tuple[str, Any]]) -> None:
+def _check_reach(protocols: Sequence[str], given: Sequence[tuple[str, object]]) -> None:
     """UserError for an override of one recipe's optimizer that would reach the runs of another: rates of LARS and AdamW
     are a factor of a thousand apart."""
     of_one = [key for key, _ in given if key.startswith("optim.")]

@@ -106,7 +106,7 @@ def write_record(
     result: TrainResult,
     evaluation: Evaluation,
     skipped: Sequence[Sequence[str]],
-    surroundings: Mapping[str, Any],
+    surroundings: Mapping[str, object],
     path: Path,
 ) -> RunRecord:
     """Write `record.json`, and `per_image.npz` before it, into the run folder `path`; rank 0 does it.

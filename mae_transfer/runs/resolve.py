@@ -6,7 +6,6 @@ Later layers win: base, size, init, task, rotary and preset of the recipe, then 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.plugins import find_plugin, plugin_names
@@ -25,7 +24,7 @@ def load_config(
     *,
     protocol: str | None = None,
     preset: str = "full",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     overrides: Overrides = (),
 ) -> RunConfig:
     """Resolve the configuration of a run.

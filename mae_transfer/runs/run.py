@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lightning_fabric import Fabric
 from torch import nn
@@ -137,7 +136,7 @@ def _trained(fabric: Fabric, model: nn.Module, folder: RunFolder | None, steps: 
     )
 
 
-def _untrained(fabric: Fabric, model: nn.Module, origin: dict[str, Any]) -> TrainResult:
+def _untrained(fabric: Fabric, model: nn.Module, origin: dict[str, object]) -> TrainResult:
     """The model of a task that needs no training loop."""
     fabric.to_device(model)
     return TrainResult(

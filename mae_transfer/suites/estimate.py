@@ -95,5 +95,5 @@ def _of_record(record: RunRecord) -> tuple[Any, ...]:
     return (record["task"], backbone["size"], patch, *_alike(record["settings"]))
 
 
-def _alike(values: Mapping[str, Any]) -> tuple[str, ...]:
+def _alike(values: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(str(values.get(key)) for key in ALIKE)

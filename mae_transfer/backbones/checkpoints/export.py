@@ -7,7 +7,6 @@ leaves out, is kept where the file has it.
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -140,7 +139,7 @@ def _write_hugging_face(folder: Path, tensors: State, spec: Spec, grid: Grid) ->
             state[_hugging_face_name(name)] = tensor
     weight = tensors["patch_embed.proj.weight"]
     height, width = (side * spec.patch_size for side in grid)
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "architectures": ["ViTModel"],
         "model_type": "vit",
         "hidden_size": spec.embed_dim,

@@ -178,7 +178,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"checkpoint {index}: has no weight_map, tensor to file; fetch it again.")
-    state: dict[str, Any] = {}
+    state: dict[str, object] = {}
     for name in sorted({str(name) for name in names.values()}):
         if Path(name).name != name or "\\" in name:
             raise UserError(f"checkpoint {index}: names a shard outside its folder ({name}); fetch it again.")

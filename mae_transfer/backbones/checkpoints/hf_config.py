@@ -94,12 +94,12 @@ def _processed(processor: dict[str, Any]) -> dict[str, Any]:
     return {part: tuple(number * _FACTOR / factor for number in each) for part, each in found.items()}
 
 
-def _of_timm(config: dict[str, Any]) -> Stated:
+def _of_timm(config: dict[str, object]) -> Stated:
     where = "its config.json: "
     args, weights = config.get("model_args") or {}, config["pretrained_cfg"]
     if not isinstance(args, dict) or not isinstance(weights, dict):
         raise UserError(f"{where}model_args and pretrained_cfg are no objects; restore it or take it away.")
-    facts: dict[str, Any] = dict(values.statistics(weights, f"{where}pretrained_cfg"))
+    facts: dict[str, object] = dict(values.statistics(weights, f"{where}pretrained_cfg"))
     heads, activation = heads_and_activation(config.get("architecture"))
     heads = args.get("num_heads", heads)
     if heads is not None:
@@ -113,7 +113,7 @@ def _of_timm(config: dict[str, Any]) -> Stated:
     return stated
 
 
-def _of_open_clip(config: dict[str, Any]) -> Stated:
+def _of_open_clip(config: dict[str, object]) -> Stated:
     where = "its open_clip_config.json: "
     model, images = config.get("model_cfg"), config.get("preprocess_cfg") or {}
     vision = model.get("vision_cfg") if isinstance(model, dict) else None

@@ -73,7 +73,7 @@ READERS: tuple[ModuleType, ...] = (
 
 def load(
     spec: Spec,
-    raw: Any,
+    raw: object,
     source: str,
     *,
     drop_path: float = 0.0,

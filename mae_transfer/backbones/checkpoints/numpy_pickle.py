@@ -26,7 +26,7 @@ def read(path: Path) -> Any:
 class _StandIn:
     """A pickle may set the state of whatever it has, also of a class: only instances that expect one take it."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         raise pickle.UnpicklingError("a state for what has none")
 
 
@@ -66,7 +66,7 @@ class _Array(_StandIn):
 class _FromBuffer(_StandIn):
     """`numpy.core.numeric._frombuffer` of protocol 5."""
 
-    def __new__(cls, data: Any, dtype: Any, shape: Any, order: Any) -> Any:
+    def __new__(cls, data: object, dtype: object, shape: object, order: object) -> Any:
         if not isinstance(data, (bytes, bytearray, pickle.PickleBuffer)):
             raise pickle.UnpicklingError("an array without its bytes")  # bytes(number) would make as many
         array = _Array()
@@ -77,7 +77,7 @@ class _FromBuffer(_StandIn):
 class _Encode(_StandIn):
     """`_codecs.encode`, with which protocol 2 writes bytes."""
 
-    def __new__(cls, text: Any, encoding: Any) -> Any:
+    def __new__(cls, text: object, encoding: object) -> Any:
         if not isinstance(text, str) or encoding != "latin1":
             raise pickle.UnpicklingError(f"text in {encoding!r}")
         return text.encode("latin1")
@@ -100,18 +100,18 @@ class _Unpickler(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
-def _tensors(value: Any, seen: dict[int, Any]) -> Any:
+def _tensors(value: object, seen: dict[int, object]) -> Any:
     """seen: what has become of each object, by its id; a file may name one any number of times."""
     if id(value) in seen:
         return seen[id(value)]
     if isinstance(value, _Array):
         seen[id(value)] = torch.from_numpy(value.value.astype(value.value.dtype.newbyteorder("=")))
     elif isinstance(value, Mapping):
-        result: dict[Any, Any] = {}
+        result: dict[object, object] = {}
         seen[id(value)] = result
         result.update({key: _tensors(item, seen) for key, item in value.items()})
     elif isinstance(value, (list, tuple)):
-        items: list[Any] = []
+        items: list[object] = []
         seen[id(value)] = items
         items.extend(_tensors(item, seen) for item in value)
     else:

@@ -5,7 +5,6 @@ A container is an entry of the file (`model`, `state_dict`, `teacher`, ...), a w
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ _LARGE = 1 << 26
 """Bytes up to which a tensor may be a repetition of fewer stored values."""
 
 
-def unwrap(raw: Any, source: str, key: str | None = None) -> tuple[State, dict[str, str]]:
+def unwrap(raw: object, source: str, key: str | None = None) -> tuple[State, dict[str, str]]:
     """The state dict in a file's content, wrapper prefixes off, and the entries beside it with the reason.
 
     `key` is the entry to read, `a.b` for one inside another, or a prefix that some of the state dict's keys have.

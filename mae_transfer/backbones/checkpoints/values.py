@@ -7,14 +7,14 @@ from typing import Any
 from mae_transfer.errors import UserError
 
 
-def whole(value: Any, what: str) -> int:
+def whole(value: object, what: str) -> int:
     """A whole number above 0, as it is; raises UserError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**20:
         raise UserError(f"{what} is {told(value)}; give a whole number above 0.")
     return value
 
 
-def flag(value: Any, what: str) -> bool:
+def flag(value: object, what: str) -> bool:
     """True or false, as it is; raises UserError for anything else."""
     if not isinstance(value, bool):
         raise UserError(f"{what} is {told(value)}; give true or false.")
@@ -28,7 +28,7 @@ def epsilon(value: Any, what: str) -> float:
     return float(value)
 
 
-def size(value: Any, what: str) -> tuple[int, int]:
+def size(value: object, what: str) -> tuple[int, int]:
     """Height and width in pixels, of one number or two."""
     pair = [value, value] if isinstance(value, int) else value
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
@@ -36,7 +36,7 @@ def size(value: Any, what: str) -> tuple[int, int]:
     return whole(pair[0], what), whole(pair[1], what)
 
 
-def statistics(stated: Mapping[str, Any], what: str, channels: int = 3) -> dict[str, tuple[float, ...]]:
+def statistics(stated: Mapping[str, object], what: str, channels: int = 3) -> dict[str, tuple[float, ...]]:
     """Those of `mean` and `std` that are stated, for pixels in 0..1; one number stands for all channels."""
     found = {}
     for part in [part for part in ("mean", "std") if part in stated]:
@@ -54,12 +54,12 @@ def statistics(stated: Mapping[str, Any], what: str, channels: int = 3) -> dict[
     return found
 
 
-def told(value: Any) -> str:
+def told(value: object) -> str:
     """The value for a message, cut."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def number(value: Any) -> bool:
+def number(value: object) -> bool:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value)

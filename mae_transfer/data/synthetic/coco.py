@@ -59,8 +59,8 @@ def cached_coco() -> Path:
 
 def _write_split(folder: Path, split: str, count: int, size: tuple[int, int], rng: np.random.Generator) -> None:
     (folder / split).mkdir()
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for number in range(1, count + 1):
         height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
         canvas = _background(height, width, rng)
@@ -183,7 +183,7 @@ def _paint(canvas: Image.Image, bitmap: np.ndarray, rng: np.random.Generator) ->
     canvas.paste(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
 
 
-def _annotation(category: int, encoded: dict[str, Any], segmentation: Any, crowd: bool) -> dict[str, Any]:
+def _annotation(category: int, encoded: dict[str, object], segmentation: object, crowd: bool) -> dict[str, Any]:
     return {
         "category_id": category,
         "bbox": [float(v) for v in rle.toBbox(encoded)],

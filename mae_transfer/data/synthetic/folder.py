@@ -5,7 +5,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mae_transfer.errors import UserError
 from mae_transfer.files import parse_json
@@ -13,7 +12,7 @@ from mae_transfer.files import parse_json
 PARAMETERS_FILE = "synthetic.json"
 
 
-def make_folder(folder: str | Path, parameters: dict[str, Any], write: Callable[[Path], None]) -> Path:
+def make_folder(folder: str | Path, parameters: dict[str, object], write: Callable[[Path], None]) -> Path:
     """The folder, made by `write(path)` unless it is there already; `write` gets an empty one that is renamed at last.
 
     Args:
@@ -50,7 +49,7 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mae_transfer" / name
 
 
-def _is_ready(folder: Path, parameters: dict[str, Any]) -> bool:
+def _is_ready(folder: Path, parameters: dict[str, object]) -> bool:
     if not folder.exists() or (folder.is_dir() and not os.listdir(folder)):
         return False
     try:

@@ -48,7 +48,7 @@ class BeitViews(Views):
         mask = block_mask(
             self.grid, self.count, rng, min_patches=self.mask.min_patches, max_patches=self.mask.max_patches
         )
-        extras: dict[str, Any] = {"mask": mask.reshape(-1)}
+        extras: dict[str, object] = {"mask": mask.reshape(-1)}
         if self.token_size is not None:
             extras[TOKEN_VIEW] = token_view(region, self.token_size)
         return extras

@@ -117,7 +117,7 @@ class MaskedAutoencoder(nn.Module):
         pred = self.forward_decoder(self.forward_encoder(self.patchify(batch["images"]), order), order, 0)
         return gather_patches(pred, order.ids_restore)
 
-    def token_ids(self, batch: dict[str, Any], ids: Tensor) -> Tensor | None:
+    def token_ids(self, batch: dict[str, object], ids: Tensor) -> Tensor | None:
         """The tokens int64 (B, n) of the patches `ids`, for a target of tokens."""
         return self.tokens(batch).gather(1, ids) if isinstance(self.target, TokenTarget) else None
 
@@ -221,7 +221,7 @@ class MaeViews(Views):
         self.token_size = view_size(config, config.tokenizer) if config.model.target == "token" else None
 
     def extras(self, region: Tensor, rng: np.random.Generator) -> dict[str, Any]:
-        extras: dict[str, Any] = {"noise": draw_noise(self.mask.kind, self.grid, self.mask.ratio, rng)}
+        extras: dict[str, object] = {"noise": draw_noise(self.mask.kind, self.grid, self.mask.ratio, rng)}
         if self.token_size is not None:
             extras[TOKEN_VIEW] = token_view(region, self.token_size)
         return extras

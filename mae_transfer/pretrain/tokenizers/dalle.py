@@ -149,7 +149,7 @@ def read_pickled_module(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _collect(module: Any, prefix: str, state: dict[str, Tensor]) -> None:
+def _collect(module: object, prefix: str, state: dict[str, Tensor]) -> None:
     content = vars(module) if isinstance(module, Inert) else {}
     for name, parameter in content.get("_parameters", {}).items():
         if parameter is not None:

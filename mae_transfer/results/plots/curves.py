@@ -11,7 +11,7 @@ POINTS = 240
 """Of a learning-rate curve."""
 
 
-def curve_plots(record: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = ()) -> list[Plot]:
+def curve_plots(record: Mapping[str, object], steps: Sequence[Mapping[str, object]] = ()) -> list[Plot]:
     """Those of losses, metric and learning rate that the run has; `steps` are the lines of its metrics.jsonl."""
     plots = (loss_plot(record, steps), metric_plot(record), schedule_plot(record))
     return [plot for plot in plots if plot is not None]

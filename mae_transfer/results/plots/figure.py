@@ -104,7 +104,7 @@ class Plot:
         return f"{self.title}. {self.y_label} over {self.x_label}. {'; '.join(parts)}."
 
 
-def _at(values: Sequence[Any], i: int) -> Any:
+def _at(values: Sequence[object], i: int) -> Any:
     return values[i] if values else None
 
 
@@ -112,7 +112,7 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _tick(value: Any) -> str:
+def _tick(value: object) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 

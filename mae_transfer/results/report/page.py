@@ -4,7 +4,6 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -30,7 +29,7 @@ def make_page(
     *,
     picture_bytes: int,
     control: str | None = None,
-    descriptions: Sequence[Mapping[str, Any]] = (),
+    descriptions: Sequence[Mapping[str, object]] = (),
 ) -> str:
     """The HTML of all records (`find_records`); `left_out` names what was found and could not be counted.
 

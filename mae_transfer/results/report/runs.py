@@ -62,7 +62,7 @@ class Run:
     def facts(self) -> list[tuple[str, str]]:
         """Environment and origin."""
         record, backbone, data = self.record, self.record["backbone"], self.record["data"]
-        found: list[tuple[str, Any]] = [
+        found: list[tuple[str, object]] = [
             ("run", record["run_id"]),
             ("finished", record.get("finished")),
             ("recipe", record["settings"].get("recipe")),
@@ -136,7 +136,7 @@ def read_run(record: Mapping[str, Any], number: int) -> Run:
     return run
 
 
-def folder_of(record: Mapping[str, Any]) -> str:
+def folder_of(record: Mapping[str, object]) -> str:
     return str(record.get("folder") or f"run {record['run_id']}")
 
 
@@ -183,11 +183,11 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _number(value: Any) -> str | None:
+def _number(value: object) -> str | None:
     if value is None:
         return None
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}

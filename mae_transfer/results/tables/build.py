@@ -39,7 +39,7 @@ def build_tables(
     records: Iterable[RunRecord],
     *,
     control: str | None = None,
-    descriptions: Iterable[Mapping[str, Any]] = (),
+    descriptions: Iterable[Mapping[str, object]] = (),
     warnings: list[str] | None = None,
 ) -> list[Table]:
     """The tables of `make_tables`.

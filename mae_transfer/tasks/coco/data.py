@@ -158,7 +158,7 @@ class CocoEval(_CocoImages):
         }
 
 
-def _collate(samples: list[dict[str, Any]]) -> Batch:
+def _collate(samples: list[dict[str, object]]) -> Batch:
     """Lists of what the samples hold, since the images differ in size."""
     return collate(samples) | {
         "images": [sample["image"] for sample in samples],

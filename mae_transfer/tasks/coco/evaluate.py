@@ -219,8 +219,8 @@ def ground_truth(annotations: CocoAnnotations, image_ids: set[int]) -> dict[str,
 
     Annotation ids count from 1: the evaluators take 0 for "not matched" and others below as numbers of what matched.
     """
-    images: list[dict[str, Any]] = []
-    objects: list[dict[str, Any]] = []
+    images: list[dict[str, object]] = []
+    objects: list[dict[str, object]] = []
     for i in np.flatnonzero(np.isin(annotations.image_ids, list(image_ids))).tolist():
         record = annotations[i]
         images.append({"id": record.id, "height": record.height, "width": record.width})
@@ -245,5 +245,5 @@ def _percent(statistic: float) -> float:
     return float(statistic) * 100 if statistic > -1 else float("nan")
 
 
-def _silent(*_: Any) -> None:
+def _silent(*_: object) -> None:
     """Takes the lines that the evaluator would print or log."""

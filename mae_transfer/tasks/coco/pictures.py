@@ -1,6 +1,6 @@
 """Pictures of a detector: detections and masks beside the ground truth."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from faster_coco_eval.core import mask as rle
@@ -67,7 +67,7 @@ def draw_pictures(model: nn.Module, dataset: CocoEval, count: int, fabric: "Fabr
 
 def _of_object(item: ObjectRecord, names: list[str], height: int, width: int) -> Instance:
     x, y, w, h = item.bbox
-    shape: Any = item.segmentation
+    shape: object = item.segmentation
     if isinstance(shape, list):
         shape = rle.merge(rle.frPyObjects([polygon.tolist() for polygon in shape], height, width))
     text = names[item.category] + (" (crowd)" if item.crowd else "")

@@ -62,7 +62,7 @@ def _read_inat(root: Path, file: str, task: str) -> tuple[Listing, list[str]]:
     return Listing(root, Names(images.values()), order), [categories[i] for i in range(len(categories))]
 
 
-def _by_id(path: Path, kind: str, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+def _by_id(path: Path, kind: str, pairs: list[tuple[object, object]]) -> dict[Any, Any]:
     """The second of each pair by the first; UserError for an id that occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -51,7 +51,7 @@ class CascadeRoIHeads(RoIHeads):
         self,
         features: Sequence[Tensor],
         samples: Sequence[RoISample],
-        targets: Sequence[dict[str, Any]],
+        targets: Sequence[dict[str, object]],
         image_sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}

@@ -167,7 +167,7 @@ class RoIHeads(nn.Module):
         self,
         features: Sequence[Tensor],
         samples: Sequence[RoISample],
-        targets: Sequence[dict[str, Any]],
+        targets: Sequence[dict[str, object]],
         image_sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
         """The losses of everything but the masks."""

@@ -50,7 +50,7 @@ class RPN(nn.Module):
         self,
         features: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
-        targets: Sequence[dict[str, Any]] | None = None,
+        targets: Sequence[dict[str, object]] | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Proposals fp32 (n <= 1000, 4) xyxy in pixels of each image, best first; with targets also the losses.

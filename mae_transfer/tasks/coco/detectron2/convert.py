@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def convert(source: str | Path, out: str | Path, to: Form) -> list[str]:
     left_out = sorted(name for name in state if _NOT_WEIGHTS.fullmatch(name)) if to == "mae_transfer" else []
     state = {name: tensor for name, tensor in state.items() if name not in left_out}
     renamed = translate(state, to, str(file))
-    content: dict[str, Any] = {"model": {name: tensor.contiguous() for name, tensor in renamed.items()}}
+    content: dict[str, object] = {"model": {name: tensor.contiguous() for name, tensor in renamed.items()}}
     if to == "detectron2":
         content["__author__"] = "mae_transfer"
     if isinstance(raw, dict) and isinstance(raw.get("origin"), dict):
