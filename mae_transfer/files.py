@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, TypeAlias
 
 from mae_transfer.errors import UserError
 
@@ -120,7 +120,7 @@ def parse_json(content: bytes | str, each: Callable[[dict[str, object]], object]
             whole numbers longer than `DIGITS` are.
     """
 
-    def object_of(pairs: list[tuple[str, object]]) -> Any:
+    def object_of(pairs: list[tuple[str, object]]) -> object:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

@@ -13,12 +13,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 
-def is_standard(block: Any) -> bool:
+def is_standard(block: object) -> bool:
     """Whether a block is timm's pre-norm Block with its standard attention: tables of relative positions need that."""
     return type(block) is Block and type(block.attn) is Attention
 
 
-def comes_apart(block: Any) -> bool:
+def comes_apart(block: object) -> bool:
     """Whether the parts of a block can be called one by one: windows and new LayerScale need that."""
     return is_standard(block) or type(block) is EvaBlock
 
@@ -33,7 +33,7 @@ def scaled(block: Any, branch: int, x: Tensor) -> Tensor:
     return out
 
 
-def lacks_layer_scale(block: Any) -> bool:
+def lacks_layer_scale(block: object) -> bool:
     """Whether a block has a place for LayerScale, and none there."""
     if type(block) is EvaBlock:
         return block.gamma_1 is None and block.gamma_2 is None

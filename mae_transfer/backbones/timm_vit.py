@@ -56,14 +56,14 @@ def spec_of(name: str) -> Spec:
     timms_own = timm.models.model_entrypoint(arch).__module__.startswith("timm.")
     if timms_own and not timm.models.is_model_in_modules(arch, MODULES):
         raise UserError(f"backbone {name!r}: not a plain ViT but {what_it_is(arch)}.")
-    model: Any
+    model: object
     with torch.device("meta"):
         model = timm.create_model(model_name, pretrained=False)
     if not timms_own and type(model) in (VisionTransformer, Eva):
         _check_registered(name, model, model_name)
     if type(model) in (VisionTransformer, Eva) and isinstance(model.patch_embed, PatchEmbed):
         rows = 0 if model.no_embed_class else model.num_prefix_tokens
-        fields: dict[str, Any] = {"timm_arch": model_name, "final_norm": _has_norm(model), "position_prefix": rows}
+        fields: dict[str, object] = {"timm_arch": model_name, "final_norm": _has_norm(model), "position_prefix": rows}
         if type(model) is Eva:
             biased = any(key.endswith((".q_bias", ".qkv.bias", ".q_proj.bias")) for key in model.state_dict())
             fields |= {"timm_class": "Eva", "rotary": model.rope is not None, "qkv_bias": biased}
@@ -79,7 +79,7 @@ def spec_of(name: str) -> Spec:
     raise UserError(f"backbone {name!r}: timm builds a {type(model).__name__}, not a plain ViT; pass one that is.")
 
 
-def _check_registered(name: str, model: Any, model_name: str) -> None:
+def _check_registered(name: str, model: object, model_name: str) -> None:
     """UserError for a plain ViT registered by a user that cannot be built at another size or has no statistics."""
     config = getattr(model, "pretrained_cfg", None) or {}
     if not (config.get("mean") and config.get("std")):

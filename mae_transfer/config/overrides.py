@@ -38,7 +38,7 @@ def parse_overrides(overrides: Overrides) -> list[tuple[str, Any]]:
     return [parse_override(text) for text in overrides]
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, object]:
     """'optim.lr=4e-5' -> ('optim.lr', 4e-5); the value is YAML."""
     key, sign, value = text.partition("=")
     if not sign or not key:

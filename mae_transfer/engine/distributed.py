@@ -50,7 +50,7 @@ the process ("terminate called without an active exception", github.com/pytorch/
 class Autocast(MixedPrecision):
     """Fabric's mixed precision without the cast of the inputs."""
 
-    def convert_input(self, data: object) -> Any:
+    def convert_input(self, data: object) -> object:
         return data
 
 
@@ -103,7 +103,7 @@ def check_eval_precision(fabric: Fabric, config: RunConfig) -> None:
 def eval_precision(fabric: Fabric, config: RunConfig) -> Iterator[None]:
     """Inside, `fabric.autocast()` is of `eval.precision` instead of `train.precision`."""
 
-    def forward_context() -> AbstractContextManager[Any]:
+    def forward_context() -> AbstractContextManager[object]:
         if config.eval.precision == "fp32":
             return nullcontext()
         return torch.autocast(fabric.device.type, torch.bfloat16 if config.eval.precision == "bf16" else torch.float16)

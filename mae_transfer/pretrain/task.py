@@ -66,7 +66,7 @@ class PretrainTask(BaseTask):
         chosen = choose_subset(source.names, self.config.subset)
         return PretrainImages(source, chosen, self.views, self.config.data, seed=self.config.seed)
 
-    def _summarise(self, images: ImageSet) -> dict[str, Any]:
+    def _summarise(self, images: ImageSet) -> dict[str, object]:
         subset = self.config.subset
         splits = {"train": self.train_dataset, "val": self.val_dataset}
         parts = {split: part.source.identity(part.indices) for split, part in splits.items() if part is not None}
@@ -83,7 +83,7 @@ class PretrainTask(BaseTask):
         }
 
     @property
-    def data_summary(self) -> dict[str, Any]:
+    def data_summary(self) -> dict[str, object]:
         datasets = [self.train_dataset, *([self.val_dataset] if self.val_dataset else [])]
         return self._summary | {"skipped_files": sorted({name for dataset in datasets for name in dataset.skipped})}
 

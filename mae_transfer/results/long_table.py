@@ -85,7 +85,7 @@ def _metrics(record: RunRecord, details: bool) -> list[tuple[Any, ...]]:
     return found
 
 
-def _run(record: RunRecord) -> dict[str, Any]:
+def _run(record: RunRecord) -> dict[str, object]:
     backbone, data, settings = record["backbone"], record["data"], record["settings"]
     processor, hours = _cost(record)
     return {

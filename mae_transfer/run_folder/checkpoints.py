@@ -84,7 +84,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_origin(path: Path) -> dict[str, Any] | None:
+def read_origin(path: Path) -> dict[str, object] | None:
     """The origin of the run that a checkpoint is of, without reading its tensors; None if it has none that can be read,
     which `load_checkpoint` explains."""
     try:

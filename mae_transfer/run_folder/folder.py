@@ -150,7 +150,7 @@ class RunFolder:
             os.replace(temporary, path)
 
 
-def _finite(value: object) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -191,7 +191,7 @@ def check_same_recipe(path: Path, config: RunConfig) -> None:
         )
 
 
-def _default(schema: type[BaseModel], key: str) -> Any:
+def _default(schema: type[BaseModel], key: str) -> object:
     *sections, leaf = key.split(".")
     for section in sections:
         inner = schema.model_fields[section].annotation

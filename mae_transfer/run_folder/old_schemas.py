@@ -75,6 +75,6 @@ def _plain(metrics: dict[str, object]) -> list[str]:
     return [key for key in metrics if "/" not in key]
 
 
-def _report(key: str, title: str, main: bool, group: str) -> dict[str, Any]:
+def _report(key: str, title: str, main: bool, group: str) -> dict[str, object]:
     better = "lower" if key in _LOWER else "higher"
     return {"key": key, "title": title, "better": better, "unit": "%", "main": main, "group": group}

@@ -87,7 +87,7 @@ def _ids(names: Sequence[str]) -> np.ndarray:
     return np.array([name.encode("utf-8", "surrogateescape") for name in names], dtype=np.bytes_)
 
 
-def write_per_image(folder: Path, arrays: Arrays) -> dict[str, Any]:
+def write_per_image(folder: Path, arrays: Arrays) -> dict[str, object]:
     """Write the file atomically; what the record says of it. The same arrays give the same bytes."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)

@@ -30,7 +30,7 @@ def write_json(path: Path, value: object) -> None:
         file.write(text.encode() + b"\n")
 
 
-def _finite(value: object) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
@@ -35,7 +35,7 @@ VERSIONS_OF = (
 )
 
 
-def describe_backbone(config: RunConfig, encoder: Encoder) -> dict[str, Any]:
+def describe_backbone(config: RunConfig, encoder: Encoder) -> dict[str, object]:
     """What the record says of the encoder and its weights."""
     spec = encoder.spec
     return {
@@ -55,7 +55,7 @@ def new_run_id() -> str:
     return f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
-def describe_surroundings(fabric: Fabric) -> dict[str, Any]:
+def describe_surroundings(fabric: Fabric) -> dict[str, object]:
     """Code, machine and command of this process, taken at its start: the code on disk may change during a long run."""
     cuda = fabric.device.type == "cuda"
     return {
@@ -78,7 +78,7 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def make_origin(task: BaseTask, encoder: Encoder, world_size: int) -> dict[str, Any]:
+def make_origin(task: BaseTask, encoder: Encoder, world_size: int) -> dict[str, object]:
     """Plain values that name a run and its encoder, kept in every checkpoint; a resumed run keeps its first.
 
     An encoder that is trained here from new weights gets the settings id of its training as its name: its seeds may

@@ -48,7 +48,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "" if one == other else f"they had the fingerprint {one}, now it is {other}"
 
 
-def _data_of(path: Path) -> Mapping[str, Any] | None:
+def _data_of(path: Path) -> Mapping[str, object] | None:
     checkpoints = list_checkpoints(path / "checkpoints")
     origin = read_origin(checkpoints[-1]) if checkpoints else None
     if origin and "data_fingerprint" in origin:

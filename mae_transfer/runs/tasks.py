@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mae_transfer.commands import command
 from mae_transfer.errors import UserError, nearest
@@ -55,7 +55,7 @@ def task_card(name: str) -> TaskCard:
     return cards[name][0]
 
 
-def descriptions() -> list[dict[str, Any]]:
+def descriptions() -> list[dict[str, object]]:
     """What tables are told of the tasks, for published numbers and protocols that no record has."""
     return [card.describe() | {"rows": card.rows()} for card in task_cards()]
 

@@ -158,7 +158,7 @@ def stand_in_launcher(options: "Options") -> ClusterLauncher:
     return ClusterLauncher("local", options.folder, jobs=options.jobs or 1, options=_asked_of_submitit(options))
 
 
-def _asked_of_submitit(options: "Options") -> dict[str, Any]:
+def _asked_of_submitit(options: "Options") -> dict[str, object]:
     return {
         "name": options.name,
         "timeout_min": options.minutes,

@@ -79,14 +79,14 @@ def _own(folder: Path) -> _Steps | None:
     return _Steps(last["step"], per_step, max(line["memory"] for line in lines))
 
 
-def kind_of(config: RunConfig) -> tuple[Any, ...]:
+def kind_of(config: RunConfig) -> tuple[object, ...]:
     """What has to agree for one run to tell the time of another."""
     spec = backbone_spec(config.backbone.name)
     size = spec.size or f"{spec.embed_dim}x{spec.depth}"
     return (config.task, size, spec.patch_size, *_alike(flatten(config.model_dump(mode="json"))))
 
 
-def _of_record(record: RunRecord) -> tuple[Any, ...]:
+def _of_record(record: RunRecord) -> tuple[object, ...]:
     backbone = record["backbone"]
     try:
         patch = backbone_spec(backbone["name"]).patch_size

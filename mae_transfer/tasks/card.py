@@ -123,7 +123,7 @@ class TaskCard:
         """The rows of all protocols."""
         return [self.row(protocol.name) for protocol in self.protocols]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What a record, or a table of published numbers alone, says of the task (`run_folder/schema.py`)."""
         return {
             "task": self.name,

@@ -94,13 +94,13 @@ _KNOWN = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _KNOWN:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return _KNOWN[module, name]
 
 
-def _tensors(value: object, seen: dict[int, object]) -> Any:
+def _tensors(value: object, seen: dict[int, object]) -> object:
     """seen: what has become of each object, by its id; a file may name one any number of times."""
     if id(value) in seen:
         return seen[id(value)]

@@ -84,7 +84,7 @@ def convert(state: State) -> Converted:
     )
 
 
-def facts_of(encoder: "Encoder") -> dict[str, Any]:
+def facts_of(encoder: "Encoder") -> dict[str, object]:
     """What a checkpoint of a run holds of its encoder, in plain values; see LoadReport for those of a pre-training.
 
     `img_size` is the size that its positions are for, which fine-tuning may have changed.

@@ -8,7 +8,6 @@ whose hole takes an RLE that is no crowd. Shapes do not overlap, so the masks ar
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as rle
@@ -86,7 +85,7 @@ def _background(height: int, width: int, rng: np.random.Generator) -> Image.Imag
     return Image.fromarray(np.clip(smooth + rng.integers(-12, 13, smooth.shape), 0, 255).astype(np.uint8))
 
 
-def _draw_objects(canvas: Image.Image, rng: np.random.Generator, crowd: bool) -> list[dict[str, Any]]:
+def _draw_objects(canvas: Image.Image, rng: np.random.Generator, crowd: bool) -> list[dict[str, object]]:
     """Draws 2 to 5 shapes, and first a crowd if asked, where nothing is yet; returns their annotations."""
     taken: list[np.ndarray] = []
     objects = []
@@ -141,7 +140,7 @@ def _outlines(category: int, x: float, y: float, radius: float, rng: np.random.G
 
 def _draw_shape(
     canvas: Image.Image, rng: np.random.Generator, category: int, place: tuple[float, float, float]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     polygons = _outlines(category, *place, rng)
     height, width = canvas.height, canvas.width
     flat = [[round(v, 2) for point in polygon for v in point] for polygon in polygons]
@@ -157,7 +156,7 @@ def _draw_shape(
     return _annotation(category, encoded, segmentation, crowd=False)
 
 
-def _draw_crowd(canvas: Image.Image, rng: np.random.Generator, place: tuple[float, float, float]) -> dict[str, Any]:
+def _draw_crowd(canvas: Image.Image, rng: np.random.Generator, place: tuple[float, float, float]) -> dict[str, object]:
     """A heap of small circles as one crowd, its RLE written as a list of counts like COCO's own."""
     x, y, radius = place
     layer = Image.new("L", canvas.size)
@@ -183,7 +182,7 @@ def _paint(canvas: Image.Image, bitmap: np.ndarray, rng: np.random.Generator) ->
     canvas.paste(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
 
 
-def _annotation(category: int, encoded: dict[str, object], segmentation: object, crowd: bool) -> dict[str, Any]:
+def _annotation(category: int, encoded: dict[str, object], segmentation: object, crowd: bool) -> dict[str, object]:
     return {
         "category_id": category,
         "bbox": [float(v) for v in rle.toBbox(encoded)],

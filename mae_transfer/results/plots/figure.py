@@ -104,7 +104,7 @@ class Plot:
         return f"{self.title}. {self.y_label} over {self.x_label}. {'; '.join(parts)}."
 
 
-def _at(values: Sequence[object], i: int) -> Any:
+def _at(values: Sequence[object], i: int) -> object:
     return values[i] if values else None
 
 

@@ -189,5 +189,5 @@ def _number(value: object) -> str | None:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _dict(value: object) -> dict[str, Any]:
+def _dict(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}

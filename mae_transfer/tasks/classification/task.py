@@ -99,7 +99,7 @@ class ClassificationTask(BaseTask):
         self.splits = splits
         self.train_dataset = splits.train
 
-    def _summarise(self, images: ImageSet) -> dict[str, Any]:
+    def _summarise(self, images: ImageSet) -> dict[str, object]:
         """For the run record. What the protocols of a data set share: so the fingerprint holds the subset and the
         shots, but not which draw of them, nor what a protocol sets aside to choose by."""
         data, train, val = self.config.data, self.image_splits.train, self.image_splits.val
@@ -136,7 +136,7 @@ class ClassificationTask(BaseTask):
         return f"{len(self.class_names)} classes ({counts}){shots}"
 
     @property
-    def data_summary(self) -> dict[str, Any]:
+    def data_summary(self) -> dict[str, object]:
         """What the run record holds of the data; complete once training and evaluation are done."""
         splits = self.image_splits
         datasets = [splits.train, splits.val, *(item.dataset for item in self.robustness_sets)]
@@ -147,7 +147,7 @@ class ClassificationTask(BaseTask):
     def check_batches(self, sizes: Collection[int]) -> None:
         self.protocol.check_batches(sizes)
 
-    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+    def encoder_options(self, patch_size: int) -> dict[str, object]:
         side = self.config.data.image_size
         grid_of(side, patch_size, self.config.backbone.name, what="data.image_size=")
         return self.protocol.encoder_options()

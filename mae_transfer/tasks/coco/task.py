@@ -62,7 +62,7 @@ class CocoTask(BaseTask):
         self._summary = self._summarise(paths, (len(train), len(val)))
         self.warnings += note_overlap(self._summary, self.train_dataset, self.eval_dataset)
 
-    def _summarise(self, paths: CocoPaths, sizes: tuple[int, int]) -> dict[str, Any]:
+    def _summarise(self, paths: CocoPaths, sizes: tuple[int, int]) -> dict[str, object]:
         """Name, fingerprints and image counts, for the run record. A part is an annotation file and the images that are
         used of it; the fingerprint of names is SHA-256 of both annotation files and the subset."""
         digest, parts = hashlib.sha256(), {}
@@ -91,11 +91,11 @@ class CocoTask(BaseTask):
         }
 
     @property
-    def data_summary(self) -> dict[str, Any]:
+    def data_summary(self) -> dict[str, object]:
         skipped = self.train_dataset.skipped + self.eval_dataset.skipped
         return self._summary | {"skipped_files": sorted(skipped)}
 
-    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+    def encoder_options(self, patch_size: int) -> dict[str, object]:
         model = self.config.model
         return {
             "img_size": square_side(self.config.data.image_size, patch_size),

@@ -99,7 +99,7 @@ class Finetune(Protocol[Classifier]):
     )
 
     @override
-    def encoder_options(self) -> dict[str, Any]:
+    def encoder_options(self) -> dict[str, object]:
         return super().encoder_options() | {"pos_embed": "resized"}
 
     @override

@@ -1,6 +1,6 @@
 """What the protocols of a frozen encoder have in common: linear, attentive, logreg, knn."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -13,5 +13,5 @@ class FrozenProtocol(Protocol[Model]):
     reads: ClassVar[tuple[str, ...]] = ("probe.final_norm",)
 
     @override
-    def encoder_options(self) -> dict[str, Any]:
+    def encoder_options(self) -> dict[str, object]:
         return super().encoder_options() | {"final_norm": self.config.probe.final_norm}

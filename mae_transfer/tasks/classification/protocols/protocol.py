@@ -6,7 +6,7 @@ docs/extending/protocol.md adds one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -69,7 +69,7 @@ class Protocol(Contract, ABC, Generic[Model]):
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config
 
-    def encoder_options(self) -> dict[str, Any]:
+    def encoder_options(self) -> dict[str, object]:
         """Arguments of `load_backbone`."""
         return {"img_size": self.config.data.image_size}
 

@@ -5,7 +5,6 @@ Source: detectron2 `layers/mask_ops.py`. torchvision truncates the box to whole 
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from faster_coco_eval.core import mask as rle
@@ -50,7 +49,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
     return pasted
 
 
-def encode_bitmaps(bitmaps: Tensor) -> list[dict[str, Any]]:
+def encode_bitmaps(bitmaps: Tensor) -> list[dict[str, object]]:
     """Run-length encodings of bool masks (n, height, width)."""
     if not len(bitmaps):
         return []

@@ -281,7 +281,7 @@ def _sampling_as_here(seeds: Sequence[int]) -> Iterator[list[Tensor]]:
         finite.extend(values.isfinite().all() for values in (*boxes, *logits))
         return propose(boxes, logits, *options[:-1], False)  # its last one, training, does nothing but raise
 
-    def drawing() -> Any:
+    def drawing() -> object:
         images = iter(generators)
 
         def subsample_labels(labels: Tensor, count: int, fraction: float, background: int) -> tuple[Tensor, Tensor]:
