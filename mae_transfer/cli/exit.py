@@ -136,6 +136,9 @@ def _exit_code(run: Callable[[], int]) -> int:
         line = " ".join(str(error).splitlines())
         print(f"error: {line}" if rank == "0" else f"[rank {rank}] error: {line}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except PermissionError as error:
+        print(f"error: {error.filename}: {error.strerror}; change its permissions", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except StoppedBySignal as stop:
         print(stop, file=sys.stderr)
         return EXIT_STOPPED

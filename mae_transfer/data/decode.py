@@ -14,7 +14,7 @@ import stat
 import struct
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -40,11 +40,11 @@ class Header(NamedTuple):
 
 def read_header(path: Path) -> Header:
     """Raises UndecodableImageError for what is no image, ImageError for what cannot be opened."""
-    try:
-        with Image.open(path) as file:
-            return header_of(file)
-    except DECODE_ERRORS as error:
-        raise unusable(path, error) from None
+    with open_file(str(path)) as file:
+        try:
+            return header_of(Image.open(file))
+        except DECODE_ERRORS as error:
+            raise unusable(path, error) from None
 
 
 def header_of(file: Image.Image) -> Header:
@@ -78,17 +78,26 @@ def read_image(path: Path, height: int, width: int) -> Image.Image:
 
 def read_bytes(path: str) -> np.ndarray:
     """The file's content, uint8 (n,); raises ImageError when it cannot be opened or is no regular file."""
-    try:
-        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ImageError(f"{path}: cannot be read (no regular file); take it out of the folder")
+    with open_file(path) as file:
+        try:
             return np.fromfile(file, dtype=np.uint8)
+        except OSError as error:
+            raise unusable(path, error) from None
+
+
+def open_file(path: str) -> BinaryIO:
+    """A regular file; ImageError for what cannot be opened, or would be waited for, as a named pipe."""
+    try:
+        file: BinaryIO = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 the caller closes it
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ImageError(f"{path}: cannot be read (no regular file); take it out of the folder")
+    return file
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a named pipe at once, which would else wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

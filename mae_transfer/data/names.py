@@ -59,9 +59,16 @@ def is_image_name(name: str) -> bool:
 def walk_files(folder: str | Path) -> Iterator[str]:
     """Paths, relative to the folder, of its files at any depth, folder by folder in order of name.
 
-    Raises UserError for a subfolder that cannot be listed: its images would be missing without a word.
+    Raises UserError for a subfolder that cannot be listed, whose images would be missing without a word, and for a link
+    to a folder that it lies in, whose images would be there again and again.
     """
-    for place, subfolders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+    above: dict[str, tuple[os.stat_result, ...]] = {}
+    for place, subfolders, files in os.walk(Path(folder), followlinks=True, onerror=_refuse):
+        state, outer = os.stat(place), above.get(os.path.dirname(place), ())
+        if any(os.path.samestat(state, other) for other in outer):
+            raise UserError(f"folder {place} is a link to a folder that it lies in; take the link out")
+        if subfolders:
+            above[place] = (*outer, state)
         subfolders.sort()
         for file in files:
             yield os.path.relpath(os.path.join(place, file), folder)

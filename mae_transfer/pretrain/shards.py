@@ -18,7 +18,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -137,12 +137,11 @@ def expand(pattern: str) -> list[Path]:
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*))\}", pattern)
     if match is not None:
         first, last, listed = match.groups()
-        if listed is None:
-            parts = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-        else:
-            parts = listed.split(",")
-        if not parts:
+        if listed is None and int(last) < int(first):
             raise UserError(f"{pattern}: the range {{{first}..{last}}} is empty; the first number comes first")
+        parts: Iterable[str] = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+        if listed is not None:
+            parts = listed.split(",")
         return [path for part in parts for path in expand(pattern[: match.start()] + part + pattern[match.end() :])]
     found = sorted(Path(name) for name in glob.glob(pattern)) if glob.has_magic(pattern) else [Path(pattern)]
     missing = next((path for path in found if not path.is_file()), None)
@@ -211,7 +210,14 @@ def list_images(path: Path) -> list[tuple[str, int, int, int]]:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                if not member.isfile() or member.issparse():
+                if member.islnk() or member.issym() or member.issparse():
+                    if member.name.lower().endswith((*IMAGE_SUFFIXES, ".cls", ".json")):
+                        raise UserError(
+                            f"shard {path}: {member.name} is a link or a sparse file, of which the shard has no "
+                            "content; write the shards anew, with `tar --hard-dereference -h` and without -S"
+                        )
+                    continue
+                if not member.isfile():
                     continue
                 folder, _, base = member.name.rpartition("/")
                 stem, _, kind = base.partition(".")
@@ -230,7 +236,7 @@ def list_images(path: Path) -> list[tuple[str, int, int, int]]:
                     if label is not None and (kind == "cls" or key not in labels):
                         labels[key] = label
             whole = _ends(file, end)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise UserError(f"shard {path}: {_why(path, error)}") from None
     if not whole:
         raise UserError(f"shard {path}: truncated or corrupt after {end} bytes; fetch it again")

@@ -48,6 +48,8 @@ def read_record(path: Path, *, summary: bool = False) -> RunRecord:
     Raises:
         UserError: the file is not a whole record of a schema that this version knows.
     """
+    if path.exists() and not path.is_file():  # a named pipe would be waited for
+        raise UserError(f"{path} is no file; delete it")
     with reading(path, "restore it or delete it"):
         content = path.read_bytes()
     record = _checked(path, content, summary)

@@ -19,7 +19,7 @@ from mae_transfer.runs.names import RUNS, default_output, run_label
 from mae_transfer.runs.plan import Pairs, Run, plan_runs
 from mae_transfer.runs.resolve import backbone_spec, names_data
 from mae_transfer.runs.search import finished_record
-from mae_transfer.runs.tasks import config_class, make_task, protocol_of, task_card
+from mae_transfer.runs.tasks import check_transfers, config_class, make_task, protocol_of, task_card
 from mae_transfer.runs.unread import refuse_unread, why_unread
 from mae_transfer.suites.config import PretrainEntry, SuiteConfig, TaskEntry, read_suite
 from mae_transfer.suites.state import RunPlace
@@ -163,6 +163,7 @@ class _Planner:
             self.pretrained.setdefault(entry.label, {})[seed] = path
 
     def _transfer(self, row: _Row, task: TaskEntry) -> None:
+        check_transfers(task.task)
         preset = task.preset or self.suite.preset
         overrides = (*self.suite.overrides, *row.overrides, *task.overrides, *self.overrides)
         for seed in task.seeds or row.seeds or (tuple(row.pretrained) if row.pretrained else self.suite.seeds):

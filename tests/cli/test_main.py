@@ -12,6 +12,7 @@ import pytest
 from support.paths import ROOT, TOOLS
 
 from mae_transfer import __version__
+from mae_transfer.cli.exit import exit_code
 from mae_transfer.cli.main import COMMANDS, main
 from mae_transfer.commands import TOOLS as FILES
 from mae_transfer.run_folder.metrics import read_metrics
@@ -118,3 +119,13 @@ def test_a_closed_pipe_does_not_keep_the_tables_from_their_file(tmp_path: Path) 
     assert "Traceback" not in done.stderr
     assert "written to tables.md" in done.stderr
     assert (tmp_path / "tables.md").read_text().count("\n") > 50
+
+
+def test_a_place_without_permission_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it is found: also a look at what lies in a folder is refused."""
+
+    def look() -> int:
+        raise PermissionError(13, "Permission denied", "/data/set/train")
+
+    assert exit_code(look) == 2
+    assert capsys.readouterr().err == "error: /data/set/train: Permission denied; change its permissions\n"

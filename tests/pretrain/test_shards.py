@@ -66,6 +66,22 @@ def test_long_names_and_other_members(tmp_path):
         assert found.labels is None
 
 
+@pytest.mark.parametrize("kind", ["hard link", "link", "sparse file"])
+def test_images_without_content_are_not_left_out(tmp_path, kind):
+    path = write(tmp_path / "a.tar", {"1.jpg": b"1"})
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("2.jpg")
+        if kind == "sparse file":
+            info.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.size": "9", "GNU.sparse.map": "0,0"}
+        else:
+            info.type, info.linkname = (tarfile.SYMTYPE if kind == "link" else tarfile.LNKTYPE), "1.jpg"
+        tar.addfile(info)
+    with pytest.raises(
+        UserError, match=r"a\.tar: 2\.jpg is a link or a sparse file, of which the shard has no content"
+    ):
+        open_shards([path])
+
+
 def test_labels_in_json_and_where_they_are_bad(tmp_path):
     members = {"a.json": json.dumps({"label": 4}).encode(), "a.jpg": b"1", "b.jpg": b"2", "b.json": b'{"label": 0}'}
     assert open_shards([write(tmp_path / "a.tar", members)]).labels.tolist() == [4, 0]
@@ -159,6 +175,8 @@ def test_folders_and_patterns(tmp_path):
     assert is_shards("a/{0..3}.tar")
     with pytest.raises(UserError, match=r"train-000011\.tar is not there"):
         find_shards(f"{tmp_path}/flat/train-{{000008..000011}}.tar")
+    with pytest.raises(UserError, match=r"train-000000000\.tar is not there"):  # at once, not after a billion names
+        find_shards(f"{tmp_path}/flat/train-{{000000000..999999999}}.tar")
     with pytest.raises(UserError, match=r"nothing\*\.tar is not there"):
         find_shards(f"{tmp_path}/flat/nothing*.tar")
     with pytest.raises(UserError, match=r"has no \.tar shards"):

@@ -1,6 +1,7 @@
 """The schema of run records: what is not a whole, right record is named and left out, whatever is wrong with it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -215,3 +216,9 @@ def test_validate_results_on_the_command_line(tmp_path: Path) -> None:
     assert "per_image.npz cannot be read" in lines[1]
     assert run(tmp_path / "nowhere")[0] == 2
     assert validate(tmp_path / "good") == (1, [])
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "record.json")
+    with pytest.raises(UserError, match=r"record\.json is no file"):
+        read_record(tmp_path / "record.json")

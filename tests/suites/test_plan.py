@@ -158,6 +158,7 @@ BAD: list[tuple[dict[str, Any], list[str], str]] = [
     ({}, ["--launcher", "slurm"], "--launcher slurm: "),
     ({}, ["--launcher", "slurm", "--slurm", "x=[1"], "override 'x=.1': the value is not valid YAML"),
     ({"pretrain": [], "backbones": []}, [], "a suite needs pre-trainings"),
+    ({"tasks": [{"task": "pretrain"}]}, [], "pretrain is no task to transfer to"),
 ]
 
 

@@ -8,6 +8,7 @@ may change afterwards.
 """
 
 import argparse
+import os
 import pickle
 import re
 import struct
@@ -23,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from mae_transfer.backbones.checkpoints import numpy_pickle
 from mae_transfer.backbones.checkpoints.json_file import read_json
 from mae_transfer.errors import UserError
-from mae_transfer.files import damaged_member
+from mae_transfer.files import damaged_member, parse_json, reading
 from mae_transfer.run_folder.checkpoints import list_checkpoints, verify
 
 # what torch's restricted unpickler, numpy and the zip readers raise on bytes that are no checkpoint
@@ -62,14 +63,15 @@ _MOST_RATIO = 4
 def find(path: str | Path) -> Path:
     """The weights file that a path means: itself, a run folder's newest checkpoint, or a model folder's weights."""
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return _existing(path)
-    runs = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
-    if runs:
-        return runs[-1]
-    found = next((path / name for name in _IN_FOLDER if (path / name).is_file()), None)
-    if found is None:
-        raise UserError(f"checkpoint {path}: {_other_folder(path)}")
+    with reading(path):
+        runs = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
+        if runs:
+            return runs[-1]
+        found = next((path / name for name in _IN_FOLDER if (path / name).is_file()), None)
+        if found is None:
+            raise UserError(f"checkpoint {path}: {_other_folder(path)}")
     return found
 
 
@@ -167,6 +169,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Opened anew for each tensor: the pages of a mapping count as memory until it is closed."""
     with safe_open(path, framework="pt") as file:
         keys = list(file.keys())
+    with path.open("rb") as raw:  # the library takes the last of a tensor that is there twice
+        parse_json(raw.read(int.from_bytes(raw.read(8), "little")))
     state = {}
     for key in keys:
         with safe_open(path, framework="pt") as file:
@@ -180,9 +184,10 @@ def _read_shards(index: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {index}: has no weight_map, tensor to file; fetch it again.")
     state: dict[str, object] = {}
     for name in sorted({str(name) for name in names.values()}):
-        if Path(name).name != name or "\\" in name:
-            raise UserError(f"checkpoint {index}: names a shard outside its folder ({name}); fetch it again.")
-        state |= read(index.parent / name)
+        if Path(name).name != name or "\\" in name or name.endswith(".index.json"):
+            raise UserError(f"checkpoint {index}: names a shard that is no file beside it ({name}); fetch it again.")
+        shard = read(index.parent / name)
+        state |= {key: tensor for key, tensor in shard.items() if names.get(key, name) == name}
     return state
 
 
@@ -200,6 +205,10 @@ def _check_archive(path: Path) -> bool:
             f"checkpoint {path}: a TorchScript archive, which is code; load it with torch.jit.load where you trust it "
             "and save its state_dict()."
         )
+    names = [member.filename for member in members]
+    if len(set(names)) < len(names):
+        again = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"checkpoint {path}: an archive that has {again} twice; write it again.")
     numpy = bool(members) and all(member.filename.endswith(".npy") for member in members)
     unpacked, size = sum(member.file_size for member in members), path.stat().st_size
     if unpacked > (_MOST_RATIO if numpy else 1) * size:

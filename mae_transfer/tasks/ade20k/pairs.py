@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from mae_transfer.data.decode import header_of
+from mae_transfer.data.decode import header_of, open_file
 from mae_transfer.data.identity import combine, identify
 from mae_transfer.data.images import DECODE_ERRORS
 from mae_transfer.data.names import walk_files
@@ -146,10 +146,10 @@ def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int]:
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:
     """(height, width) of the upright image, and Pillow's mode, without decoding it."""
-    try:
-        with Image.open(path) as file:
-            header = header_of(file)
-            return header.size[::-1], header.mode
-    except DECODE_ERRORS as error:
-        reason = str(error).replace("\n", " ")
-        raise UserError(f"{path}: not a readable image ({reason}); fetch it again or take the pair out") from None
+    with open_file(str(path)) as file:
+        try:
+            header = header_of(Image.open(file))
+        except DECODE_ERRORS as error:
+            reason = "of no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+            raise UserError(f"{path}: not a readable image ({reason}); fetch it again or take the pair out") from None
+    return header.size[::-1], header.mode

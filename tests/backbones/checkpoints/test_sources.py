@@ -95,8 +95,16 @@ def test_shards_and_other_folders(tmp_path):
     loaded, report = load_path(tmp_path)
     assert all(torch.equal(loaded.state_dict()[key], state[key]) for key in loaded.state_dict())
     assert report.spec.mean == (0.1, 0.2, 0.3)
-    index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
-    assert "outside its folder" in refusal(load_path, tmp_path)
+    save_file(
+        {names[0]: state[names[0]] + 1} | {key: state[key] for key in names[1::2]}, tmp_path / "model-2.safetensors"
+    )
+    loaded, _ = load_path(tmp_path)  # of a tensor in both that of the shard that the index names
+    assert torch.equal(loaded.state_dict()[names[0]], state[names[0]])
+    for other in ("../other.safetensors", index.name):
+        index.write_text(json.dumps({"weight_map": weight_map | {names[0]: other}}))
+        assert f"names a shard that is no file beside it ({other})" in refusal(load_path, tmp_path)
+    index.write_text('{"weight_map": {}, "weight_map": {}}')
+    assert "the key 'weight_map' is twice in an object" in refusal(load_path, tmp_path)
     index.unlink()
     assert "has model-1.safetensors, model-2.safetensors; pass one of its files" in refusal(load_path, tmp_path)
     (tmp_path / "empty").mkdir()
@@ -296,6 +304,20 @@ def bomb(path, kind):
     with zipfile.ZipFile(buffer) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for member in plain.infolist():
             packed.writestr(member.filename, plain.read(member))
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path):
+    arrays = {key: tensor.numpy() for key, tensor in vit().state_dict().items()}
+    np.savez(tmp_path / "m.npz", **arrays)
+    with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
+        archive.writestr("pos_embed.npy", archive.read("cls_token.npy"))
+    assert "an archive that has pos_embed.npy twice" in refusal(load_path, tmp_path / "m.npz")
+    save_file(vit().state_dict(), tmp_path / "m.safetensors")
+    content = (tmp_path / "m.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = b'{"pos_embed":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' + content[9 : 8 + size]
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    assert "not a readable checkpoint" in refusal(load_path, tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["npz", "pth"])

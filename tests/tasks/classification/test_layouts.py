@@ -1,5 +1,6 @@
 """Image classification's data sets on disk: every layout against torchvision's own reader or the files themselves."""
 
+import gzip
 import json
 import os
 import shutil
@@ -425,3 +426,25 @@ def test_odd_lists_of_places_are_one_line(root: Path, content: bytes) -> None:
     with pytest.raises(UserError, match=r"places365_val\.txt.*(cannot be read|is not a name)") as caught:
         find_images("places365", data_config(root))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zip", ".tar", ".tar.gz", ".zst"])
+def test_a_list_that_is_not_packed_as_its_name_says(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"t.csv{ending}"
+    for content in (b"path,label\na.png,x\n", gzip.compress(b"path,label\na.png,x\n" * 99)[:40], b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"t\.csv\S* cannot be read \(") as caught:
+            find_images("folder", data_config(None, train_list=str(path), val_list=str(path)))
+        assert "\n" not in str(caught.value)
+
+
+def test_labels_of_a_long_list_are_one_kind(tmp_path: Path) -> None:
+    """pandas reads in parts: the numbers of the first, and the texts of one with a name, would be different classes."""
+    (tmp_path / "0.png").write_bytes(b"")
+    rows = ["0.png,7"] * 150_000 + ["0.png,bee", "0.png,07", "0.png,7"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    found = find_images(
+        "folder", data_config(None, **dict.fromkeys(("train_list", "val_list"), str(tmp_path / "t.csv")))
+    )
+    assert found.class_names == ["07", "7", "bee"]
+    assert np.bincount(found.train.labels).tolist() == [1, 150_001, 1]

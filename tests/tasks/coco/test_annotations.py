@@ -194,6 +194,7 @@ def test_bad_content_is_one_line(tmp_path, name):
     [
         ("", "not valid JSON"),
         ('{"images": [', "not valid JSON"),
+        ('{"images": [], "images": [{"id": 1, "id": 2}]}', "the key 'id' is twice in an object"),
         ("[]", "a list at top level"),
         ("{}", "it has no keys"),
     ],

@@ -1,5 +1,9 @@
 """Lists of images: `data.train_list` and `data.val_list`, CSV or Parquet with the columns path and label."""
 
+import lzma
+import tarfile
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +12,12 @@ import pandas as pd
 from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.layouts.listing import Found, Listing, check_numbers
+
+# of pandas and pyarrow, whose parsing errors are ValueErrors, and of what unpacks .gz, .zip, .xz and .tar for them
+_UNREADABLE = (
+    OSError, ValueError, TypeError, EOFError, ImportError, NotImplementedError, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, tarfile.TarError,
+)  # fmt: skip
 
 
 def from_lists(train: Path, val: Path, root: str | None) -> Found:
@@ -39,7 +49,7 @@ def _read_list(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} is not there; data.train_list and data.val_list are CSV or Parquet files")
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
+    except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); it must be CSV or .parquet") from None
     missing = [column for column in ("path", "label") if column not in table.columns]
     if missing:
@@ -53,5 +63,8 @@ def _read_list(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Only an empty field is missing: NA, None and null are names that a class can have."""
-    return pd.read_csv(path, dtype={"path": str}, keep_default_na=False, na_values=[""])
+    """Only an empty field is missing: NA, None and null are names that a class can have.
+
+    The labels are read at once. Read in parts, the first of numbers and the rest of names, 7 and "7" would be two.
+    """
+    return pd.read_csv(path, dtype={"path": str}, keep_default_na=False, na_values=[""], low_memory=False)
