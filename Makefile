@@ -10,7 +10,7 @@ help:
 	@echo "make test   lint, types and the test suite"
 	@echo "make quick  the tests that take seconds, for daily work (under 4 minutes)"
 	@echo "make slow   the long tests: real-size learning and resume checks"
-	@echo "make fuzz   6,200 damaged and odd inputs through all readers"
+	@echo "make fuzz   7,600 damaged and odd inputs through all readers"
 	@echo "make clean  remove .venv and the demo's runs"
 
 setup: $(VENV)/installed

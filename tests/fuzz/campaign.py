@@ -46,6 +46,9 @@ FAMILIES = {
     "lists": 500,
     "tokenizers": 300,
     "results": 300,
+    "folders": 200,
+    "containers": 200,
+    "forms": 200,
 }
 """Family, a module beside this one -> inputs of the whole campaign."""
 OUTCOMES = ("right", "refused", "unseen", "traceback", "death", "hang", "wrong")

@@ -191,13 +191,6 @@ def masks_of_boxes(tree: Tree, rng: Random, _: Path) -> None:
         row["area"] = rng.choice((row["area"], w * h))
 
 
-@change(ROUNDED)
-def boxes_without_the_last_pixel(tree: Tree, rng: Random, _: Path) -> None:
-    for row in some(tree, rng):
-        row["bbox"][2] -= 1
-        row["bbox"][3] -= 1
-
-
 @change()
 def boxes_alone(tree: Tree, rng: Random, _: Path) -> None:
     empty = rng.choice(([], None, "gone", [[]], {}))
@@ -248,13 +241,6 @@ def annotated_at_half_size(tree: Tree, rng: Random, _: Path) -> None:
         half = np.zeros_like(mask)
         half[: (mask.shape[0] + 1) // 2, : (mask.shape[1] + 1) // 2] = mask[::2, ::2]
         set_mask(row, half)
-
-
-@change("annotations of the image turned or mirrored")
-def annotated_upside_down(tree: Tree, rng: Random, _: Path) -> None:
-    turn = rng.choice((np.flipud, np.fliplr, lambda mask: mask[::-1, ::-1], np.transpose))
-    for row in some(tree, rng):
-        set_mask(row, np.ascontiguousarray(turn(mask_of(tree, row))))
 
 
 @change("an image that EXIF turns to its own size, annotated as stored")
@@ -309,13 +295,6 @@ def an_object_twice(tree: Tree, rng: Random, _: Path) -> None:
         tree["annotations"].append(copy.deepcopy(row) | {"id": free_id(tree["annotations"])})
 
 
-@change("an object of two classes")
-def an_object_of_two_classes(tree: Tree, rng: Random, _: Path) -> None:
-    row = copy.deepcopy(rng.choice(tree["annotations"])) | {"id": free_id(tree["annotations"])}
-    row["category_id"] = next(c["id"] for c in tree["categories"] if c["id"] != row["category_id"])
-    tree["annotations"].append(row)
-
-
 @change("an object that the file leaves out")
 def an_object_left_out(tree: Tree, rng: Random, _: Path) -> None:
     for row in some(tree, rng)[:4]:
@@ -326,12 +305,6 @@ def an_object_left_out(tree: Tree, rng: Random, _: Path) -> None:
 def an_image_left_out(tree: Tree, rng: Random, _: Path) -> None:
     image = tree["images"].pop(rng.randrange(len(tree["images"])))
     tree["annotations"] = [row for row in tree["annotations"] if row["image_id"] != image["id"]]
-
-
-@change("objects of another image")
-def files_exchanged(tree: Tree, rng: Random, _: Path) -> None:
-    one, two = rng.sample(tree["images"], 2)
-    one["file_name"], two["file_name"] = two["file_name"], one["file_name"]
 
 
 @change("objects of another image")
@@ -420,23 +393,3 @@ def runs_along_the_rows_with_boxes(tree: Tree, rng: Random, _: Path) -> None:
     for row in some(tree, rng):
         mask = mask_of(tree, row)
         set_mask(row, np.array(mask.ravel()).reshape(mask.shape, order="F"))
-
-
-@change()
-def runs_that_begin_with_ones(tree: Tree, rng: Random, _: Path) -> None:
-    for row in some(tree, rng):
-        if isinstance(row["segmentation"], dict):
-            row["segmentation"]["counts"] = [0, *row["segmentation"]["counts"]]
-
-
-@change()
-def everything_in_shares_of_the_image(tree: Tree, rng: Random, _: Path) -> None:
-    for row in some(tree, rng):
-        image = image_of(tree, row)
-        wide, high = image["width"], image["height"]
-        if isinstance(row["segmentation"], list):
-            row["segmentation"] = [
-                [v / (high if i % 2 else wide) for i, v in enumerate(p)] for p in row["segmentation"]
-            ]
-            row["bbox"] = [v / (high if i % 2 else wide) for i, v in enumerate(row["bbox"])]
-            row["area"] /= wide * high
