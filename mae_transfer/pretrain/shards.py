@@ -137,11 +137,13 @@ def expand(pattern: str) -> list[Path]:
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*))\}", pattern)
     if match is not None:
         first, last, listed = match.groups()
-        if listed is None and int(last) < int(first):
-            raise UserError(f"{pattern}: the range {{{first}..{last}}} is empty; the first number comes first")
-        parts: Iterable[str] = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+        parts: Iterable[str]
         if listed is not None:
             parts = listed.split(",")
+        elif int(last) < int(first):
+            raise UserError(f"{pattern}: the range {{{first}..{last}}} is empty; the first number comes first")
+        else:
+            parts = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
         return [path for part in parts for path in expand(pattern[: match.start()] + part + pattern[match.end() :])]
     found = sorted(Path(name) for name in glob.glob(pattern)) if glob.has_magic(pattern) else [Path(pattern)]
     missing = next((path for path in found if not path.is_file()), None)
