@@ -211,6 +211,14 @@ def test_a_runs_weights_come_back(options, tmp_path):
             assert torch.equal(ours, theirs)
 
 
+def test_new_weights_as_beit_draws_them():
+    encoder = load_backbone("timm:vit_tiny_patch16_dinov3_qkvb", weights="random", random_init="beit")
+    weights = [
+        p for name, p in encoder.named_parameters() if name.endswith(("qkv.weight", "proj.weight", "fc1.weight"))
+    ]
+    assert {float(p.abs().max()) <= 0.02 for p in weights} == {True}
+
+
 def test_export_is_timms_own_file(tmp_path):
     from mae_transfer.backbones.checkpoints.export import export
 

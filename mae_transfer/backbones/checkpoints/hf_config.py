@@ -11,7 +11,7 @@ from typing import Any
 from mae_transfer.backbones.checkpoints import values
 from mae_transfer.backbones.checkpoints.json_file import read_json
 from mae_transfer.backbones.grid import Grid
-from mae_transfer.backbones.timm_vit import heads_and_activation
+from mae_transfer.backbones.timm_vit import heads_and_activation, is_rotary
 from mae_transfer.errors import UserError
 
 _FACTOR = 1 / 255
@@ -24,7 +24,8 @@ class Stated:
 
     `facts`: fields of the backbone's Spec. `activation`: of the MLP, by transformers' or timm's name, and the key that
     has it. `image_size`: height and width in pixels that the position embedding is for; `input_size`: those that the
-    model was last used at, which need not be the same.
+    model was last used at, which need not be the same. `rotary`: timm's model of rotary positions, which no tensor
+    may show.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Stated:
     activation_key: str = ""
     image_size: Grid | None = None
     input_size: Grid | None = None
+    rotary: str | None = None
 
 
 @dataclass
@@ -105,6 +107,8 @@ def _of_timm(config: dict[str, object]) -> Stated:
     if heads is not None:
         facts["num_heads"] = values.whole(heads, f"{where}model_args num_heads")
     stated = Stated(facts, args.get("act_layer") or activation, "act_layer")
+    if is_rotary(config.get("architecture")):
+        stated.rotary = config["architecture"]
     if args.get("img_size") is not None:
         stated.image_size = values.size(args["img_size"], f"{where}model_args img_size")
     shape = weights.get("input_size")

@@ -131,6 +131,11 @@ def _load(
     tensors = converted.tensors
     vit = build(settled, img_size=pixels, drop_path=drop_path, device="meta")
     _check_activation(spec, vit, stated)
+    if stated.rotary is not None and not spec.rotary:
+        raise UserError(
+            f"its configuration says timm's {stated.rotary}, whose positions are rotary; those of {spec.name} are not; "
+            f"pass --backbone timm:{stated.rotary}."
+        )
     if reader is own:
         _take_table_sizes(vit, tensors)
     audit(settled, state, converted, vit.state_dict(), source)
@@ -225,15 +230,18 @@ def _float32(tensors: State, copy: bool) -> State:
 def _take_table_sizes(vit: Any, tensors: State) -> None:
     """Blocks of a run with windows have tables of different sizes: take the file's, which the encoder then checks."""
     for i, block in enumerate(vit.blocks):
+        attn = getattr(block, "attn", None)
+        if attn is None:  # a block of several attentions, which have no tables
+            continue
         table = tensors.get(f"blocks.{i}.attn.{TABLE}")
-        if table is not None and getattr(block.attn, TABLE, None) is not None and table.ndim == 2:
-            heads = getattr(block.attn, TABLE).shape[1]
-            block.attn.register_parameter(TABLE, nn.Parameter(torch.empty(len(table), heads, device="meta")))
+        if table is not None and getattr(attn, TABLE, None) is not None and table.ndim == 2:
+            heads = getattr(attn, TABLE).shape[1]
+            attn.register_parameter(TABLE, nn.Parameter(torch.empty(len(table), heads, device="meta")))
         for name in DECOMPOSED_TABLES:
-            table, wanted = tensors.get(f"blocks.{i}.attn.{name}"), getattr(block.attn, name, None)
+            table, wanted = tensors.get(f"blocks.{i}.attn.{name}"), getattr(attn, name, None)
             if table is not None and wanted is not None and table.ndim == 2 and len(table) % 2:
                 size = (len(table), wanted.shape[1])
-                block.attn.register_parameter(name, nn.Parameter(torch.empty(size, device="meta")))
+                attn.register_parameter(name, nn.Parameter(torch.empty(size, device="meta")))
 
 
 def pick(state: State, source: str) -> Reader:

@@ -19,6 +19,8 @@ from mae_transfer.backbones import registry
 from mae_transfer.backbones.checkpoints import export as export_module
 from mae_transfer.backbones.checkpoints import inspect as inspect_module
 from mae_transfer.backbones.checkpoints.fixed_position import table
+from mae_transfer.backbones.checkpoints.layout import Converted
+from mae_transfer.backbones.checkpoints.rotary_guess import guess
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.errors import UserError
 
@@ -148,6 +150,45 @@ def test_real_sizes_get_a_name(tag, expected, tmp_path):
     assert findings.backbone == expected
     if "deit" in tag:
         assert "of the same shape: mae_vit_ti" in "\n".join(findings.load)
+
+
+def test_a_file_of_dinov3_gets_a_name(tmp_path):
+    """EUPE's tiny one, which has DINOv3's layout: no bias of the keys, three heads by the periods."""
+    model = timm.create_model("vit_tiny_patch16_dinov3_qkvb", num_classes=0)
+    state = {key.replace("gamma_", "ls"): tensor for key, tensor in model.state_dict().items()}
+    state = {f"{key}.gamma" if key.endswith((".ls1", ".ls2")) else key: tensor for key, tensor in state.items()}
+    state["storage_tokens"] = state.pop("reg_token")
+    for i in range(12):
+        q, v = (state.pop(f"blocks.{i}.attn.{part}_bias") + 1 for part in "qv")
+        state[f"blocks.{i}.attn.qkv.bias"] = torch.cat([q, torch.zeros(192), v])
+    state["rope_embed.periods"] = 100.0 ** (torch.arange(16) / 16)
+    torch.save(state, tmp_path / "file.pth")
+    findings = inspect_module.inspect(tmp_path / "file.pth")
+    assert "layout: DINOv3" in findings.about
+    assert findings.backbone == "timm:vit_tiny_patch16_dinov3_qkvb"
+    assert "3 heads" in "\n".join(findings.about)
+
+
+@pytest.mark.parametrize(
+    ("init", "model", "side"),
+    [
+        ("dinov3", "vit_small_plus_patch16_dinov3", 0),
+        ("dinov3", "vit_huge_plus_patch16_dinov3", 0),
+        ("dinov3", "vit_7b_patch16_dinov3", 0),
+        ("eva02", "eva02_base_patch14_448", 32),
+        ("eva02", "eva02_tiny_patch14_336", 24),
+        ("eva02", "eva02_large_patch14_clip_336", 24),
+        ("pe", "vit_pe_core_base_patch16_224", 14),
+        ("pe", "vit_pe_spatial_large_patch14_448", 32),
+        ("pe", "vit_pe_lang_large_patch14_448", 32),
+    ],
+)
+def test_the_models_of_rotary_files_are_found_by_their_shapes(init, model, side):
+    with torch.device("meta"):
+        tensors = timm.create_model(model).state_dict()
+    pooled = {key: "pooling" for key in tensors if key.startswith("attn_pool.")}
+    patch = tensors["patch_embed.proj.weight"].shape[-1]
+    assert guess(init, Converted(tensors, pooled), (side, side) if side else None, patch) == [f"timm:{model}"]
 
 
 def test_a_run_folder_gives_its_own_options(tmp_path):
