@@ -252,9 +252,9 @@ def heads_and_activation(arch: Any) -> tuple[int | None, str | None]:
     return getattr(getattr(model.blocks[0], "attn", None), "num_heads", None), activation_of(model)
 
 
-def is_rotary(arch: Any) -> bool:
+def is_rotary(arch: str) -> bool:
     """Whether a name is of a model of timm with rotary positions."""
-    if not isinstance(arch, str) or not timm.is_model(arch) or not timm.models.is_model_in_modules(arch, ["eva"]):
+    if not timm.is_model(arch) or not timm.models.is_model_in_modules(arch, ["eva"]):
         return False
     return _empty_model(arch).rope is not None
 

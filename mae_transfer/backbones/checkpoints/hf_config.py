@@ -107,8 +107,9 @@ def _of_timm(config: dict[str, object]) -> Stated:
     if heads is not None:
         facts["num_heads"] = values.whole(heads, f"{where}model_args num_heads")
     stated = Stated(facts, args.get("act_layer") or activation, "act_layer")
-    if is_rotary(config.get("architecture")):
-        stated.rotary = config["architecture"]
+    arch = config.get("architecture")
+    if isinstance(arch, str) and is_rotary(arch):
+        stated.rotary = arch
     if args.get("img_size") is not None:
         stated.image_size = values.size(args["img_size"], f"{where}model_args img_size")
     shape = weights.get("input_size")
