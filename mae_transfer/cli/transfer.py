@@ -30,6 +30,10 @@ examples:
   the same on images and masks of your own, 20 classes numbered from 0:
     mae-transfer transfer --task ade20k --backbone mae_vit_b data.num_classes=20 data.reduce_zero_label=false \\
         data.train_images=a/ data.train_masks=b/ data.val_images=c/ data.val_masks=d/
+  frozen encoder: a linear head, and three that need no training, in one pass of the encoder:
+    mae-transfer transfer --task ade20k --backbone mae_vit_b --data /data/ADEChallengeData2016 --protocol linear
+    mae-transfer transfer --task ade20k --backbone mae_vit_b --data /data/ADEChallengeData2016 \\
+        --protocol knn,logreg,in_context
   a data set of your own in COCO format:
     mae-transfer transfer --task coco --backbone mae_vit_b data.train_json=a.json data.train_images=imgs/ \\
         data.val_json=b.json data.val_images=imgs/

@@ -5,6 +5,11 @@ from mae_transfer.tasks.card import Benchmark, Protocol, TaskCard, metric
 BENCHMARK = Benchmark("ADE20K val", train_images=20210, val_images=2000, classes=150)
 _CODE, _CONFIG = "mae_transfer.tasks.ade20k.protocols", "mae_transfer.tasks.ade20k.protocols.config"
 
+
+def _of_patches(name: str, code: str, about: str) -> Protocol:
+    return Protocol(name, name, f"{_CODE}.{code}", frozen=True, config=f"{_CONFIG}:PatchesConfig", about=about)
+
+
 PROTOCOLS = (
     Protocol("upernet", "upernet_mae", f"{_CODE}.upernet:Upernet", about="UperNet, end to end", named=False),
     Protocol(
@@ -15,6 +20,9 @@ PROTOCOLS = (
         config=f"{_CONFIG}:LinearConfig",
         about="BatchNorm and a linear layer on frozen patch tokens",
     ),
+    _of_patches("knn", "knn:Knn", "nearest neighbours of frozen patches"),
+    _of_patches("logreg", "logreg:Logreg", "logistic regression on frozen patches"),
+    _of_patches("in_context", "in_context:InContext", "attention of frozen patches to those of the training images"),
 )
 """In the order of the tables."""
 

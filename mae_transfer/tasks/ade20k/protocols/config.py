@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mae_transfer.config.sections import Section
-from mae_transfer.tasks.ade20k.config import CropsConfig
+from mae_transfer.tasks.ade20k.config import CropsConfig, PairsConfig, SegmentationConfig
 
 Layers = Literal["last", "last_four", "four_even"] | tuple[Annotated[int, Field(ge=0)], ...]
 """Blocks whose patch tokens are read: by name (`layers.py`), or 0-based numbers."""
@@ -29,3 +29,51 @@ class LinearConfig(CropsConfig):
     protocol: Literal["linear"]
     """As in `--protocol`."""
     probe: LinearSection
+
+
+Metric = Literal["cosine", "l2"]
+
+
+class PatchesData(PairsConfig):
+    """Images and masks of the protocols that fit patches, without augmentation."""
+
+    image_size: Annotated[int, Field(ge=16)] | tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
+    """Side, or height and width, that images and masks are stretched to; multiples of the patch."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """knn, logreg: share of the training images that is set aside to choose by (k, metric, C)."""
+
+
+class PatchesSection(Section):
+    """What is read of the frozen encoder, and what is fitted to its patches."""
+
+    layers: Layers
+    """Blocks whose patch tokens are read, side by side; as for linear."""
+    final_norm: bool = True
+    """They go through the weights' own norm after the blocks; false takes the blocks' output."""
+    standardise: bool
+    """Each feature less its mean, over its standard deviation, over the patches of the training images."""
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 3, 10, 30), min_length=1)
+    """knn: numbers of neighbours."""
+    metrics: tuple[Metric, ...] = Field(("cosine", "l2"), min_length=1)
+    """knn: how near patches are."""
+    c_powers: tuple[float, float] = (-6.0, 5.0)
+    """logreg: the inverse regularisation strength C goes from 10 to the first to 10 to the second power."""
+    c_count: int = Field(8, ge=1)
+    """logreg: number of values of C, evenly spaced in the power."""
+    max_iter: int = Field(1000, ge=1)
+    """logreg: iterations of L-BFGS for each C."""
+    neighbours: int = Field(30, ge=1)
+    """in_context: patches of the memory that a patch attends to."""
+    temperature: float = Field(0.02, gt=0)
+    """in_context: of the softmax over cosine similarities."""
+    memory_size: int | None = Field(None, ge=1)
+    """in_context: patches that the memory holds; null is all of the training images."""
+
+
+class PatchesConfig(SegmentationConfig):
+    """Of the protocols knn, logreg and in_context."""
+
+    protocol: Literal["knn", "logreg", "in_context"]
+    """As in `--protocol`."""
+    data: PatchesData
+    probe: PatchesSection

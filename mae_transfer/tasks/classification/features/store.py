@@ -1,8 +1,7 @@
 """Frozen features kept in the run folder: computed once, then trained on and evaluated in the place of the images.
 
-Each split lies in chunks of images, `features/<split>-<key>-<chunk>.npy`, written whole or not at all. Chunk c is
-computed by rank c % ranks, and every rank maps all of them. A resume, with any number of ranks, computes only what is
-missing. The key is a hash of everything that the values depend on. A row of NaN is an image that could not be decoded.
+Each split lies in chunks of images (`tasks/chunk_store.py`), `features/<split>-<key>-<chunk>-<number>.npy`. The key is
+a hash of everything that the values depend on.
 
 fp32 runs store float32. Runs of mixed precision store float16: after a LayerNorm values are far from float16's limits,
 and float16's 11 bits are finer than the 8 bits of a bf16 matrix product (fp16's are the same). bfloat16 files would
@@ -11,9 +10,7 @@ round again where the computation had rounded already.
 
 import json
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,11 +20,10 @@ from torch import Tensor
 from mae_transfer.backbones.checkpoints.report import fingerprint
 from mae_transfer.data.identity import combine, identify
 from mae_transfer.data.names import Names
-from mae_transfer.engine.distributed import on_rank_zero
-from mae_transfer.engine.evaluation import evaluating, evaluation_batches
+from mae_transfer.engine.evaluation import evaluating
 from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write
+from mae_transfer.tasks.chunk_store import ChunkStore, Kind, Stored, chunk_of
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import Batch, ClassificationEval, ClassificationTrain
 from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
@@ -38,27 +34,6 @@ if TYPE_CHECKING:
 
 CHUNK = 4096
 """Images in a file, about: a whole number of batches."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The features of a split: chunks (n, blocks, parts, C). Each has `chunk` images, the last one may have fewer."""
-
-    chunks: list[np.ndarray]
-    chunk: int
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        """(len(indices), blocks, parts, C), in the type of the files."""
-        found = np.empty((len(indices), *self.chunks[0].shape[1:]), self.chunks[0].dtype)
-        number, place = np.divmod(indices, self.chunk)
-        for i in np.unique(number):
-            here = number == i
-            found[here] = self.chunks[i][place[here]]
-        return found
-
-    def decoded(self) -> np.ndarray:
-        """Indices of the images that could be decoded."""
-        return np.flatnonzero(np.concatenate([~np.isnan(chunk[:, 0, 0, 0]) for chunk in self.chunks]))
 
 
 class FeatureSet:
@@ -125,8 +100,10 @@ class FeatureStore:
         folder: "RunFolder | None",
         progress: bool,
     ) -> None:
-        self.frozen, self.config, self.fabric, self.progress = frozen, config, fabric, progress
-        self.path = Path(on_rank_zero(fabric, lambda: str(_make(folder.path / "features")) if folder else ""))
+        self.frozen, self.config = frozen, config
+        self.store = ChunkStore(
+            fabric, folder, batch_size=config.eval.batch_size, workers=config.data.workers, progress=progress
+        )
         fabric.to_device(frozen.encoder)
         self._about = _describe(config, frozen)
 
@@ -145,89 +122,16 @@ class FeatureStore:
         return FeatureSet(images, self._stored(split, plain))
 
     def _stored(self, split: str, images: ClassificationEval) -> Stored:
-        batch = self.config.eval.batch_size
-        chunk = -(-CHUNK // batch) * batch
-        stem = f"{split}-{_key(self._about, images)}-{chunk}"
-        files = [self.path / f"{stem}-{i:05d}.npy" for i in range(-(-len(images) // chunk))]
-        there = on_rank_zero(self.fabric, lambda: [file.exists() for file in files])
-        missing = [i for i in range(len(files)) if not there[i]]
-        mine = missing[self.fabric.global_rank :: self.fabric.world_size]
-        spans = {files[i]: range(i * chunk, min((i + 1) * chunk, len(images))) for i in mine}
-        self._compute(split, images, spans)
-        self.fabric.barrier()
-        return Stored([_map(file) for file in files], chunk)
-
-    def _compute(self, split: str, images: ClassificationEval, spans: dict[Path, range]) -> None:
-        """Write each file: the features of the images of its span."""
-        batches = evaluation_batches(
-            _Marked(images),
-            batch_size=self.config.eval.batch_size,  # divides a chunk, so that no batch reaches into two
-            workers=self.config.data.workers,
-            fabric=self.fabric,
-            progress=self.progress,
-            title=f"features of {split}",
-            mine=[index for span in spans.values() for index in span],
-        )
         frozen = self.frozen
-        kind = torch.float32 if self.config.train.precision == "fp32" else torch.float16
-        shape = (len(frozen.blocks), len(frozen.parts), frozen.encoder.embed_dim)
+        chunk = chunk_of(CHUNK, self.config.eval.batch_size)
+        stem = f"{split}-{_key(self._about, images)}-{chunk}"
+        dtype = torch.float32 if self.config.train.precision == "fp32" else torch.float16
+        kind = Kind((len(frozen.blocks), len(frozen.parts), frozen.encoder.embed_dim), dtype)
         with evaluating(frozen.encoder):
-            for file, span in spans.items():
-                rows = torch.full((len(span), *shape), torch.nan, dtype=kind)
-                done = 0
-                while done < len(span):
-                    batch = next(batches)
-                    images.report_skipped(batch)
-                    place = done + batch["decoded"].nonzero()[:, 0]
-                    done += len(batch["decoded"])
-                    if not len(place):
-                        continue
-                    with self.fabric.autocast():
-                        found = frozen(self.fabric.to_device(batch)).to(kind).cpu()
-                    if not found.isfinite().all():
-                        raise UserError(
-                            f"features of {batch['names'][0]} or its neighbours are not finite; set "
-                            "train.precision=fp32 or check the weights"
-                        )
-                    rows[place] = found
-                with atomic_write(file) as target:
-                    np.save(target, rows.numpy())
-            next(batches, None)  # ends the loader and fills the bar
-
-
-def _make(path: Path) -> Path:
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {path}: {error.strerror}; free space or choose another --output") from error
-    return path
-
-
-def _map(file: Path) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(file, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {file} ({error}); all nodes must share the run folder, and a damaged file is to be deleted"
-        ) from None
-    return array
-
-
-class _Marked:
-    """The data set, its batches with "decoded" (B,): which of the images asked for are in them."""
-
-    def __init__(self, images: ClassificationEval) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.images[index]
-
-    def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        decoded = torch.tensor([sample["image"] is not None for sample in samples])
-        return self.images.collate(samples) | {"decoded": decoded}
+            found = self.store.stored(
+                f"features of {split}", stem, images, chunk, {"": kind}, lambda batch: {"": frozen(batch)}
+            )
+        return found[""]
 
 
 def _describe(config: ClassificationConfig, frozen: FrozenFeatures) -> str:

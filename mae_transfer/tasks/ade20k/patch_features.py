@@ -1,0 +1,166 @@
+"""Features and labels of all patches of a split, computed once and mapped (`tasks/chunk_store.py`).
+
+The key of a file holds the weights, the blocks, the size, the precision, the contents of images and masks, and the code
+that makes pixels and patch tokens: a file of anything else is never taken. Runs that lie beside each other share files,
+so `--protocol knn,logreg,in_context` takes one pass of the encoder.
+"""
+
+import hashlib
+import inspect
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from mae_transfer.backbones.checkpoints.report import fingerprint
+from mae_transfer.data.identity import combine
+from mae_transfer.engine.evaluation import evaluating
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.ade20k.data import Batch
+from mae_transfer.tasks.ade20k.patch_data import PatchImages, cut, joined, stretch
+from mae_transfer.tasks.ade20k.patch_tokens import PatchTokens
+from mae_transfer.tasks.ade20k.protocols.config import PatchesConfig
+from mae_transfer.tasks.chunk_store import ChunkStore, Kind, Stored, chunk_of
+
+if TYPE_CHECKING:
+    from mae_transfer.run_folder.folder import RunFolder
+
+CHUNK_BYTES = 2**28
+"""Features in a file, about, and in memory while it is made or read."""
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    """The patches of some images, in the place of a data set of pairs.
+
+    Batches are {"features": float32 (B, h * w, C), "labels": int16 (H, W) each, "sizes", "file_names", "skipped"}.
+    """
+
+    images: PatchImages
+    features: Stored
+    """(n, h * w, C)."""
+    labels: Stored
+    """(n, h * w, p * p), the pixels of each patch."""
+    places: np.ndarray
+    """Of the images in the files."""
+    patch: int
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def collate(self, samples: list[int]) -> Batch:
+        places, size = self.places[samples], self.images.stretched
+        labels = joined(torch.from_numpy(self.labels.rows(places)), size, self.patch)
+        return {
+            "features": torch.from_numpy(self.features.rows(places)).float(),
+            "labels": list(labels),
+            "sizes": [size] * len(places),
+            "file_names": [self.images.file_name(int(place)) for place in places],
+            "skipped": [],
+        }
+
+    def report_skipped(self, batch: Batch, /) -> None:
+        """Nothing to do: `images.skipped` is complete from the start."""
+
+    def of(self, names: set[str], *, without: bool = False) -> "PatchSet":
+        """Only the images of these names, or only the others."""
+        kept = [self.images.file_name(int(place)) in names for place in self.places]
+        return replace(self, places=self.places[np.array(kept, dtype=bool) != without])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The places in pieces of a chunk at most."""
+        yield from np.split(self.places, range(self.features.chunk, len(self.places), self.features.chunk))
+
+    def vectors(self, places: np.ndarray) -> Tensor:
+        """Features float32 (n, C) of all patches of these images."""
+        return torch.from_numpy(self.features.rows(places)).float().flatten(0, 1)
+
+    def pixels(self, places: np.ndarray) -> Tensor:
+        """Labels int16 (n, p * p) of all patches of these images."""
+        return torch.from_numpy(self.labels.rows(places)).flatten(0, 1)
+
+
+class Standardise:
+    """Features less their mean, over their standard deviation: scikit-learn's StandardScaler of all patches of a set.
+
+    A feature that never changes keeps its scale.
+    """
+
+    def __init__(self, patches: PatchSet | None) -> None:
+        self.mean: Tensor | None = None
+        if patches is None:  # features stay as they are
+            return
+        count = len(patches) * patches.features.chunks[0].shape[1]
+        self.mean = sum(patches.vectors(places).double().sum(0) for places in patches.blocks()) / count
+        squares = [(patches.vectors(places).double() - self.mean).square().sum(0) for places in patches.blocks()]
+        deviation = (sum(squares) / count).sqrt()
+        self.deviation = torch.where(deviation > 0, deviation, 1.0)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """float32 (..., C), on any device."""
+        return features if self.mean is None else (features - self.mean.to(features)) / self.deviation.to(features)
+
+
+def store_patches(
+    tokens: PatchTokens,
+    config: PatchesConfig,
+    splits: "dict[str, PatchImages]",
+    fabric: Fabric,
+    folder: "RunFolder | None",
+    progress: bool,
+) -> dict[str, PatchSet]:
+    """The patches of each split; only what the files lack is computed. Called on every rank.
+
+    Raises:
+        UserError: the files cannot be written, no pair can be decoded, or features are not finite.
+    """
+    batch = config.eval.batch_size
+    store = ChunkStore(fabric, folder, batch_size=batch, workers=config.data.workers, progress=progress, beside=True)
+    encoder, patch = tokens.encoder, tokens.encoder.patch_size
+    fabric.to_device(encoder)
+    about, found = _describe(config, tokens), {}
+    dtype = torch.float32 if config.train.precision == "fp32" else torch.float16
+
+    def compute(batch: Batch) -> dict[str, Tensor]:
+        maps = torch.cat(tokens(encoder.normalise(batch["images"])), dim=1)
+        return {"": maps.flatten(2).transpose(1, 2), "-labels": cut(torch.stack(batch["labels"]), patch)}
+
+    with evaluating(encoder):
+        for split, images in splits.items():
+            height, width = images.stretched
+            count, channels = height // patch * (width // patch), encoder.embed_dim * len(tokens.blocks)
+            kinds = {"": Kind((count, channels), dtype), "-labels": Kind((count, patch * patch), torch.int16)}
+            chunk = chunk_of(max(CHUNK_BYTES // (count * channels * dtype.itemsize), 1), batch)
+            key = combine(about, images.pairs.identity(images.indices))[:12]
+            arrays = store.stored(f"features of {split}", f"{split}-{key}-{chunk}", images, chunk, kinds, compute)
+            places = arrays[""].decoded()
+            if not len(places):
+                raise UserError(f"{images.folder}: none of {len(images)} pairs can be decoded; fetch them again")
+            missing = np.setdiff1d(np.arange(len(images)), places)
+            images.skipped = Counter(images.file_name(int(place)) for place in missing)
+            found[split] = PatchSet(images, arrays[""], arrays["-labels"], places, patch)
+    return found
+
+
+def _describe(config: PatchesConfig, tokens: PatchTokens) -> str:
+    encoder = tokens.encoder
+    weights = {name: tensor.cpu() for name, tensor in encoder.state_dict().items()}
+    code = "".join(inspect.getsource(each) for each in (stretch, PatchTokens, PatchImages))
+    masks = config.data.num_classes, config.data.reduce_zero_label, config.data.ignore_value
+    return json.dumps(
+        [
+            fingerprint(weights),
+            [encoder.name, encoder.num_heads, encoder.spec.eps, encoder.mean, encoder.std, encoder.norm is None],
+            [tokens.blocks, config.data.image_size, masks, config.train.precision],
+            hashlib.sha256(code.encode()).hexdigest(),
+        ]
+    )
