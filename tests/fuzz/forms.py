@@ -95,7 +95,7 @@ def json_of_other_forms(family: OddFiles, rng: Random) -> Made:
     text, count = json.dumps(tree), len(tree["images"])
     forms: dict[str, tuple[bytes, Any]] = {
         "a byte order mark": (text.encode("utf-8-sig"), count),
-        "UTF-16": (text.encode("utf-16"), None),
+        "UTF-16": (text.encode("utf-16"), count),
         "gzip": (gzip.compress(text.encode()), None),
         "JSON lines": ("\n".join(json.dumps(row) for row in tree["annotations"]).encode(), None),
         "two objects": ((text + text).encode(), None),
