@@ -15,7 +15,7 @@ from timm.models import model_entrypoint
 from mae_transfer.backbones.blocks import comes_apart, is_standard
 from mae_transfer.backbones.refused import FAMILIES
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
-from mae_transfer.backbones.timm_vit import MODULES, build, spec_of
+from mae_transfer.backbones.timm_vit import build, spec_of
 from mae_transfer.errors import UserError
 
 OUTPUT = Path(__file__).with_name("encoders.md")
@@ -28,8 +28,9 @@ and any other module can be [wrapped](extending/encoder.md). Made from timm's re
 
 All go through every task and protocol: COCO, ADE20K, classification fine-tuned, partially fine-tuned and frozen, with
 layer decay, drop path, checkpointing, export and operations. Two columns differ: `windows` (and a new LayerScale) need
-blocks whose parts can be called one by one, `tables` of relative positions need timm's standard attention. Where a
-recipe asks for what an encoder has not, one line says which setting to change. Pre-training here is of `vit_*` names.
+blocks whose parts can be called one by one, `tables` of relative positions need timm's standard attention. Hierarchical
+encoders give four maps, which go to the FPN or to UperNet as their authors wire them, each through a LayerNorm; probes
+read what timm pools; partial fine-tuning counts stages; they are not exported. Where a recipe asks for what an encoder has not, one line says which setting to change. Pre-training here is of `vit_*` names.
 
 | timm's module | built as | blocks | positions | windows | tables | models | such as |
 |---|---|---|---|---|---|---|---|
@@ -53,13 +54,16 @@ def positions(spec: Spec, vit: Any) -> str:
 
 def row_of(spec: Spec) -> tuple[str, ...]:
     """Columns of a model: module, class, blocks, positions, windows, tables."""
+    family = model_entrypoint(spec.name.removeprefix(TIMM_PREFIX)).__module__.rpartition(".")[2]
+    if spec.stages:
+        model = timm.create_model(spec.timm_arch or "", pretrained=False)
+        return family, type(model).__name__, "four stages, strides 4 to 32", "the model's own", "no", "no"
     vit: Any = build(spec, img_size=spec.img_size, device="meta")
     block = vit.blocks[0]
     attn = f" with {type(block.attn).__name__}" if hasattr(block, "attn") else ""
     windows = "yes" if all(map(comes_apart, vit.blocks)) else "no"
     tables = "yes" if all(map(is_standard, vit.blocks)) else "no"
     blocks = f"{type(block).__name__}{attn}"
-    family = model_entrypoint(spec.name.removeprefix(TIMM_PREFIX)).__module__.rpartition(".")[2]
     return family, type(vit).__name__, blocks, positions(spec, vit), windows, tables
 
 
@@ -69,9 +73,6 @@ def page() -> str:
     models = timm.list_models()
     for name in models:
         family = model_entrypoint(name).__module__.rpartition(".")[2]
-        if family not in MODULES:
-            refused[family].append(name)
-            continue
         try:
             spec = spec_of(TIMM_PREFIX + name)
         except UserError:
@@ -90,7 +91,7 @@ def page() -> str:
         for family, (what, help_) in FAMILIES.items()
         if family in refused
     ]
-    out.append(f"| all others | {others} | CNNs and hierarchical transformers | a plain ViT, or a module of your own |")
+    out.append(f"| all others | {others} | CNNs, and transformers with batch norm, other strides or one size | a plain ViT, or a module of your own |")
     return HEAD.format(accepted=accepted, models=len(models), version=timm.__version__) + "\n".join(
         [*lines, REFUSED + "\n".join(out), ""]
     )

@@ -1,7 +1,8 @@
 """The contract of an encoder: what the tasks, the engine and the record read of it, and what is the same for all.
 
-Two classes keep it: `vit.ViTEncoder`, the plain ViTs that this project builds, and `module_encoder.ModuleEncoder`, any
-module of a user's own that offers what `own_module.EncoderModule` lists.
+Three classes keep it: `vit.ViTEncoder`, the plain ViTs that this project builds, `stage_encoder.StageEncoder`, timm's
+hierarchical ones, and `module_encoder.ModuleEncoder`, any module of a user's own that offers what
+`own_module.EncoderModule` lists.
 """
 
 from typing import Any
@@ -16,7 +17,8 @@ from mae_transfer.errors import UserError
 
 
 class Encoder(nn.Module):
-    """Normalised images (B, 3, H, W) -> one map (B, C, H / patch, W / patch) per tap, in the order of the taps.
+    """Normalised images (B, 3, H, W) -> one map (B, C, H / patch, W / patch) per tap, in the order of the taps; of a
+    hierarchical encoder each map with its own channels and stride.
 
     Any H and W that are multiples of the patch will do. Every trainable parameter takes part in each forward, but for
     those of `norm`.
@@ -24,6 +26,8 @@ class Encoder(nn.Module):
     Attributes:
         name, embed_dim, depth, num_heads, patch_size, mean, std: of the spec; mean and std in 0..1 units.
         taps: 0-based numbers of the blocks whose maps `forward` gives, ascending.
+        map_channels, map_strides: of the maps of the taps, in pixels.
+        num_layers: how many numbers `layer_id` gives.
         global_grid: tokens down and across at the size that the task has said it will use.
         prefix: tokens before the patches' own in what `tokens` gives; `has_class_token`: the first of them is one.
         norm: the final norm, which users of tokens apply; None where tokens come without or are normed already.
@@ -46,6 +50,9 @@ class Encoder(nn.Module):
         self.embed_dim, self.depth, self.patch_size = spec.embed_dim, spec.depth, spec.patch_size
         self.num_heads = spec.num_heads
         self.taps = _check_taps(spec, taps)
+        self.map_channels = [spec.stages[i] if spec.stages else spec.embed_dim for i in self.taps]
+        self.map_strides = [spec.patch_size >> (spec.depth - 1 - i if spec.stages else 0) for i in self.taps]
+        self.num_layers = spec.depth + 2
         self.global_grid = self.grid_of(*pair(img_size))
         self.norm = None
         self._resting: list[nn.Module] = []  # frozen, and kept in eval mode
@@ -56,6 +63,10 @@ class Encoder(nn.Module):
     def tokens(self, images: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
         """The tokens (B, prefix + h * w, C), prefix tokens first, after each of `blocks` (0-based, ascending)."""
         raise NotImplementedError
+
+    def pooled(self, images: Tensor) -> Tensor | None:
+        """What probes read of an image, (B, C), where that is no average of tokens; None otherwise."""
+        return None
 
     def layer_id(self, name: str) -> int:
         """Layer of a parameter (named relative to the encoder) for layer-wise lr decay, as MAE's `util/lr_decay.py`:

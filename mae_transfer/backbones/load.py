@@ -15,6 +15,7 @@ from mae_transfer.backbones.hub import published_weights
 from mae_transfer.backbones.initialise import as_beit
 from mae_transfer.backbones.load_module import load_module
 from mae_transfer.backbones.plugins import register_module
+from mae_transfer.backbones.stage_encoder import load_stages
 from mae_transfer.backbones.timm_vit import build, new_final_norm, resolve
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
@@ -97,6 +98,23 @@ def load_backbone(
     random = weights == "random" or spec.init == "random"
     if random and checkpoint is not None:
         raise UserError(f"backbone {name!r} with random weights takes no checkpoint; drop --checkpoint {checkpoint}.")
+    if spec.stages:
+        return load_stages(
+            spec,
+            checkpoint=checkpoint,
+            checkpoint_key=checkpoint_key,
+            random=random,
+            img_size=img_size,
+            taps=taps,
+            drop_path=drop_path,
+            grad_checkpointing=grad_checkpointing,
+            final_norm=final_norm,
+            unfit={
+                "backbone.window_size=0": window_size > 0,
+                "backbone.rel_pos=false": bool(rel_pos),
+                "model.layer_scale=null": layer_scale is not None,
+            },
+        )
     if random:
         vit = build(spec, img_size=spec.img_size, drop_path=drop_path)
         report = LoadReport(name, "random initialisation")

@@ -19,9 +19,6 @@ FAMILIES = {
         "pass the MAE pre-training that it starts from: mae_vit_b, mae_vit_l, mae_vit_h",
     ),
     "vitamin": ("a CNN whose last stage is a ViT", OWN_MODULE),
-    "hiera": ("hierarchical, with maps of several strides", f"pass mae_vit_b, or {OWN_MODULE}"),
-    "convnext": ("hierarchical, with maps of several strides", f"pass a ViT of its pre-training, or {OWN_MODULE}"),
-    "swin_transformer": ("hierarchical, with maps of several strides", f"pass a plain ViT, or {OWN_MODULE}"),
 }
 """Module of timm -> what its models are, and what would help."""
 

@@ -50,6 +50,8 @@ class Spec:
         origin: where a module of the user's own is from; it is not built from the fields then.
         timm_class: the class of timm that it is built as, `VisionTransformer` or `Eva`.
         rotary: its attention has rotary positions.
+        stages: channels of the maps of a hierarchical encoder, shallow to deep; `depth` counts its stages and
+            `patch_size` is the stride of the last. Empty for others.
         pos_resampling: rule by which the position embedding is resampled (`positions/resampling.py`).
     """
 
@@ -81,6 +83,7 @@ class Spec:
     timm_class: str = "VisionTransformer"
     rotary: bool = False
     pos_resampling: str = "bicubic"
+    stages: tuple[int, ...] = ()
 
 
 SIZES: dict[str, tuple[int, int, int, int]] = {

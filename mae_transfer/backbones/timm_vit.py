@@ -24,6 +24,7 @@ from mae_transfer.backbones.plugins import find_plugin, plugin_names
 from mae_transfer.backbones.positions.kinds import kind_in_weights
 from mae_transfer.backbones.refused import what_it_is
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
+from mae_transfer.backbones.timm_stages import is_hierarchical, spec_of_stages
 from mae_transfer.errors import UserError
 
 MODULES = ["vision_transformer", "deit", "beit", "eva"]
@@ -55,6 +56,8 @@ def spec_of(name: str) -> Spec:
         )
     timms_own = timm.models.model_entrypoint(arch).__module__.startswith("timm.")
     if timms_own and not timm.models.is_model_in_modules(arch, MODULES):
+        if is_hierarchical(arch):
+            return spec_of_stages(name, model_name)
         raise UserError(f"backbone {name!r}: not a plain ViT but {what_it_is(arch)}.")
     model: object
     with torch.device("meta"):
@@ -167,8 +170,9 @@ def build(
     `img_size` is the pixel size its position embedding and tables are for. Values are timm's initialisation; on the
     meta device there are none, and a checkpoint must bring all of them. UserError for a module of a user's own.
     """
-    if spec.origin is not None:
-        raise UserError(f"backbone {spec.name!r} is {spec.origin}, a module of your own; this is for plain ViTs only.")
+    if spec.origin is not None or spec.stages:
+        what = f"{spec.origin}, a module of your own" if spec.origin else "hierarchical"
+        raise UserError(f"backbone {spec.name!r} is {what}; this is for plain ViTs only.")
     shared: dict[str, Any] = {
         "num_classes": 0,
         "img_size": img_size,

@@ -1,7 +1,8 @@
 """The optimizers and their parameter groups: layer-wise learning-rate decay, and parameters without weight decay.
 
 The scale of an encoder parameter is layer_decay ** (depth + 1 - layer_id), layer ids as in MAE's and BEiT's code
-(`encoder.layer_id`: 0 = patch and position embedding and tokens, block i = i + 1, the rest = depth + 1, hence scale 1);
+(`encoder.layer_id`: 0 = patch and position embedding and tokens, block i = i + 1, the rest = depth + 1, hence scale 1;
+of a hierarchical encoder as timm groups its layers);
 everything outside the encoder has scale 1, or what the attribute `lr_scale` of a module that holds it says (the heads
 of a sweep). timm's `param_groups_layer_decay` differs: it puts a final norm with the last block.
 
@@ -95,7 +96,7 @@ def _lr_scale(model: nn.Module, name: str, layer_decay: float) -> float:
     if layer_decay == 1.0 or not name.startswith("encoder."):
         return 1.0
     encoder: Any = model.encoder
-    return float(layer_decay ** (encoder.depth + 1 - encoder.layer_id(name.removeprefix("encoder."))))
+    return float(layer_decay ** (encoder.num_layers - 1 - encoder.layer_id(name.removeprefix("encoder."))))
 
 
 def _is_norm(module: nn.Module) -> bool:

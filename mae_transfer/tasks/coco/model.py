@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mae_transfer.adapters.norm import NORMS
 from mae_transfer.adapters.simple_pyramid import SimplePyramid
 from mae_transfer.adapters.square_input import square_batch
+from mae_transfer.adapters.stage_pyramid import StageFPN
 from mae_transfer.adapters.vit_fpn import ViTFPN
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
@@ -37,7 +38,7 @@ class MaskRCNN(nn.Module):
     def __init__(
         self,
         encoder: "Encoder",
-        pyramid: ViTFPN | SimplePyramid,
+        pyramid: nn.Module,
         rpn: RPN,
         roi_heads: RoIHeads,
         image_size: int,
@@ -111,12 +112,23 @@ def build_mask_rcnn(encoder: "Encoder", num_classes: int, config: CocoConfig, *,
     if len(encoder.taps) != 4 and model.pyramid == "fpn":
         raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 taps")
     norm = NORMS[model.norm]
-    pyramid = SimplePyramid if model.pyramid == "simple" else ViTFPN
     heads = CascadeRoIHeads if model.cascade else RoIHeads
-    strides = [encoder.patch_size * s for s in (0.25, 0.5, 1, 2, 4)]
+    pyramid: nn.Module
+    if encoder.spec.stages:
+        if model.pyramid == "simple":
+            raise UserError(
+                f"model.pyramid=simple is for plain ViTs, and {encoder.name} is hierarchical; take the recipe "
+                "mask_rcnn_li2021, or model.pyramid=fpn"
+            )
+        pyramid = StageFPN(encoder.map_channels, model.fpn_channels, norm=norm)
+        strides: list[float] = [*encoder.map_strides, 2 * encoder.map_strides[-1]]
+    else:
+        of_vit = SimplePyramid if model.pyramid == "simple" else ViTFPN
+        pyramid = of_vit(encoder.embed_dim, model.fpn_channels, norm=norm)
+        strides = [encoder.patch_size * s for s in (0.25, 0.5, 1, 2, 4)]
     return MaskRCNN(
         encoder,
-        pyramid(encoder.embed_dim, model.fpn_channels, norm=norm),
+        pyramid,
         RPN(model.fpn_channels, strides, model.rpn_convs, model.rpn_batch_per_image),
         heads(
             model.fpn_channels,

@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 from typing_extensions import override
 
 from mae_transfer.adapters.norm import BatchNorm
+from mae_transfer.adapters.stage_pyramid import StagePyramid
 from mae_transfer.adapters.vit_pyramid import ViTPyramid
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
@@ -24,6 +25,8 @@ from mae_transfer.tasks.ade20k.segmentor import Segmentor, check_crop, init_clas
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
 
+STAGE_HEAD = 512
+"""Channels of UperNet's head on a hierarchical encoder, as in Swin's and ConvNeXt's configurations."""
 AUX_TAP = 2
 """The auxiliary head reads the third map of the pyramid (`in_index=2`)."""
 
@@ -55,7 +58,7 @@ class UperNet(Segmentor):
     def __init__(
         self,
         encoder: "Encoder",
-        pyramid: ViTPyramid,
+        pyramid: nn.Module,
         decode_head: nn.Module,
         auxiliary_head: nn.Module,
         aux_weight: float,
@@ -101,7 +104,8 @@ def build_upernet(encoder: "Encoder", num_classes: int, config: Ade20kConfig) ->
         raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 model.taps")
     side, patch = config.data.image_size, encoder.patch_size
     check_crop(side, patch, encoder.name)
-    model, channels = config.model, encoder.embed_dim
+    model, channels = config.model, encoder.map_channels
+    stages = bool(encoder.spec.stages)
     upernet, fcn = import_heads()
     common = {
         "num_classes": num_classes,
@@ -114,14 +118,14 @@ def build_upernet(encoder: "Encoder", num_classes: int, config: Ade20kConfig) ->
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="For binary segmentation, we suggest using")
         decode_head = upernet(
-            in_channels=[channels] * 4,
+            in_channels=channels,
             in_index=[0, 1, 2, 3],
             pool_scales=(1, 2, 3, 6),
-            channels=model.head_channels or channels,
+            channels=model.head_channels or (STAGE_HEAD if stages else encoder.embed_dim),
             **common,
         )
         auxiliary_head = fcn(
-            in_channels=channels,
+            in_channels=channels[AUX_TAP],
             in_index=AUX_TAP,
             channels=model.aux_channels,
             num_convs=1,
@@ -134,7 +138,7 @@ def build_upernet(encoder: "Encoder", num_classes: int, config: Ade20kConfig) ->
         init_classifier(head.conv_seg)
     return UperNet(
         encoder,
-        ViTPyramid(channels, norm=BatchNorm),
+        StagePyramid(channels) if stages else ViTPyramid(encoder.embed_dim, norm=BatchNorm),
         decode_head,
         auxiliary_head,
         model.aux_weight,

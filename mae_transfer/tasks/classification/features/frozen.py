@@ -64,6 +64,10 @@ class FrozenFeatures:
         if "features" in batch:
             stored: Tensor = batch["features"]
             return stored.float()
+        with torch.no_grad():
+            pooled = self.encoder.pooled(self.encoder.normalise(batch["images"])) if self.parts == ("avg",) else None
+        if pooled is not None:
+            return pooled.float()[:, None, None]
         prefix = self.encoder.prefix
         of = {"cls": lambda x: x[:, 0], "avg": lambda x: x[:, prefix:].mean(1)}
         return torch.stack([torch.stack([of[part](x) for part in self.parts], 1) for x in self.tokens(batch)], 1)

@@ -1,0 +1,123 @@
+"""timm's hierarchical encoders: which classes are taken, their specs, and how one is built.
+
+Taken are the classes of `CLASSES`: four stages at strides 4, 8, 16 and 32 that timm's `forward_intermediates` gives, and
+no batch norm, whose statistics would depend on how a batch is split. Swin takes any size by timm's `dynamic_img_size`;
+Hiera is built for one size, because its order of tokens is.
+"""
+
+from typing import Any
+
+import timm
+import torch
+from timm.models import group_parameters
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mae_transfer.backbones.grid import Grid
+from mae_transfer.backbones.registry import Spec
+from mae_transfer.errors import UserError
+
+CLASSES = {
+    "SwinTransformer": "dynamic",
+    "SwinTransformerV2": "dynamic",
+    "SwinTransformerV2Cr": "dynamic",
+    "Hiera": "fixed",
+    "HieraDet": "any",
+    "ConvNeXt": "any",
+    "PyramidVisionTransformerV2": "any",
+    "DaVit": "any",
+    "FocalNet": "any",
+    "MetaFormer": "any",
+    "EdgeNeXt": "any",
+    "MambaOut": "any",
+}
+"""timm's class -> the sizes that it takes as timm builds it: any, any if told so, or the one it is built for."""
+STRIDES = (4, 8, 16, 32)
+AFTER = ("norm.", "norm_pre.", "head.", "neck.")
+"""Names of what follows the last stage."""
+
+
+def is_hierarchical(arch: str) -> bool:
+    """Whether timm builds one of `CLASSES` under this name."""
+    with torch.device("meta"):
+        return type(timm.create_model(arch, pretrained=False)).__name__ in CLASSES
+
+
+def spec_of_stages(name: str, model_name: str) -> Spec:
+    """The spec of timm's `model[.tag]`, whose tag decides mean and std; UserError for a variant that is not taken."""
+    model: Any
+    with torch.device("meta"):
+        model = timm.create_model(model_name, pretrained=False)
+    info = list(model.feature_info)
+    if tuple(stage["reduction"] for stage in info) != STRIDES:
+        raise UserError(
+            f"backbone {name!r}: its maps have strides {[stage['reduction'] for stage in info]}, the tasks take four "
+            f"at {list(STRIDES)}; pass another variant."
+        )
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError(
+            f"backbone {name!r}: it has batch norm, whose results depend on how a batch is split over devices; pass a "
+            "variant without."
+        )
+    config, stages = model.pretrained_cfg, tuple(int(stage["num_chs"]) for stage in info)
+    tag = f".{config['tag']}" if config.get("tag") else ""
+    return Spec(
+        name=name,
+        init=name,
+        size=None,
+        embed_dim=stages[-1],
+        depth=len(stages),
+        num_heads=max(stages[-1] // 64, 1),
+        patch_size=STRIDES[-1],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        hub=f"{config['architecture']}{tag}" if config.get("hf_hub_id") else None,
+        img_size=int(config["input_size"][-1]),
+        timm_arch=model_name,
+        class_token=False,
+        stages=stages,
+    )
+
+
+def build_stages(spec: Spec, *, img_size: Grid, drop_path: float = 0.0, final_norm: bool = False) -> nn.Module:
+    """timm's model of the spec in float32 with timm's initialisation, without classifier, for images of this size.
+
+    Without `final_norm` nothing follows the last stage: it would get no gradient from the maps.
+    """
+    arch = spec.timm_arch or ""
+    with torch.device("meta"):
+        kind = CLASSES[type(timm.create_model(arch, pretrained=False)).__name__]
+    sized: dict[str, Any] = {"any": {}, "dynamic": {"dynamic_img_size": True}, "fixed": {"img_size": img_size}}[kind]
+    model: nn.Module = timm.create_model(arch, pretrained=False, num_classes=0, drop_path_rate=drop_path, **sized)
+    for name in () if final_norm else AFTER:
+        if hasattr(model, name[:-1]):
+            setattr(model, name[:-1], nn.Identity())
+    return model
+
+
+def names_of(spec: Spec) -> set[str]:
+    """The names of the whole model's tensors, its classifier and final norm too."""
+    with torch.device("meta"):
+        return set(timm.create_model(spec.timm_arch or "", pretrained=False).state_dict())
+
+
+def fixed_size(model: nn.Module) -> bool:
+    """Whether a model takes images of the size alone that it is built for."""
+    return CLASSES[type(model).__name__] == "fixed"
+
+
+def layer_ids(spec: Spec) -> dict[str, int] | None:
+    """Parameter name -> its layer by timm's `group_matcher`, as its `param_groups_layer_decay` counts them; the names of
+    the whole model, whose classifier and final norm are the last. None for a class without."""
+    model: Any
+    with torch.device("meta"):
+        model = timm.create_model(spec.timm_arch or "", pretrained=False)
+    if not hasattr(model, "group_matcher"):
+        return None
+    return {str(name): int(i) for name, i in group_parameters(model, model.group_matcher(), reverse=True).items()}
+
+
+def stage_ends(model: Any) -> tuple[str, list[int]]:
+    """The list that holds the stages, such as `layers.`, and in it the number of the last member of each stage."""
+    places = [str(stage["module"]) for stage in model.feature_info]
+    return f"{places[0].rsplit('.', 1)[0]}.", [int(place.rsplit(".", 1)[1]) for place in places]
