@@ -91,7 +91,9 @@ def page() -> str:
         for family, (what, help_) in FAMILIES.items()
         if family in refused
     ]
-    out.append(f"| all others | {others} | CNNs, and transformers with batch norm, other strides or one size | a plain ViT, or a module of your own |")
+    out.append(
+        f"| all others | {others} | CNNs, and transformers with batch norm, other strides or one size | a plain ViT, or a module of your own |"
+    )
     return HEAD.format(accepted=accepted, models=len(models), version=timm.__version__) + "\n".join(
         [*lines, REFUSED + "\n".join(out), ""]
     )

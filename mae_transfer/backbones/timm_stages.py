@@ -87,8 +87,12 @@ def build_stages(spec: Spec, *, img_size: Grid, drop_path: float = 0.0, final_no
     arch = spec.timm_arch or ""
     with torch.device("meta"):
         kind = CLASSES[type(timm.create_model(arch, pretrained=False)).__name__]
-    sized: dict[str, Any] = {"any": {}, "dynamic": {"dynamic_img_size": True}, "fixed": {"img_size": img_size}}[kind]
-    model: nn.Module = timm.create_model(arch, pretrained=False, num_classes=0, drop_path_rate=drop_path, **sized)
+    sized: dict[str, dict[str, Any]] = {
+        "any": {},
+        "dynamic": {"dynamic_img_size": True},
+        "fixed": {"img_size": img_size},
+    }
+    model: nn.Module = timm.create_model(arch, pretrained=False, num_classes=0, drop_path_rate=drop_path, **sized[kind])
     for name in () if final_norm else AFTER:
         if hasattr(model, name[:-1]):
             setattr(model, name[:-1], nn.Identity())

@@ -24,12 +24,12 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str, what:
     module.load_state_dict({names[name]: x for name, x in state.items()})
 
 
-def part_of_run(
-    state: dict[str, Tensor], part: str, source: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def part_of_run(state: dict[str, Tensor], part: str, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The encoder's part of a run's state dict, whose names start with `part`, and what was left out with the reason; a
     state dict that has no such names as it is."""
     if not any(name.startswith(part) for name in state):
         return state, {}
     ignored = {name: "another part of the task's model" for name in state if not name.startswith(part)}
-    return unwrap({name.removeprefix(part): x for name, x in state.items() if name.startswith(part)}, source)[0], ignored
+    return unwrap({name.removeprefix(part): x for name, x in state.items() if name.startswith(part)}, source)[
+        0
+    ], ignored
