@@ -29,8 +29,9 @@ and any other module can be [wrapped](extending/encoder.md). Made from timm's re
 All go through every task and protocol: COCO, ADE20K, classification fine-tuned, partially fine-tuned and frozen, with
 layer decay, drop path, checkpointing, export and operations. Two columns differ: `windows` (and a new LayerScale) need
 blocks whose parts can be called one by one, `tables` of relative positions need timm's standard attention. Hierarchical
-encoders give four maps, which go to the FPN or to UperNet as their authors wire them, each through a LayerNorm; probes
-read what timm pools; partial fine-tuning counts stages; they are not exported. Where a recipe asks for what an encoder has not, one line says which setting to change. Pre-training here is of `vit_*` names.
+encoders give four maps, which go to the FPN or to UperNet as their authors wire them, each through a LayerNorm. Probes
+read what timm pools of the last. Partial fine-tuning counts stages. They are not exported. Where a recipe asks for what
+an encoder has not, one line says which setting to change. Pre-training here is of `vit_*` names.
 
 | timm's module | built as | blocks | positions | windows | tables | models | such as |
 |---|---|---|---|---|---|---|---|
@@ -91,9 +92,8 @@ def page() -> str:
         for family, (what, help_) in FAMILIES.items()
         if family in refused
     ]
-    out.append(
-        f"| all others | {others} | CNNs, and transformers with batch norm, other strides or one size | a plain ViT, or a module of your own |"
-    )
+    what = "CNNs, and transformers with batch norm, other strides or one size"
+    out.append(f"| all others | {others} | {what} | a plain ViT, or a module of your own |")
     return HEAD.format(accepted=accepted, models=len(models), version=timm.__version__) + "\n".join(
         [*lines, REFUSED + "\n".join(out), ""]
     )

@@ -1,8 +1,8 @@
 """timm's hierarchical encoders: which classes are taken, their specs, and how one is built.
 
-Taken are the classes of `CLASSES`: four stages at strides 4, 8, 16 and 32 that timm's `forward_intermediates` gives, and
-no batch norm, whose statistics would depend on how a batch is split. Swin takes any size by timm's `dynamic_img_size`;
-Hiera is built for one size, because its order of tokens is.
+Taken are the classes of `CLASSES`: four stages at strides 4, 8, 16 and 32 that timm's `forward_intermediates` gives,
+and no batch norm, whose statistics would depend on how a batch is split. Swin takes any size by timm's
+`dynamic_img_size`; Hiera is built for one size, because its order of tokens is.
 """
 
 from typing import Any
@@ -111,8 +111,10 @@ def fixed_size(model: nn.Module) -> bool:
 
 
 def layer_ids(spec: Spec) -> dict[str, int] | None:
-    """Parameter name -> its layer by timm's `group_matcher`, as its `param_groups_layer_decay` counts them; the names of
-    the whole model, whose classifier and final norm are the last. None for a class without."""
+    """Parameter name -> its layer by timm's `group_matcher`, as its `param_groups_layer_decay` counts them.
+
+    The names are of the whole model, whose classifier and final norm are the last layer. None for a class without.
+    """
     model: Any
     with torch.device("meta"):
         model = timm.create_model(spec.timm_arch or "", pretrained=False)

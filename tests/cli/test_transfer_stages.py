@@ -12,7 +12,7 @@ SMALL = {"backbone.window_size": 0, "backbone.rel_pos": False, "backbone.weights
 RUNS = {
     "coco": SMALL | {"model.fpn_channels": 16, "model.head_channels": 16, "schedule.steps": 1},
     "ade20k": SMALL
-    | {"model.layer_scale": None, "model.head_channels": 16, "model.aux_channels": 8, "data.image_size": 128},
+    | {"model.layer_scale": None, "model.head_channels": 16, "model.aux_channels": 8, "data.image_size": 96},
     "folder": {"backbone.weights": "random"},
 }
 
