@@ -79,42 +79,26 @@ def load_backbone(
     if window_rope != "window" and not (spec.rotary and window_size):
         lacks = "no windows (backbone.window_size=0)" if spec.rotary else "no rotary positions of this project's own"
         raise UserError(f"backbone.window_rope={window_rope}: has no effect, {name} has {lacks}; leave it out.")
+    shared: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "checkpoint_key": checkpoint_key,
+        "img_size": img_size,
+        "taps": taps,
+        "window_size": window_size,
+        "rel_pos": rel_pos,
+        "layer_scale": layer_scale,
+        "drop_path": drop_path,
+        "grad_checkpointing": grad_checkpointing,
+    }
     if spec.origin is not None:
         if weights == "random":
             raise UserError(f"backbone {name!r}: {spec.origin} makes its weights itself; leave out weights=random.")
-        return load_module(
-            name,
-            checkpoint=checkpoint,
-            checkpoint_key=checkpoint_key,
-            img_size=img_size,
-            taps=taps,
-            window_size=window_size,
-            num_global_blocks=num_global_blocks,
-            rel_pos=rel_pos,
-            layer_scale=layer_scale,
-            drop_path=drop_path,
-            grad_checkpointing=grad_checkpointing,
-        )
+        return load_module(name, num_global_blocks=num_global_blocks, **shared)
     random = weights == "random" or spec.init == "random"
     if random and checkpoint is not None:
         raise UserError(f"backbone {name!r} with random weights takes no checkpoint; drop --checkpoint {checkpoint}.")
     if spec.stages:
-        return load_stages(
-            spec,
-            checkpoint=checkpoint,
-            checkpoint_key=checkpoint_key,
-            random=random,
-            img_size=img_size,
-            taps=taps,
-            drop_path=drop_path,
-            grad_checkpointing=grad_checkpointing,
-            final_norm=final_norm,
-            unfit={
-                "backbone.window_size=0": window_size > 0,
-                "backbone.rel_pos=false": bool(rel_pos),
-                "model.layer_scale=null": layer_scale is not None,
-            },
-        )
+        return load_stages(spec, random=random, final_norm=final_norm, **shared)
     if random:
         vit = build(spec, img_size=spec.img_size, drop_path=drop_path)
         report = LoadReport(name, "random initialisation")

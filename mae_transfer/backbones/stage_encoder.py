@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae_transfer.backbones import timm_stages
@@ -26,9 +26,11 @@ PART = "encoder.model."
 class StageEncoder(Encoder):
     """timm's model as an encoder; `depth` and `taps` count its stages, and its parameters are named `model.*`."""
 
+    model: Any
+
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         spec: Spec,
         report: LoadReport,
         *,
@@ -56,8 +58,7 @@ class StageEncoder(Encoder):
         if not self.has_norm:
             return None
         self._check_size(images)
-        model: Any = self.model
-        x: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+        x: Tensor = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
         return x
 
     def layer_id(self, name: str) -> int:
@@ -87,8 +88,7 @@ class StageEncoder(Encoder):
 
     def _maps(self, images: Tensor, stages: tuple[int, ...]) -> list[Tensor]:
         self._check_size(images)
-        model: Any = self.model
-        found: list[Tensor] = model.forward_intermediates(images, indices=list(stages), intermediates_only=True)
+        found: list[Tensor] = self.model.forward_intermediates(images, indices=list(stages), intermediates_only=True)
         return found
 
     def _check_last(self, blocks: tuple[int, ...]) -> None:
@@ -115,36 +115,37 @@ def load_stages(
     random: bool,
     img_size: int | Grid | None,
     taps: tuple[int, ...] | None,
+    window_size: int,
+    rel_pos: bool | str,
+    layer_scale: float | None,
     drop_path: float,
     grad_checkpointing: bool,
     final_norm: bool,
-    unfit: dict[str, bool],
 ) -> StageEncoder:
     """A hierarchical encoder with its weights, on the CPU in float32.
 
-    Args:
-        unfit: options that are for plain ViTs, as a command line sets them off, and whether each is set.
-
     Raises:
-        UserError: an option that does not fit, weights that cannot be had or do not fit tensor for tensor.
+        UserError: an option for plain ViTs, weights that cannot be had or do not fit tensor for tensor.
     """
-    asked = [option for option, is_set in unfit.items() if is_set]
+    asked = ["backbone.window_size=0"] if window_size else []
+    asked += ["backbone.rel_pos=false"] if rel_pos else []
+    asked += ["model.layer_scale=null"] if layer_scale is not None else []
     if asked:
         raise UserError(
             f"backbone {spec.name!r} is hierarchical: windows, relative positions and LayerScale are part of the model "
             f"or not in it; set {' '.join(asked)}"
         )
     size = pair(img_size or spec.img_size)
-    model: Any = timm_stages.build_stages(spec, img_size=size, drop_path=drop_path, final_norm=final_norm)
+    model = timm_stages.build_stages(spec, img_size=size, drop_path=drop_path, final_norm=final_norm)
     report = LoadReport(spec.name, "random initialisation")
     if not random:
         report = _load(model, spec, checkpoint, checkpoint_key)
     if grad_checkpointing:
-        model.set_grad_checkpointing()
+        model.set_grad_checkpointing()  # type: ignore[operator]
     return StageEncoder(model, spec, report, img_size=img_size, taps=taps, has_norm=final_norm)
 
 
-def _load(model: Any, spec: Spec, checkpoint: str | Path | None, key: str | None) -> LoadReport:
+def _load(model: nn.Module, spec: Spec, checkpoint: str | Path | None, key: str | None) -> LoadReport:
     """Weights by timm's names, by those that timm's own filter knows for the model, or of a run of this project."""
     ignored: dict[str, str] = {}
     if checkpoint is None:

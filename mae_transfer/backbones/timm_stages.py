@@ -5,6 +5,8 @@ and no batch norm, whose statistics would depend on how a batch is split. Swin t
 `dynamic_img_size`; Hiera is built for one size, because its order of tokens is.
 """
 
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import timm
@@ -37,17 +39,20 @@ AFTER = ("norm.", "norm_pre.", "head.", "neck.")
 """Names of what follows the last stage."""
 
 
+def _model(arch: str | None) -> Any:
+    """timm's whole model without values."""
+    with torch.device("meta"):
+        return timm.create_model(arch or "", pretrained=False)
+
+
 def is_hierarchical(arch: str) -> bool:
     """Whether timm builds one of `CLASSES` under this name."""
-    with torch.device("meta"):
-        return type(timm.create_model(arch, pretrained=False)).__name__ in CLASSES
+    return type(_model(arch)).__name__ in CLASSES
 
 
 def spec_of_stages(name: str, model_name: str) -> Spec:
     """The spec of timm's `model[.tag]`, whose tag decides mean and std; UserError for a variant that is not taken."""
-    model: Any
-    with torch.device("meta"):
-        model = timm.create_model(model_name, pretrained=False)
+    model = _model(model_name)
     info = list(model.feature_info)
     if tuple(stage["reduction"] for stage in info) != STRIDES:
         raise UserError(
@@ -84,15 +89,11 @@ def build_stages(spec: Spec, *, img_size: Grid, drop_path: float = 0.0, final_no
 
     Without `final_norm` nothing follows the last stage: it would get no gradient from the maps.
     """
-    arch = spec.timm_arch or ""
-    with torch.device("meta"):
-        kind = CLASSES[type(timm.create_model(arch, pretrained=False)).__name__]
-    sized: dict[str, dict[str, Any]] = {
-        "any": {},
-        "dynamic": {"dynamic_img_size": True},
-        "fixed": {"img_size": img_size},
-    }
-    model: nn.Module = timm.create_model(arch, pretrained=False, num_classes=0, drop_path_rate=drop_path, **sized[kind])
+    kind = CLASSES[type(_model(spec.timm_arch)).__name__]
+    make = partial(timm.create_model, spec.timm_arch or "", pretrained=False, num_classes=0, drop_path_rate=drop_path)
+    model: nn.Module = (
+        make(img_size=img_size) if kind == "fixed" else make(dynamic_img_size=True) if kind == "dynamic" else make()
+    )
     for name in () if final_norm else AFTER:
         if hasattr(model, name[:-1]):
             setattr(model, name[:-1], nn.Identity())
@@ -101,8 +102,7 @@ def build_stages(spec: Spec, *, img_size: Grid, drop_path: float = 0.0, final_no
 
 def names_of(spec: Spec) -> set[str]:
     """The names of the whole model's tensors, its classifier and final norm too."""
-    with torch.device("meta"):
-        return set(timm.create_model(spec.timm_arch or "", pretrained=False).state_dict())
+    return set(_model(spec.timm_arch).state_dict())
 
 
 def fixed_size(model: nn.Module) -> bool:
@@ -115,15 +115,14 @@ def layer_ids(spec: Spec) -> dict[str, int] | None:
 
     The names are of the whole model, whose classifier and final norm are the last layer. None for a class without.
     """
-    model: Any
-    with torch.device("meta"):
-        model = timm.create_model(spec.timm_arch or "", pretrained=False)
+    model = _model(spec.timm_arch)
     if not hasattr(model, "group_matcher"):
         return None
     return {str(name): int(i) for name, i in group_parameters(model, model.group_matcher(), reverse=True).items()}
 
 
-def stage_ends(model: Any) -> tuple[str, list[int]]:
+def stage_ends(model: nn.Module) -> tuple[str, list[int]]:
     """The list that holds the stages, such as `layers.`, and in it the number of the last member of each stage."""
-    places = [str(stage["module"]) for stage in model.feature_info]
+    info: Iterable[Mapping[str, object]] = model.feature_info  # type: ignore[assignment]
+    places = [str(stage["module"]) for stage in info]
     return f"{places[0].rsplit('.', 1)[0]}.", [int(place.rsplit(".", 1)[1]) for place in places]

@@ -10,7 +10,7 @@ from mae_transfer.errors import UserError
 NAME = "timm:convnextv2_atto"
 SMALL = {"backbone.window_size": 0, "backbone.rel_pos": False, "backbone.weights": "random"}
 RUNS = {
-    "coco": SMALL | {"model.fpn_channels": 16, "model.head_channels": 16, "schedule.steps": 1},
+    "coco": SMALL | {"model.fpn_channels": 16, "model.head_channels": 16},
     "ade20k": SMALL
     | {"model.layer_scale": None, "model.head_channels": 16, "model.aux_channels": 8, "data.image_size": 96},
     "folder": {"backbone.weights": "random"},

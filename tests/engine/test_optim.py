@@ -27,7 +27,7 @@ class ChannelLayerNorm(nn.Module):
 class Encoder(nn.Module):
     """timm's ViT under `vit.`, with LayerScale, register tokens, BEiT's biases and a table of relative position."""
 
-    depth = 3
+    depth, num_layers = 3, 5
 
     def __init__(self) -> None:
         super().__init__()

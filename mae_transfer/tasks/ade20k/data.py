@@ -21,7 +21,9 @@ from mae_transfer.tasks.ade20k.opencv import cv2
 from mae_transfer.tasks.ade20k.pairs import Pairs
 from mae_transfer.tasks.ade20k.transforms import augment, resize_for_evaluation
 
-Batch = dict[str, Any]
+Sample = dict[str, Any]
+"""What a data set gives of an image."""
+Batch = Sample
 
 
 class EvalSplit(EvalDataset, Protocol):
@@ -84,7 +86,7 @@ class Ade20kTrain(Segmentation):
         self.config = config
         self.seed = seed
 
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey) -> Sample:
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         place, (image, label), skipped = self.read_or_next(index)
@@ -98,7 +100,7 @@ class Ade20kTrain(Segmentation):
         }
 
     @staticmethod
-    def collate(samples: list[dict[str, Any]]) -> Batch:
+    def collate(samples: list[Sample]) -> Batch:
         """Lists of what the samples hold, since the crops may differ in size."""
         return collate(samples) | {
             "images": [sample["image"] for sample in samples],
@@ -118,9 +120,9 @@ class Ade20kEval(Segmentation):
         self.config = config.data
         self.ratios = config.eval.ratios
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         name = self.file_name(index)
-        sample: dict[str, Any] = {"size": self.size(index), "file_name": name}
+        sample: Sample = {"size": self.size(index), "file_name": name}
         pair = self.read_or_skip(index)
         if pair is None:
             return sample | {"views": None, "label": None, "skipped": [name]}
@@ -129,7 +131,7 @@ class Ade20kEval(Segmentation):
         return sample | {"views": views, "label": torch.from_numpy(label), "skipped": []}
 
     @staticmethod
-    def collate(samples: list[dict[str, Any]]) -> Batch:
+    def collate(samples: list[Sample]) -> Batch:
         """A batch of the pairs that can be used, which may be none."""
         usable = [sample for sample in samples if sample["views"] is not None]
         return collate(usable) | {
