@@ -29,7 +29,8 @@ def make_settings(
         del settings["backbone.window_rope"]  # younger than the settings ids of earlier runs, all of which had this
     if spec is not None and spec.pos_resampling != "bicubic":
         native = {spec.img_size} if isinstance(spec.img_size, int) else {*spec.img_size}
-        if native != {settings.get("data.image_size")}:
+        size = settings.get("data.image_size")
+        if native != (set(size) if isinstance(size, list) else {size}):
             settings["pos_resampling"] = spec.pos_resampling
     return settings | {"data_fingerprint": data_fingerprint, "norm_batch": norm_batch}
 

@@ -243,3 +243,12 @@ def test_a_pair_that_cannot_be_decoded_is_left_out(root, tmp_path):
     record = run_cli(command(copy, tmp_path / "run", "knn", "data.on_bad_image=skip"))
     assert record["data"]["skipped_files"] == ["04.png"]
     assert record["metrics"]["mIoU"] > 20
+
+
+def test_height_and_width_with_positions_of_another_rule(root, tmp_path):
+    """DINOv2's rule of resampling is a setting of the run; the size is a list here."""
+    arguments = command(root, tmp_path / "run", "in_context", "data.image_size=[28,42]", "eval.pictures=0")
+    arguments[arguments.index("random_vit_nano")] = "timm:vit_small_patch14_dinov2"
+    record = run_cli(arguments)
+    assert record["settings"]["data.image_size"] == [28, 42]
+    assert "pos_resampling" in record["settings"]
