@@ -1,5 +1,6 @@
-"""Stored configurations of earlier versions, under today's names."""
+"""Stored configurations and settings of earlier versions, under today's names."""
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -14,3 +15,14 @@ def renamed(values: dict[str, Any]) -> dict[str, Any]:
         if task == "ade20k":
             values["model"].pop("norm", None)  # nothing read it
     return values
+
+
+def renamed_settings(settings: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """The flat settings of a record of any version, under today's names."""
+    settings = dict(settings)
+    engine = settings.pop("engine", None)
+    if engine is not None and task == "coco":
+        settings["model.implementation"] = engine
+    if task == "ade20k":
+        settings.pop("model.norm", None)
+    return settings

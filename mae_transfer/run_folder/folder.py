@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class RunFolder:
     config: the resolved configuration.
     resume: go on with the run in the folder instead of starting one; needs a run there with the same recipe.
     UserError: the folder is in use, cannot be written, holds a run already (without `resume`), holds none (with it), or
-    holds one with another recipe. A run that ended before its first step is none.
+    holds one with another recipe. A run that ended before its first step is none, and can be resumed as well.
     """
 
     def __init__(self, path: str | Path, config: RunConfig, *, resume: bool = False) -> None:
@@ -58,7 +58,8 @@ class RunFolder:
         self.config = config
         self._metrics: int | None = None
         self._log: logging.Handler | None = None
-        if resume and not (self.path / "config.yaml").exists():
+        has_config = (self.path / "config.yaml").exists()
+        if resume and not has_config and (not self.checkpoints.is_dir() or list_checkpoints(self.checkpoints)):
             raise UserError(
                 f"nothing to resume or evaluate in {self.path}: it has no config.yaml; train first, without that option"
             )
@@ -66,7 +67,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
         try:
-            self._check_and_write_config(resume)
+            self._check_and_write_config(resume and has_config)
             remove_unfinished(self.checkpoints)
             sweep(self.path)
             with _writing(self.path):
@@ -176,19 +177,28 @@ def check_same_recipe(path: Path, config: RunConfig) -> None:
 
     A field that the stored configuration lacks was added after the run was made: the run had the field's default.
     """
-    file = path / "config.yaml"
-    stored = read_yaml(file, "the run's configuration")
-    schema = type(config)
-    old, new = flatten(renamed(stored)), flatten(config.model_dump(mode="json"))
-    changed = []
-    for key in sorted((old.keys() | new.keys()) - resumable(schema)):
-        before = old[key] if key in old else _default(schema, key)
-        if before != new.get(key, "(absent)"):
-            changed.append(f"{key}: {before} -> {new.get(key, '(absent)')}")
+    changed = changes(stored_config(path), config)
     if changed:
         raise UserError(
-            f"another recipe than that of the run, {file}: {'; '.join(changed)}; undo these or give another --output"
+            f"another recipe than that of the run, {path / 'config.yaml'}: {'; '.join(changed)}; undo these or give "
+            "another --output"
         )
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """The configuration in a run folder, flat and under today's names; UserError if it cannot be read."""
+    return flatten(renamed(read_yaml(path / "config.yaml", "the run's configuration")))
+
+
+def changes(stored: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """'key: before -> now' for each difference of a stored configuration that a resume may not make."""
+    schema, new = type(config), flatten(config.model_dump(mode="json"))
+    changed = []
+    for key in sorted((stored.keys() | new.keys()) - resumable(schema)):
+        before = stored[key] if key in stored else _default(schema, key)
+        if before != new.get(key, "(absent)"):
+            changed.append(f"{key}: {before} -> {new.get(key, '(absent)')}")
+    return changed
 
 
 def _default(schema: type[BaseModel], key: str) -> object:

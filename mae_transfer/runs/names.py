@@ -1,25 +1,62 @@
 """Names of runs: the default folder of one, and what tells the runs of a series apart."""
 
+import glob
 import hashlib
 import json
+import logging
+import os
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mae_transfer.config.roles import resumable
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
+from mae_transfer.run_folder.folder import changes, stored_config
 from mae_transfer.run_folder.settings import flatten
 
+_LOG = logging.getLogger(__name__)
 RUNS = Path("results/runs")
 
 
-def default_output(config: RunConfig) -> Path:
-    """A folder under results/runs/ named by what is run: the same options give the same one, so --resume finds it."""
+def default_output(config: RunConfig, folder: Path = RUNS) -> Path:
+    """A folder in `folder`, named by what is run: the same options give the same one, so --resume finds it.
+
+    The name ends in a hash of the configuration, which a new field changes. A run that an earlier version made keeps
+    its folder: the one beside it whose configuration is the same.
+    """
     may_change = resumable(type(config)) - {"data.root"}
     chosen = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if key not in may_change}
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
     name = config.backbone.name.replace(":", "-").replace("/", "-")
     what = "-".join(filter(None, (config.task, run_label(config))))
-    return RUNS / f"{what}-{name}-{config.preset}-seed{config.seed}-{digest}"
+    stem = f"{what}-{name}-{config.preset}-seed{config.seed}"
+    path = folder / f"{stem}-{digest}"
+    if path.exists():
+        return path
+    for other in sorted(folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * len(digest)}")):
+        if _is_of(config, other):
+            if os.environ.get("RANK", "0") == "0":
+                _LOG.warning("%s: made by an earlier version, taken as the folder of this run", other)
+            return other
+    return path
+
+
+def _is_of(config: RunConfig, path: Path) -> bool:
+    """Whether a resume takes the run in a folder as one of the configuration, and it names the same data."""
+    try:
+        stored = _stored(path, (path / "config.yaml").stat().st_mtime_ns)
+    except (OSError, UserError):
+        return False
+    now = flatten(config.model_dump(mode="json"))
+    return stored.get("data.root") == now.get("data.root") and not changes(stored, config)
+
+
+@cache
+def _stored(path: Path, changed_at: int) -> Mapping[str, Any]:
+    """Read once for all runs of a grid."""
+    return stored_config(path)
 
 
 def check_output(output: str | Path | None) -> None:

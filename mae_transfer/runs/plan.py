@@ -14,7 +14,7 @@ from mae_transfer.config.overrides import INSTEAD_OF, Overrides, check_key, leaf
 from mae_transfer.config.recipe import read_recipe
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
-from mae_transfer.runs.names import check_output, default_output, run_label
+from mae_transfer.runs.names import RUNS, check_output, default_output, run_label
 from mae_transfer.runs.resolve import backbone_spec, resolve_config
 from mae_transfer.runs.tasks import config_class, protocol_of, task_card
 from mae_transfer.runs.unread import refuse_unread
@@ -61,6 +61,7 @@ def plan_runs(
     draws: int | None = None,
     search: bool = False,
     output: str | Path | None = None,
+    folder: Path = RUNS,
     allow_unread: bool = False,
     overrides: Overrides = (),
     **options: Any,
@@ -75,6 +76,7 @@ def plan_runs(
         search: a run for every combination of values that the recipe's section `search` names for the preset; an
             override of a searched key fixes it, or is a list of values to try instead.
         output: the folder of a single run, or the folder that has the folders of several.
+        folder: without `output`, where each run has a folder named by its configuration.
         allow_unread: take overrides that no run reads too.
         options: those of `resolve_config`.
 
@@ -103,9 +105,9 @@ def plan_runs(
         refuse_unread((config, [key for key, _ in given]) for config, _ in runs)
     if len(runs) == 1 and not search:
         config, point = runs[0]
-        return [Run(config, Path(output) if output is not None else default_output(config), point)]
+        return [Run(config, Path(output) if output is not None else default_output(config, folder), point)]
     return [
-        Run(config, default_output(config) if output is None else Path(output) / _folder(config, point), point)
+        Run(config, default_output(config, folder) if output is None else Path(output) / _folder(config, point), point)
         for config, point in runs
     ]
 

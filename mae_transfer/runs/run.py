@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_only: bool, progress: bool) -> RunRecord:
     """Make one run in the folder `path`; its record."""
     config, surroundings = task.config, describe_surroundings(fabric)
-    schedule = check_run(fabric, task, eval_only=eval_only)
+    schedule = check_run(fabric, config, task, eval_only=eval_only)
     if resume or eval_only:
         on_rank_zero(fabric, lambda: check_same_data(task, path, eval_only=eval_only))
     seed_for_model(config.seed)
@@ -95,15 +95,18 @@ def open_run_folder(
             folder.close()
 
 
-def check_run(fabric: Fabric, task: BaseTask, *, eval_only: bool) -> Schedule | None:
-    """The schedule of a run, None if it has no training; UserError for lengths and batches that cannot be."""
-    check_eval_precision(fabric, task.config)
+def check_run(fabric: Fabric, config: RunConfig, task: BaseTask, *, eval_only: bool) -> Schedule | None:
+    """The schedule of a run, None if it has no training; UserError for lengths and batches that cannot be.
+
+    task: of the run, or of one that reads the same data.
+    """
+    check_eval_precision(fabric, config)
     if not task.trains:
         return None
     world_size = 1 if eval_only else fabric.world_size
-    schedule = check_plan(task.config, len(task.train_dataset), world_size)
+    schedule = check_plan(config, len(task.train_dataset), world_size)
     if not eval_only:
-        task.check_batches(micro_batch_sizes(task.config, world_size))
+        task.check_batches(micro_batch_sizes(config, world_size))
     return schedule
 
 

@@ -4,12 +4,14 @@ Published rows of both dense tasks come from such a search, chosen on the very s
 initialisation owes itself the same.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from mae_transfer.config.old_names import renamed_settings
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import on_rank_zero, shut_down
 from mae_transfer.engine.progress import console
@@ -23,6 +25,7 @@ from mae_transfer.runs.settings import make_settings
 from mae_transfer.runs.state import state_of
 from mae_transfer.runs.tasks import task_card
 
+_LOG = logging.getLogger(__name__)
 BY_THE_DATA = {"data_fingerprint", "norm_batch"}
 """Settings that a configuration alone does not tell."""
 
@@ -56,9 +59,12 @@ def run_search(
         for run, state in zip(runs, states, strict=True):
             if state == "done":
                 on_rank_zero(fabric, lambda run=run: finished_record(run.config, run.path))  # type: ignore[misc]
-        records = make_runs(runs, states, fabrics, progress=progress, may_diverge=True)
+        records: list[RunRecord | None] = []
         reference: RunRecord | None = None
-        for run, record in zip(runs, records, strict=True):
+        for run, record in zip(
+            runs, make_runs(runs, states, fabrics, progress=progress, may_diverge=True), strict=True
+        ):
+            records.append(record)
             if record is not None:
                 reference = reference or record
                 _check_like(reference, record, {key for key, _ in run.point}, run.path)
@@ -85,7 +91,7 @@ def value_of(record: RunRecord | None, metric: Report) -> float | None:
 def finished_record(config: RunConfig, path: Path) -> RunRecord:
     """The record of a finished run; UserError if it was evaluated in another way than is asked now."""
     record = read_record(path / "record.json")
-    before = record["settings"]
+    before = renamed_settings(record["settings"], config.task)
     now = make_settings(config, data_fingerprint="", norm_batch=0)
     unlike = [f"{key}={before[key]}" for key in before.keys() & now.keys() - BY_THE_DATA if before[key] != now[key]]
     if unlike:
@@ -97,9 +103,18 @@ def finished_record(config: RunConfig, path: Path) -> RunRecord:
 
 
 def _check_like(one: RunRecord, other: RunRecord, searched: set[str], path: Path) -> None:
-    """UserError if two runs differ in more than what is searched, such as the data under one path."""
-    a, b = one["settings"], other["settings"]
-    unlike = [key for key in sorted({*a, *b} - searched - {"data_fingerprint"}) if a.get(key) != b.get(key)]
+    """UserError if two runs differ in more than what is searched, such as the data under one path.
+
+    Only settings that both records have are compared. The others came or went with a version of this project, which is
+    said.
+    """
+    a, b = (renamed_settings(record["settings"], record["task"]) for record in (one, other))
+    unlike = [key for key in sorted(a.keys() & b.keys() - searched - {"data_fingerprint"}) if a[key] != b[key]]
+    alone = sorted(a.keys() ^ b.keys())
+    if alone:
+        _LOG.warning(
+            "%s is of another version than the search's first run: only one of them has %s", path, ", ".join(alone)
+        )
     if difference(one["data"], other["data"]):  # runs of an earlier version know their data by names alone
         unlike.append("data_fingerprint")
     if unlike:

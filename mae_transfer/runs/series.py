@@ -4,13 +4,14 @@ The data, batches and folder of every run are checked before the first one start
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from lightning_fabric import Fabric
 
+from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import make_fabric, on_rank_zero, shut_down
 from mae_transfer.engine.progress import console
 from mae_transfer.engine.task import BaseTask
@@ -47,9 +48,9 @@ def run_series(
             if record is not None
         ]
         if options.get("blocks") is not None and len(records) > 1:
-            output = options.get("output")
-            stem = Path(output) / "partial_curve" if output is not None else _curve_stem(runs[0])
-            on_rank_zero(first, lambda: _draw_curve(records, stem))
+            from mae_transfer.runs.curve import curve_stem, draw_curves  # here: it imports pandas and matplotlib
+
+            on_rank_zero(first, lambda: draw_curves(records, curve_stem(runs[0], options.get("output"))))
     shut_down()
     return records
 
@@ -68,49 +69,52 @@ def make_runs(
     eval_only: bool = False,
     progress: bool = False,
     may_diverge: bool = False,
-) -> list[RunRecord | None]:
-    """The records of the runs, in order; those that are done are read.
+) -> Iterator[RunRecord | None]:
+    """The records of the runs, in order and as they come; those that are done are read, and need no data.
 
-    may_diverge: a run that diverges is None; else it ends the series.
+    One task at a time has its data read.
+
+    Args:
+        may_diverge: a run that diverges is None; else it ends the series.
     """
     first = next(iter(fabrics.values()))
-    tasks: list[BaseTask] = []
-    for run in runs:
-        tasks.append(make_task(run.config, tasks[0] if tasks else None))
-        check_run(fabrics[run.config.train.precision], tasks[-1], eval_only=eval_only)
-    records: list[RunRecord | None] = []
-    for number, (run, task, state) in enumerate(zip(runs, tasks, states, strict=True), 1):
+    to_make = [run for run, state in zip(runs, states, strict=True) if state != "done"]
+    task = _check_runs(to_make, fabrics, eval_only=eval_only)
+    for number, (run, state) in enumerate(zip(runs, states, strict=True), 1):
         if len(runs) > 1 and first.is_global_zero:
             what = "finished before: " if state == "done" else ""
             point = f" ({run.point_label})" if run.point else ""
             _LOG.info("run %d of %d%s: %s%s", number, len(runs), point, what, run.path)
         if state == "done":
-            records.append(on_rank_zero(first, lambda run=run: read_record(run.path / "record.json")))  # type: ignore[misc]
+            yield on_rank_zero(first, partial(read_record, run.path / "record.json"))
             continue
         fabric = fabrics[run.config.train.precision]
+        if task is None or task.config is not run.config:
+            task = make_task(run.config, task)
         try:
-            records.append(
-                run_task(fabric, task, run.path, resume=state == "stopped", eval_only=eval_only, progress=progress)
-            )
+            record = run_task(fabric, task, run.path, resume=state == "stopped", eval_only=eval_only, progress=progress)
         except DivergedError as error:
             if not may_diverge:
                 raise
             _LOG.warning("diverged: %s", error)
-            records.append(None)
-    return records
+            yield None
+        else:
+            yield record
 
 
-def _draw_curve(records: Sequence[RunRecord], stem: Path) -> None:
-    # here: they import pandas and matplotlib
-    from mae_transfer.results.long_table import long_table
-    from mae_transfer.results.plots.comparisons import main_metrics, partial_plots
-    from mae_transfer.results.plots.figure import write_plot
+def _check_runs(runs: Sequence[Run], fabrics: dict[str, Fabric], *, eval_only: bool) -> BaseTask | None:
+    """Check the data and batches of every run. Runs that differ in how they train alone have their data read once.
 
-    for plot in partial_plots(main_metrics(long_table(records))):  # one: they differ in nothing but the blocks
-        write_plot(plot, stem)
-        _LOG.info("curve: %s.png, .svg and .csv", stem)
+    Returns:
+        The last task that was made.
+    """
+    task: BaseTask | None = None
+    for run in runs:
+        if task is None or _without_training(task.config) != _without_training(run.config):
+            task = make_task(run.config, task)
+        check_run(fabrics[run.config.train.precision], run.config, task, eval_only=eval_only)
+    return task
 
 
-def _curve_stem(run: Run) -> Path:
-    name = run.config.backbone.name.replace(":", "-").replace("/", "-")
-    return run.path.parent / f"{run.config.task}-partial-{name}-{run.config.preset}-seed{run.config.seed}"
+def _without_training(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(exclude={"optim", "schedule", "backbone"})

@@ -15,7 +15,7 @@ from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError, nearest
 from mae_transfer.run_folder.folder import check_same_recipe
 from mae_transfer.run_folder.settings import flatten
-from mae_transfer.runs.names import RUNS, default_output, run_label
+from mae_transfer.runs.names import RUNS, run_label
 from mae_transfer.runs.plan import Pairs, Run, plan_runs
 from mae_transfer.runs.resolve import backbone_spec, names_data
 from mae_transfer.runs.search import finished_record
@@ -108,6 +108,8 @@ class _Planner:
             for entry in self.suite.backbones
         ]
         for task in self.suite.tasks:
+            with named_in_errors("tasks"):
+                check_transfers(task.task)
             for row in rows:
                 if task.backbones is None or row.label in task.backbones:
                     self._transfer(row, task)
@@ -156,6 +158,7 @@ class _Planner:
                     tokenizer=tokenizer,
                     preset=preset,
                     seed=seed,
+                    folder=self.output,
                     allow_unread=True,
                     overrides=overrides,
                 )
@@ -195,6 +198,7 @@ class _Planner:
                     shots=task.shots,
                     draws=task.draws,
                     search=task.search,
+                    folder=self.output,
                     allow_unread=True,
                     overrides=overrides,
                     **options,
@@ -223,8 +227,9 @@ class _Planner:
         seed: int,
         needs: tuple[Path, ...],
     ) -> Path:
-        path = self.output / default_output(planned.config).name
-        keys = [key for key, _ in parse_overrides(overrides)]
+        path, searched = planned.path, dict(planned.point)
+        given = [(key, text) for text in overrides for key, _ in parse_overrides([text]) if key not in searched]
+        keys = [key for key, _ in given]
         self.given.append((planned.config, keys))
         unread = any(why_unread(planned.config, key) for key in keys)
         run = SuiteRun(
@@ -233,7 +238,7 @@ class _Planner:
             seed,
             planned.config,
             RunPlace(path),
-            (*arguments, "--output", str(path), *(["--allow-unread"] if unread else []), *overrides),
+            (*arguments, "--output", str(path), *(["--allow-unread"] if unread else []), *(text for _, text in given)),
             needs,
             planned.point,
         )
@@ -323,7 +328,8 @@ def _own_arguments(config: RunConfig) -> list[str]:
     """The arguments that tell a run of a series from its others."""
     values = flatten(config.model_dump(mode="json"))
     arguments = _option("--protocol", values.get("protocol"))
-    arguments += _option("--blocks", values.get("model.blocks"))
+    if values.get("protocol") == "partial":
+        arguments += _option("--blocks", values["model.blocks"])
     if values.get("data.shots") is not None:
         arguments += [f"data.shots={values['data.shots']}", f"data.draw={values['data.draw']}"]
     return arguments

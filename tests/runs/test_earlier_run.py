@@ -1,7 +1,7 @@
 """A run folder of release 0.1.0 before records described themselves: it resumes, evaluates and stands in tables.
 
 `goldens/earlier_run` holds its data, `finished` (6 steps, record of schema 2) and `stopped`, the same run as a kill
-after step 3 leaves it. Both were made by commit a74307d with the options below.
+after step 3 leaves it. Both were made by commit a74307d with the options below and `--data set`.
 """
 
 import json
@@ -9,12 +9,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from support.paths import GOLDENS
 from support.tables import make_tables
 
-from mae_transfer.cli.transfer import main
+from mae_transfer.cli.transfer import build_parser, main
 from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.run_folder.record import find_records, read_record
+from mae_transfer.runs.plan import plan_runs
+from mae_transfer.suites.plan import plan_suite
 
 EARLIER = GOLDENS / "earlier_run"
 OPTIONS = [
@@ -22,6 +25,12 @@ OPTIONS = [
     *("--device", "cpu", "data.image_size=32", "schedule.steps=6", "train.checkpoint_every=3"),
     *("train.keep_checkpoints=10", "train.global_batch=4", "train.micro_batch=4", "eval.pictures=0", "optim.lr=0.001"),
 ]
+SUITE = {
+    **{"name": "one", "preset": "smoke", "backbones": [{"name": "random_vit_nano"}]},
+    "tasks": [
+        {"task": "folder", "protocol": "linear", "overrides": ["device=cpu", *OPTIONS[OPTIONS.index("cpu") + 1 :]]}
+    ],
+}
 
 
 @pytest.fixture
@@ -58,3 +67,35 @@ def test_its_record_stands_in_tables() -> None:
     tables = make_tables(records)
     assert "## folder, smoke: 2 classes (8 train, 4 val images)" in tables
     assert f"| linear, random (frozen) | {record['metrics']['top1']:.1f} (n=1) |" in tables
+
+
+def test_its_default_folder_is_found(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The hash of its name is of fewer fields than today's."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EARLIER / "data", "set")
+    command = [*OPTIONS, "--data", "set"]
+    options = vars(build_parser().parse_intermixed_args(command))
+    for name in ("resume", "eval_only", "print_config"):
+        del options[name]
+    (new,) = plan_runs(**options)
+    stem = "folder-linear-random_vit_nano-smoke-seed0"
+    earlier = shutil.copytree(EARLIER / "finished", f"results/runs/{stem}-0123abcd")
+    (found,) = plan_runs(**options)
+    assert found.path == Path(earlier) != new.path
+    assert f"{earlier}: made by an earlier version, taken as the folder of this run" in caplog.text
+    assert main(command) == 2, "as the earlier version did"
+    assert "0123abcd holds a run already; pass --resume or another --output" in capsys.readouterr().err
+    for other in ({"data": "other"}, {"seed": 1}, {"overrides": [*options["overrides"], "optim.lr=0.002"]}):
+        (run,) = plan_runs(**options | other)
+        assert "0123abcd" not in run.path.name, other
+
+    Path("suite.yaml").write_text(yaml.safe_dump(SUITE))
+    (of_suite,) = plan_suite(Path("suite.yaml"), output=Path("results/runs"), data={"folder": "set"})[1]
+    assert of_suite.place.path == Path(earlier)
+    assert of_suite.place.state() == "done"
+    assert str(earlier) in of_suite.arguments

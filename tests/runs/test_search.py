@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.command_line import ADE20K, TINY_ADE20K, launched, run
+from support.paths import GOLDENS
 
 from mae_transfer.cli.transfer import main
 from mae_transfer.config.recipe import config_folder, read_recipe
@@ -129,8 +131,17 @@ def test_done_runs_are_skipped_and_stopped_ones_go_on(
     record = json.loads(done)
     record["data"]["parts"]["val"] = "of other data"
     (folders[0] / "record.json").write_text(json.dumps(record))
-    assert main(command) == 2
+    assert main([*command, "optim.lr=[1.0e-4,2.0e-4,4.0e-4]"]) == 2
     assert "differs from the search's other runs also in data_fingerprint" in capsys.readouterr().err
+    assert not (tmp_path / "search" / "optim.lr=0.0004").exists(), "seen before another run is made"
+
+    for name in ("config.yaml", "record.json"):  # as commit a74307d left them, after the same command
+        shutil.copy(GOLDENS / "earlier_search" / folders[0].name / name, folders[0])
+    data.rename(tmp_path / "moved")
+    assert main(command) == 0, "a table needs no data"
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0] == "| optim.lr | mIoU |"
+    assert told.err.count("only one of them has eval.precision\n") == 1
 
 
 def test_two_ranks_and_a_run_that_diverges(tmp_path: Path) -> None:

@@ -65,8 +65,9 @@ def test_the_commands_are_the_runs(tmp_path: Path) -> None:
     tasks = [
         {"task": "folder", "protocol": ["linear", "partial"], "blocks": "0,0.5,2", "overrides": ["data.flip=0"]},
         {"task": "folder", "protocol": "logreg", "shots": 2, "draws": 2, "label": "few", "seeds": [1]},
-        {"task": "ade20k", "search": True, "backbones": ["mae"], "subset": 3, "overrides": ["optim.weight_decay=0.2"]},
+        {"task": "ade20k", "search": True, "backbones": ["mae"], "subset": 3},
     ]
+    tasks[2]["overrides"] = ["optim.weight_decay=0.2", "optim.lr=[2.0e-4,3.0e-4]"]
     tokenizer = {"label": "tokens", "method": "dvae", "backbone": "vit_nano_p8"}
     beit = {"label": "beit", "method": "beit", "backbone": "vit_nano_p8", "tokenizer": "tokens"}
     path = written(tmp_path, tasks=tasks, pretrain=[beit, tokenizer, *SUITE["pretrain"]], overrides=["data.flip=1"])
@@ -88,6 +89,8 @@ def test_the_commands_are_the_runs(tmp_path: Path) -> None:
         **{("random_vit_nano", column): number for column, number in both.items()},
         ("mae", "ade20k search"): 4,
     }
+    rates = [run.config.optim.lr for run in runs if run.column == "ade20k search"]
+    assert rates == [2e-4, 3e-4] * 2, "the values of the list, each once"
     linear = next(run for run in runs if run.column == "folder linear")
     assert linear.config.data.flip == 0, "the task's override wins over the suite's"
     of_label = {(run.row, run.seed): run.place.path for run in runs if run.column == "pre-training"}
@@ -99,6 +102,14 @@ def test_the_commands_are_the_runs(tmp_path: Path) -> None:
             assert run.needs == (of_label["tokens", run.seed],)
     order = [run.place.path for run in runs]
     assert all(order.index(path) < order.index(run.place.path) for run in runs for path in run.needs)
+
+
+def test_blocks_are_an_option_of_the_protocol_partial_alone(tmp_path: Path) -> None:
+    tasks = [{"task": "folder", "protocol": ["finetune", "partial"], "overrides": ["model.blocks=2"]}]
+    _, runs = plan_suite(written(tmp_path, pretrain=[], seeds=[0], tasks=tasks), output=tmp_path / "out")
+    assert [run.config.protocol for run in runs if "--blocks" in run.arguments] == ["partial"]
+    for run in runs:
+        assert resolved_again(run) == (run.config, run.place.path)
 
 
 def test_an_override_of_the_suite_needs_one_run_that_reads_it(tmp_path: Path) -> None:
@@ -135,6 +146,7 @@ def test_the_shipped_suites(tmp_path: Path) -> None:
 BAD: list[tuple[dict[str, Any], list[str], str]] = [
     ({"seed": [1]}, [], "seed: Extra inputs are not permitted, did you mean seeds?"),
     ({"tasks": [{"task": "folder", "protocl": "knn"}]}, [], "tasks.0.protocl: .*did you mean protocol?"),
+    ({"tasks": [{"task": "pretrain"}]}, [], "tasks: pretrain is no task to transfer to; run mae-transfer pretrain"),
     ({"tasks": [{"task": "foldr"}]}, [], "unknown task 'foldr', did you mean folder?"),
     ({"tasks": [{"task": "folder", "protocol": "kn"}]}, [], "unknown protocol 'kn', did you mean knn"),
     ({"tasks": [{"task": "folder", "backbones": ["mea"]}]}, [], "no backbone 'mea', did you mean mae"),
