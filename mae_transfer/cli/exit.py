@@ -8,7 +8,9 @@ import argparse
 import errno
 import gc
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +26,8 @@ from mae_transfer.errors import (
     StoppedBySignal,
     UserError,
 )
+
+RESUME = "--resume goes on from the newest checkpoint, if there is one"
 
 if TYPE_CHECKING:
     from mae_transfer.run_folder.schema import RunRecord
@@ -118,19 +122,44 @@ def output_may_close() -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-def exit_code(run: Callable[[], int]) -> int:
+class _CtrlC(KeyboardInterrupt):
+    """After a plain KeyboardInterrupt has passed through `exec`, as in the import of a named tuple, `python -m` ends by
+    SIGINT whatever the exit code."""
+
+
+@contextmanager
+def _ctrl_c_raises() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise _CtrlC
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def exit_code(run: Callable[[], int], *, after_ctrl_c: str = "") -> int:
     """What `run` returns, or the exit code of the error that it ends with, which is printed in one line.
 
     A command whose output is closed is not stopped by it: its exit code tells whether it did its work.
+
+    Args:
+        after_ctrl_c: how to go on after one that came before there was anything to save.
     """
     gc.set_threshold(10_000)  # of 700: imports leave 600,000 objects, and to look at them over and over takes a second
     with output_may_close():
-        return _exit_code(run)
+        return _exit_code(run, after_ctrl_c)
 
 
-def _exit_code(run: Callable[[], int]) -> int:
+def _exit_code(run: Callable[[], int], after_ctrl_c: str) -> int:
     try:
-        return run()
+        with _ctrl_c_raises():
+            return run()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         line = " ".join(str(error).splitlines())
@@ -146,5 +175,5 @@ def _exit_code(run: Callable[[], int]) -> int:
         print(f"diverged: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; --resume goes on from the newest checkpoint, if there is one", file=sys.stderr)
+        print("; ".join(filter(None, ("stopped by Ctrl-C", after_ctrl_c))), file=sys.stderr)
         return EXIT_STOPPED

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from mae_transfer import __version__
+from mae_transfer.cli.exit import exit_code
 from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE
 
 COMMANDS = {
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f", did you mean {near[0]}?" if near else ""
         print(f"error: no command '{name}'{hint}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    return int(importlib.import_module(f"mae_transfer.cli.{name}").main(arguments[1:]))
+    # also here, for a Ctrl-C while the module is imported
+    return exit_code(lambda: int(importlib.import_module(f"mae_transfer.cli.{name}").main(arguments[1:])))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return exit_code(lambda: run(build_parser().parse_args(argv)))
+    return exit_code(lambda: run(build_parser().parse_args(argv)), after_ctrl_c="the same command goes on")
 
 
 def run(args: argparse.Namespace) -> int:

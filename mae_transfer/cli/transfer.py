@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.plugins import plugin_names
-from mae_transfer.cli.exit import exit_code, new_parser
+from mae_transfer.cli.exit import RESUME, exit_code, new_parser
 from mae_transfer.errors import EXIT_DONE
 from mae_transfer.runs.tasks import check_transfers, task_cards
 from mae_transfer.tasks.card import TaskCard
@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return exit_code(lambda: run(build_parser().parse_intermixed_args(argv)))
+    return exit_code(lambda: run(build_parser().parse_intermixed_args(argv)), after_ctrl_c=RESUME)
 
 
 def run(args: argparse.Namespace) -> int:

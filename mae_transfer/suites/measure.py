@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mae_transfer.engine.signals import StopRequest
-from mae_transfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from mae_transfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, StoppedBySignal
 from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.suites.estimate import SKIPPED, Estimator, kind_of
 from mae_transfer.suites.launcher import Launcher
@@ -38,11 +38,15 @@ def measure(
                 print(f"measuring {run.title}, {run.place.log}", file=sys.stderr, flush=True)
                 (job,) = launcher.start([(run, claim)])
                 asked = False
-                while (ended := job.poll()) is None:
-                    if not asked and (stop.received or len(read_metrics(run.place.path)) >= STEPS):
-                        asked = True
-                        job.stop()
-                    time.sleep(POLL)
+                try:
+                    while (ended := job.poll()) is None:
+                        if not asked and (stop.received or len(read_metrics(run.place.path)) >= STEPS):
+                            asked = True
+                            job.stop()
+                        time.sleep(POLL)
+                except (KeyboardInterrupt, StoppedBySignal):  # a second signal
+                    job.kill()
+                    raise StoppedBySignal(f"{run.title} was killed by a second signal") from None
                 if ended != EXIT_DONE and not asked:
                     run.place.note_failure(job.reason())
                     code = EXIT_FAILED

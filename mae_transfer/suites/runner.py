@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_transfer.engine.signals import StopRequest
-from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, StoppedBySignal
 from mae_transfer.run_folder.record import read_record
 from mae_transfer.suites.launcher import Job, Launcher
 from mae_transfer.suites.matrix import duration
@@ -55,9 +55,16 @@ class Runner:
                     if not self._active and (stop.received is not None or not self._pending):
                         break
                     time.sleep(POLL)
-            except BaseException as error:  # of the runner itself, or a second Ctrl-C
+            except (KeyboardInterrupt, StoppedBySignal):  # a second signal
                 for active in self._active.values():
-                    active.job.kill() if isinstance(error, KeyboardInterrupt) else active.job.stop()
+                    active.job.kill()
+                raise StoppedBySignal(
+                    f"{len(self._active)} runs were killed by a second signal; the same command goes on from their "
+                    "newest checkpoints"
+                ) from None
+            except BaseException:  # of the runner itself
+                for active in self._active.values():
+                    active.job.stop()
                 raise
         if stop.received is not None:
             left = sum(self._outcomes.get(run.place.path) != "done" for run in self._runs)

@@ -138,6 +138,9 @@ def test_folders_that_cannot_be_had(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file" / "run", CONFIG)
     with pytest.raises(UserError, match="nothing to resume or evaluate in .*none"):
         RunFolder(tmp_path / "none", CONFIG, resume=True)
+    (tmp_path / "husk" / "checkpoints").mkdir(parents=True)  # stopped before it wrote anything
+    with RunFolder(tmp_path / "husk", CONFIG, resume=True):
+        assert (tmp_path / "husk" / "config.yaml").exists()
     RunFolder(tmp_path / "early", CONFIG).close()  # ended before its first step: no run to protect
     RunFolder(tmp_path / "early", make_config(seed=9)).close()
     (tmp_path / "early" / "record.json").write_text("{}")

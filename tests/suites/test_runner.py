@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from support.suite_command import STEPS, SUITE, arguments, results, steps_of
 
 from mae_transfer.cli.suite import main
 from mae_transfer.data.synthetic.classification import make_classification
+from mae_transfer.engine.signals import REPEAT
 from mae_transfer.run_folder.record import find_records
 
 pytestmark = pytest.mark.process
@@ -90,6 +92,24 @@ def test_killed_and_stopped_at_any_moment(
     assert "all 3 runs are done" in done.out
     assert main(command) == 0
     assert "start" not in capfd.readouterr().err
+
+
+def test_a_second_signal_kills_the_runs_at_once(data: Path, tmp_path: Path) -> None:
+    runner = started(arguments(tmp_path, data, backbones=[], tasks=[]))
+    wait_for(lambda: steps_of(tmp_path / "out") >= 1, runner)
+    (child,) = psutil.Process(runner.pid).children()
+    child.suspend()  # it cannot save: it is in a long step, say
+    for pause in (2 * REPEAT, 0):
+        runner.send_signal(signal.SIGINT)
+        time.sleep(pause)
+    _, said = runner.communicate(timeout=60)
+    assert runner.returncode == 3, said
+    assert said.splitlines()[-1].startswith("1 runs were killed by a second signal; the same command goes on")
+    try:
+        child.wait(timeout=10)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def test_a_run_that_fails_leaves_the_others(
