@@ -185,12 +185,12 @@ def check_same_recipe(path: Path, config: RunConfig) -> None:
         )
 
 
-def stored_config(path: Path) -> dict[str, Any]:
+def stored_config(path: Path) -> dict[str, object]:
     """The configuration in a run folder, flat and under today's names; UserError if it cannot be read."""
     return flatten(renamed(read_yaml(path / "config.yaml", "the run's configuration")))
 
 
-def changes(stored: Mapping[str, Any], config: RunConfig) -> list[str]:
+def changes(stored: Mapping[str, object], config: RunConfig) -> list[str]:
     """'key: before -> now' for each difference of a stored configuration that a resume may not make."""
     schema, new = type(config), flatten(config.model_dump(mode="json"))
     changed = []

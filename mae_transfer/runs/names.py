@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from mae_transfer.config.roles import resumable
 from mae_transfer.config.sections import RunConfig
@@ -54,7 +53,7 @@ def _is_of(config: RunConfig, path: Path) -> bool:
 
 
 @cache
-def _stored(path: Path, changed_at: int) -> Mapping[str, Any]:
+def _stored(path: Path, changed_at: int) -> Mapping[str, object]:
     """Read once for all runs of a grid."""
     return stored_config(path)
 

@@ -41,7 +41,7 @@ STEPS, BATCH, IMAGES = 12, 4, 10
 
 
 class Encoder(nn.Module):
-    depth = 2
+    depth, num_layers = 2, 4
 
     def __init__(self, noise: bool) -> None:
         super().__init__()
