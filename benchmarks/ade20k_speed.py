@@ -1,15 +1,15 @@
 """Speed and memory of ADE20K's encoder and evaluation against mmsegmentation, as ratios in one run.
 
-    python benchmarks/ade20k_speed.py                    # ViT-B, 512 x 512, batch 2, forward + backward; 3 minutes
-    python benchmarks/ade20k_speed.py --dtype bf16
+    python benchmarks/ade20k_speed.py                    # ViT-B, 512 x 512, batch 2, forward + backward; some minutes
     python benchmarks/ade20k_speed.py --what evaluation  # windows in batches against one by one
 
 Encoders (random weights, relative position bias on, absolute positions, layer scale):
     mmseg     mmsegmentation's `MAE` backbone
     ours      the recipe's encoder
     no bias   ours without the bias: what the bias costs
-Variants run in turn, `--rounds` times; the best time counts. Wall and CPU seconds are both given, for machines that are
-shared. Peak memory is the resident set of a process of its own for each variant, whole and what of it the step adds.
+Both sides run in fp32, then both under bf16 autocast. Variants run in turn, `--rounds` times; the best time counts.
+Wall and CPU seconds are both given, for machines that are shared. Peak memory is the resident set of a process of its
+own for each variant, whole and what of it the step adds.
 """
 
 import argparse
@@ -190,18 +190,17 @@ def mmseg_slide(network: Callable, image: torch.Tensor, size: tuple[int, int]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="b", choices=SIZES)
-    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--dtype", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--what", default="encoder", choices=["encoder", "evaluation"])
     parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.peak:
-        print_peak(args.peak, args.size, args.dtype)
-    elif args.what == "encoder":
-        encoders(args.size, args.dtype, args.rounds)
-    else:
-        evaluation(args.size, args.dtype, args.rounds)
+        print_peak(args.peak, args.size, args.dtype[0])
+        return
+    for dtype in args.dtype:
+        (encoders if args.what == "encoder" else evaluation)(args.size, dtype, args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A training step and an inference of this detector against detectron2's own ViT with Mask R-CNN: time and memory.
 
-    python benchmarks/detectron2_speed.py                    # ViT-B, 1024 px, fp32: 10 minutes on 2 CPU cores, 13 GB
+    python benchmarks/detectron2_speed.py                    # ViT-B, 1024 px; fp32: 10 minutes on 2 CPU cores, 13 GB
     python benchmarks/detectron2_speed.py --backbone random_vit_ti --image-size 320 --repeats 3
 
 detectron2's side is its `configs/common/models/mask_rcnn_vitdet.py` (simple pyramid, channel LayerNorm, decomposed
@@ -86,7 +86,7 @@ def measure(variant: str, args: argparse.Namespace) -> None:
     for _ in range(args.steps + 1):
         started = time.perf_counter()
         with (
-            torch.autocast(device, torch.bfloat16, enabled=args.precision == "bf16"),
+            torch.autocast(device, torch.bfloat16, enabled=args.precision == ["bf16"]),
             torch.set_grad_enabled(model.training),
         ):
             outputs = run()
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="random_vit_b")
     parser.add_argument("--image-size", type=int, default=1024)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--modes", nargs="+", choices=["train", "inference"], default=["train", "inference"])
     parser.add_argument("--repeats", type=int, default=1, help="processes of each variant")
     parser.add_argument("--steps", type=int, default=2, help="timed steps in each process, after one that is not")
@@ -118,28 +118,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.variant:
         measure(args.variant, args)
         return 0
-    print(f"{args.backbone}, {args.image_size} px, window 14, batch 1, 10 objects, {args.precision}")
-    for mode in args.modes:
-        for rel_pos in (True, False):
-            results: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-            for _ in range(args.repeats):
-                for variant in VARIANTS:
-                    command = [sys.executable, __file__, "--variant", variant, "--backbone", args.backbone]
-                    command += ["--image-size", str(args.image_size), "--precision", args.precision, "--mode", mode]
-                    command += ["--steps", str(args.steps), *(["--rel-pos"] if rel_pos else [])]
-                    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                    results[variant].append(json.loads(done.stdout.splitlines()[-1]))
-            shown = ", ".join(
-                f"{variant} {statistics.median(one['seconds'] for one in runs):.2f} s "
-                f"{max(one['peak'] for one in runs):.2f} GiB"
-                for variant, runs in results.items()
-            )
-            pairs = list(zip(results["mae_transfer"], results["detectron2"], strict=True))
-            speed = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
-            memory = statistics.median(ours["peak"] / theirs["peak"] for ours, theirs in pairs)
-            bias = "with" if rel_pos else "without"
-            print(f"  {mode}, {bias} relative positions: {shown}; speed {speed:.2f}x, memory {memory:.2f}x", flush=True)
+    print(f"{args.backbone}, {args.image_size} px, window 14, batch 1, 10 objects")
+    for precision in args.precision:
+        for mode in args.modes:
+            for rel_pos in (True, False):
+                compare(args, precision, mode, rel_pos)
     return 0
+
+
+def compare(args: argparse.Namespace, precision: str, mode: str, rel_pos: bool) -> None:
+    """Both variants in turn at the same precision; prints times, peaks and ratios."""
+    results: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    for _ in range(args.repeats):
+        for variant in VARIANTS:
+            command = [sys.executable, __file__, "--variant", variant, "--backbone", args.backbone]
+            command += ["--image-size", str(args.image_size), "--precision", precision, "--mode", mode]
+            command += ["--steps", str(args.steps), *(["--rel-pos"] if rel_pos else [])]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            results[variant].append(json.loads(done.stdout.splitlines()[-1]))
+    shown = ", ".join(
+        f"{variant} {statistics.median(one['seconds'] for one in runs):.2f} s "
+        f"{max(one['peak'] for one in runs):.2f} GiB"
+        for variant, runs in results.items()
+    )
+    pairs = list(zip(results["mae_transfer"], results["detectron2"], strict=True))
+    speed = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
+    memory = statistics.median(ours["peak"] / theirs["peak"] for ours, theirs in pairs)
+    what = f"{precision}, {mode}, {'with' if rel_pos else 'without'} relative positions"
+    print(f"  {what}: {shown}; speed {speed:.2f}x, memory {memory:.2f}x", flush=True)
 
 
 if __name__ == "__main__":

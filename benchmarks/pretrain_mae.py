@@ -2,7 +2,7 @@
 """MAE pre-training: a step against Hugging Face's and the machine's own rate, what an encoder without mask tokens gains
 (MAE Table 2), and the share of a run that waits for data.
 
-    python benchmarks/pretrain_mae.py step      # ViT-B, batch 16: fp32 and bf16 against transformers, some minutes
+    python benchmarks/pretrain_mae.py step      # ViT-B, batch 16: against transformers, each in fp32 and in bf16
     python benchmarks/pretrain_mae.py masks     # ViT-L: mask tokens in the encoder or not, 8 decoder blocks or 1
     python benchmarks/pretrain_mae.py data      # a run of ViT-B on generated photographs of 500x375
 
@@ -159,29 +159,42 @@ def spread(values: Sequence[float]) -> str:
 
 
 def step(args: argparse.Namespace) -> None:
-    """Ours in fp32 and bf16 against transformers in fp32."""
+    """Ours against transformers, fp32 against fp32 and bf16 autocast against bf16 autocast."""
+    names = {
+        "mae_transfer": ("mae_transfer", True),
+        "transformers": ("transformers", False),
+        "... memory kept": ("transformers", True),
+    }
+    cases = [(name, precision) for precision in args.precisions for name in names]
     turns = []
     for _ in range(args.repeats):
-        peers = run("transformers", "fp32", args), run("transformers", "fp32", args, keeps=True)
-        turns.append((run("mae_transfer", "fp32", args), run("mae_transfer", "bf16", args), *peers))
+        turn = {}
+        for name, precision in cases:
+            variant, keeps = names[name]
+            turn[name, precision] = run(variant, precision, args, keeps=keeps)
+        turns.append(turn)
     work = operations(args.backbone, args.batch, ())
     print(f"{args.backbone}, batch {args.batch}: {work / 1e12:.2f} T operations in matrix products a step")
-    for index, name in enumerate(("mae_transfer fp32", "mae_transfer bf16", "transformers fp32", "... memory kept")):
-        best = [min(turn[index]["seconds"]) for turn in turns]
-        peak = max(turn[index]["peak"] for turn in turns) / 2**30
-        update = statistics.median(min(turn[index]["updates"]) for turn in turns)
-        share = [work / min(turn[index]["seconds"]) / turn[index]["rate"] for turn in turns]
-        pure = [work / (min(t[index]["seconds"]) - min(t[index]["updates"])) / t[index]["rate"] for t in turns]
+    for name, precision in cases:
+        found = [turn[name, precision] for turn in turns]
+        best = statistics.median(min(one["seconds"]) for one in found)
+        peak = max(one["peak"] for one in found) / 2**30
+        update = statistics.median(min(one["updates"]) for one in found)
+        share = [work / min(one["seconds"]) / one["rate"] for one in found]
+        pure = [work / (min(one["seconds"]) - min(one["updates"])) / one["rate"] for one in found]
         print(
-            f"  {name:18} {statistics.median(best):6.2f} s a step (update {update:.2f} s), "
-            f"{args.batch / statistics.median(best):.2f} images a second, {peak:.2f} GiB at most, "
+            f"  {precision} {name:15} {best:6.2f} s a step (update {update:.2f} s), "
+            f"{args.batch / best:.2f} images a second, {peak:.2f} GiB at most, "
             f"{statistics.median(share):.0%} of the multiply rate ({statistics.median(pure):.0%} without the update)"
         )
-    for index, name in enumerate(("fp32", "bf16")):
-        for peer, its in ((2, ""), (3, ", freed memory kept as ours")):
-            speed = [min(turn[peer]["seconds"]) / min(turn[index]["seconds"]) for turn in turns]
-            memory = [turn[index]["peak"] / turn[peer]["peak"] for turn in turns]
-            print(f"  {name} against transformers fp32{its}: speed {spread(speed)}, memory {spread(memory)}")
+    for precision in args.precisions:
+        for peer, its in (("transformers", ""), ("... memory kept", ", freed memory kept as ours")):
+            pairs = [(turn["mae_transfer", precision], turn[peer, precision]) for turn in turns]
+            speed = [min(theirs["seconds"]) / min(mine["seconds"]) for mine, theirs in pairs]
+            memory = [mine["peak"] / theirs["peak"] for mine, theirs in pairs]
+            print(
+                f"  {precision} against transformers {precision}{its}: speed {spread(speed)}, memory {spread(memory)}"
+            )
 
 
 def masks(args: argparse.Namespace) -> None:
@@ -262,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", choices=SIZES, help="default: vit_b, of `masks` vit_l")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of `masks` and `data`")
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="of `step`")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each variant")
     parser.add_argument("--steps", type=int, default=2, help="timed steps in each process, after one that is not")
     parser.add_argument("--keeps", action="store_true", help=argparse.SUPPRESS)
