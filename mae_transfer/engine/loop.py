@@ -27,6 +27,7 @@ from mae_transfer.config.schedule import Schedule, make_schedule
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import all_reduce, eval_precision, on_rank_zero
 from mae_transfer.engine.ema import make_ema
+from mae_transfer.engine.noise import SampleNoise
 from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.engine.progress import Progress
 from mae_transfer.engine.resume import restore
@@ -164,7 +165,7 @@ def train(
 
         make_step = Step(
             *(fabric, task, config, folder, schedule, sampler, batches),
-            *(model, wrapped, optimizer, wrapped_optimizer, ema, start + 1),
+            *(model, wrapped, optimizer, wrapped_optimizer, ema, SampleNoise(model), start + 1),
         )
         for step in range(start + 1, schedule.total + 1):  # counted from 1: the state after it is that of `step` steps
             step_started = time.perf_counter()

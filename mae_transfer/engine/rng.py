@@ -1,20 +1,22 @@
 """Global random state as a pure function of the seed and the position in the run.
 
 Before each micro-batch the global generators of torch, numpy and Python are seeded from (seed, stream position of the
-micro-batch's first image). So dropout and drop path do not depend on what ran before: a resumed run needs no saved
-generator states (none have to be gathered from the ranks either), and a micro-batch draws the same noise on whichever
-rank it falls. The mix is numpy's `SeedSequence`, made so that neighbouring inputs give unrelated states.
+micro-batch's first image). So noise does not depend on what ran before: a resumed run needs no saved generator states
+(none have to be gathered from the ranks either), and a micro-batch draws the same noise on whichever rank it falls.
+Drop path and Dropout2d go further and draw for each sample (`noise.py`). The mix is numpy's `SeedSequence`, made so
+that neighbouring inputs give unrelated states.
 
 The last word keeps the streams apart from each other and from a data set's own (seed, epoch, index); four words are
 needed for that, because `SeedSequence` treats missing words as zeros.
 """
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-_ORDER, _MICRO_BATCH, _MODEL, _WORKERS = 1, 2, 3, 4
+_ORDER, _MICRO_BATCH, _MODEL, _WORKERS, _SAMPLE = 1, 2, 3, 4, 5
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
@@ -30,6 +32,12 @@ def seed_for_model(seed: int) -> None:
 def seed_for_micro_batch(seed: int, position: int) -> None:
     """Seed the global generators for the micro-batch whose first image is at this position of the sample stream."""
     _seed_globals(seed, position, 0, _MICRO_BATCH)
+
+
+def sample_uniform(seed: int, positions: Sequence[int], layer: int, count: int) -> torch.Tensor:
+    """fp32 (images, count) in 0..1 for the images at these positions of the sample stream, a generator for each."""
+    generators = [np.random.default_rng((seed, position, layer, _SAMPLE)) for position in positions]
+    return torch.from_numpy(np.stack([generator.random(count, dtype=np.float32) for generator in generators]))
 
 
 def worker_generator(seed: int, rank: int) -> torch.Generator:

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from mae_transfer.config.schedule import Schedule
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import all_reduce, gather_objects, on_rank_zero, share_buffers
+from mae_transfer.engine.noise import SampleNoise
 from mae_transfer.engine.optim import set_lr
 from mae_transfer.engine.rng import seed_for_micro_batch
 from mae_transfer.engine.sampler import StreamSampler
@@ -61,6 +62,7 @@ class Step:
     optimizer: torch.optim.Optimizer
     wrapped_optimizer: Any
     ema: AveragedModel | None
+    noise: SampleNoise
     first: int
     """The first step of this process, in which unused parameters are looked for."""
 
@@ -125,6 +127,7 @@ class Step:
             if self.fabric.world_size > 1 and step == self.first and index == 0:
                 _settle_buckets(self.fabric, self.wrapped, self.model, batch)
             seed_for_micro_batch(self.config.seed, positions.start)
+            self.noise.draw(self.config.seed, positions, self.fabric.device)
             with self.fabric.no_backward_sync(self.wrapped, enabled=index < len(micro_batches) - 1):
                 losses: dict[str, Tensor] = self.wrapped(batch)
                 share = len(positions) / self.sampler.per_rank

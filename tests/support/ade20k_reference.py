@@ -11,6 +11,7 @@ import torch
 
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.engine.distributed import make_fabric, shut_down
+from mae_transfer.engine.noise import SampleNoise
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.evaluate import evaluate
@@ -120,14 +121,19 @@ def same_weights(size, name="random_vit_nano", taps=(2, 3, 4, 7)):
 
 
 def step_and_evaluate(data):
-    """Losses and squared gradients per parameter of a batch of two, and the metrics, cut over the ranks there are."""
+    """Losses and squared gradients per parameter of a batch of four, and the metrics, cut over the ranks there are.
+
+    With the recipe's dropout, and drop path.
+    """
     fabric = make_fabric("cpu", "fp32")
-    overrides = [f"data.root={data}", "data.short_side=64", "data.long_side=256", "data.workers=0", "model.dropout=0"]
+    overrides = [f"data.root={data}", "data.short_side=64", "data.long_side=256", "data.workers=0"]
     config = load_config("ade20k", "random_vit_nano", overrides=["data.image_size=64", "eval.stride=42", *overrides])
-    model = make_model(overrides=overrides, classes=150)
+    model = make_model(overrides=overrides, classes=150, drop_path=0.3)
+    noise = SampleNoise(model)
     pairs = find_pairs(config.data, "val")
     train = Ade20kTrain(pairs, config.data, seed=0)
-    mine = range(fabric.global_rank, 2, fabric.world_size)
+    mine = range(fabric.global_rank, 4, fabric.world_size)
+    noise.draw(3, mine, fabric.device)
     losses = model.train()(train.collate([train[0, i] for i in mine]))
     sum(losses.values()).backward()
     gradients = [fabric.all_reduce(parameter.grad, reduce_op="mean") for parameter in model.parameters()]
