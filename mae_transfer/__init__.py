@@ -1,4 +1,4 @@
-"""How well does this ViT encoder transfer? The public Python calls; everything else is loaded when first used."""
+"""How well does this image encoder transfer? The public Python calls; everything else is loaded when first used."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

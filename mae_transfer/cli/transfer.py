@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     cards = task_cards(transfers=True)
     parser = new_parser(
         "transfer",
-        "Transfer a ViT encoder to a task under one written recipe and record how well it does.",
+        "Transfer an image encoder to a task under one written recipe and record how well it does.",
         f"{task_names(cards)}\n\n{EXAMPLES}\nbackbones:\n{backbone_names()}",
     )
     parser.add_argument("--task", required=True, help="one of the tasks below")
