@@ -1,7 +1,7 @@
 """The backbone names, and what each stands for. Pure data: importing this loads neither torch nor timm.
 
 `<init>_vit_<size>`; `init` is a table's row and `size` its column. Where published weights exist they are taken from
-timm's hub by the tag in `hub`; the other names need a checkpoint file. `timm:<model[.tag]>` (any plain ViT of timm) is
+timm's hub by the tag in `hub`; the other names need a checkpoint file. `timm:<model[.tag]>` (docs/encoders.md) is
 resolved by `timm_vit.spec_of`. Normalisation statistics are those of the weights' tag.
 
 How the published weights differ from those behind MAE Table 4 (Li et al. 2021, arXiv 2111.11429, section 3):
