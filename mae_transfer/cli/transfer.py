@@ -63,7 +63,7 @@ def backbone_names() -> str:
     lines = [" ".join(spec.name for spec in specs if spec.init == init) for init in registry.INITS]
     added = plugin_names()
     lines += [f"{' '.join(added)}, of packages installed here"] if added else []
-    return "".join(f"  {line}\n" for line in lines) + "  timm:<model[.tag]>, plain, rotary or hierarchical (docs/encoders.md)"
+    return "".join(f"  {line}\n" for line in lines) + "  timm:<model[.tag]>, those of docs/encoders.md"
 
 
 def task_names(cards: Sequence[TaskCard]) -> str:
