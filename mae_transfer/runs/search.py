@@ -56,9 +56,8 @@ def run_search(
     fabric = next(iter(fabrics.values()))
     with console() if progress else nullcontext():
         states = on_rank_zero(fabric, lambda: [state_of(run, resume=True) for run in runs])
-        for run, state in zip(runs, states, strict=True):
-            if state == "done":
-                on_rank_zero(fabric, lambda run=run: finished_record(run.config, run.path))  # type: ignore[misc]
+        done = [run for run, state in zip(runs, states, strict=True) if state == "done"]
+        on_rank_zero(fabric, lambda: [finished_record(run.config, run.path) for run in done])
         records: list[RunRecord | None] = []
         reference: RunRecord | None = None
         for run, record in zip(

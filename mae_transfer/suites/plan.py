@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,14 +127,14 @@ class _Planner:
 
     def _folder(
         self, name: str, task: str, protocol: str | None, preset: str, overrides: Sequence[str], title: str
-    ) -> list[str]:
-        """The --data of a run."""
+    ) -> str | None:
+        """The --data of a run, None if it needs none."""
         folder = self.data.get(name)
         if folder is not None:
-            return ["--data", folder]
+            return folder
         card = task_card(task)
         if preset == "smoke" or names_data(config_class(card, protocol_of(card, protocol)), overrides):
-            return []
+            return None
         raise UserError(f"{title}: no folder for the data set '{name}'; give --data {name}=FOLDER")
 
     def _pretrain(self, entry: PretrainEntry) -> None:
@@ -148,13 +149,13 @@ class _Planner:
                 tokenizer, needs = str(folder), (folder,)
             arguments = ["--method", entry.method, "--backbone", entry.backbone, "--preset", preset]
             data = self._folder(entry.data or PRETRAINING, "pretrain", entry.method, preset, overrides, title)
-            arguments += [*data, *_option("--tokenizer", tokenizer), "--seed", str(seed)]
+            arguments += [*_option("--data", data), *_option("--tokenizer", tokenizer), "--seed", str(seed)]
             with named_in_errors(title):
                 (planned,) = plan_runs(
                     "pretrain",
                     entry.backbone,
                     protocol=entry.method,
-                    data=data[1] if data else None,
+                    data=data,
                     tokenizer=tokenizer,
                     preset=preset,
                     seed=seed,
@@ -166,7 +167,6 @@ class _Planner:
             self.pretrained.setdefault(entry.label, {})[seed] = path
 
     def _transfer(self, row: _Row, task: TaskEntry) -> None:
-        check_transfers(task.task)
         preset = task.preset or self.suite.preset
         overrides = (*self.suite.overrides, *row.overrides, *task.overrides, *self.overrides)
         for seed in task.seeds or row.seeds or (tuple(row.pretrained) if row.pretrained else self.suite.seeds):
@@ -178,13 +178,13 @@ class _Planner:
                 checkpoint, needs = str(folder), (folder,)
             first = task.protocols[0] if task.protocols else None
             data = self._folder(task.data or task.task, task.task, first, preset, overrides, title)
-            arguments = ["--task", task.task, "--backbone", row.name, "--preset", preset, *data]
+            arguments = ["--task", task.task, "--backbone", row.name, "--preset", preset, *_option("--data", data)]
             arguments += [*_option("--checkpoint", checkpoint), *_option("--weights", row.weights)]
             arguments += [*_option("--subset", task.subset), "--seed", str(seed)]
             options: dict[str, Any] = {
                 "checkpoint": checkpoint,
                 "weights": row.weights,
-                "data": data[1] if data else None,
+                "data": data,
                 "preset": preset,
                 "subset": task.subset,
                 "seed": seed,
@@ -310,18 +310,15 @@ def check_runs(runs: Sequence[SuiteRun], world_size: int) -> dict[Path, int | No
     return steps
 
 
-class named_in_errors:
-    """A context that puts which run it is before the message of a UserError."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UserError) and not str(error).startswith(self.title):
-            raise UserError(f"{self.title}: {error}") from error
+@contextmanager
+def named_in_errors(title: str) -> Iterator[None]:
+    """Put which run it is before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(title):
+            raise
+        raise UserError(f"{title}: {error}") from error
 
 
 def _own_arguments(config: RunConfig) -> list[str]:
