@@ -90,7 +90,6 @@ def test_a_run_goes_on_when_its_output_is_closed(tmp_path: Path) -> None:
     assert closed_output([*pretrain, "--output", "run"], tmp_path) == 0
     record = read_record(tmp_path / "run" / "record.json")
     assert len(read_metrics(tmp_path / "run")) >= record["steps"] == 3
-    assert closed_output([*pretrain, "--output", "run"], tmp_path) == 2, "the folder holds a run already"
     transfer = [*start, "transfer", "--task", "folder", "--backbone", "random_vit_nano", "--preset", "smoke"]
     transfer += ["--protocol", "knn", "--device", "cpu", "--output", "knn"]
     shell = ["bash", "-c", f"{shlex.join(transfer)} >&- 2>&-"]

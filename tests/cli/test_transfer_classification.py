@@ -231,15 +231,21 @@ def test_bad_options_are_one_line_before_any_run(
     assert not (tmp_path / "run").exists(), "nothing half-written"
 
 
-@pytest.mark.parametrize("task", ["coco", "ade20k"])
-def test_tasks_without_protocols_say_so(task: str, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["--task", task, "--backbone", "random_vit_nano", "--preset", "smoke"]
-    for arguments, expected in (
-        (["--protocol", "linear"], f"--protocol linear: the task {task} has no protocols"),
-        (["--shots", "2"], f"--shots and --draws are for image classification, not for the task {task}"),
-    ):
-        assert main([*base, *arguments]) == 2
-        assert expected in errors_of(capsys)[0]
+@pytest.mark.parametrize(
+    ("task", "arguments", "expected"),
+    [
+        ("coco", ["--protocol", "linear"], "--protocol linear: the task coco has no protocols"),
+        ("ade20k", ["--protocol", "partial"], "unknown protocol 'partial'; protocols of ade20k: upernet, linear"),
+        ("coco", ["--shots", "2"], "--shots and --draws are for image classification, not for the task coco"),
+        ("ade20k", ["--shots", "2"], "--shots and --draws are for image classification, not for the task ade20k"),
+    ],
+)
+def test_options_of_classification_are_refused_elsewhere(
+    task: str, arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--task", task, "--backbone", "random_vit_nano", "--preset", "smoke", "--output", str(tmp_path / "run")]
+    assert main([*base, *arguments]) == 2
+    assert expected in errors_of(capsys)[0]
 
 
 def test_bad_data_is_one_line_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
