@@ -42,8 +42,8 @@ KEEP_THE_GROUP = (
 """Modules of torch with functions whose default value is the process group at the time of their import.
 
 Where a library imports one during a run, as mmengine does, the group outlives `destroy_process_group`, and gloo's
-threads with it. One that frees the last tensor while the interpreter ends needs an interpreter that is gone: it aborts
-the process ("terminate called without an active exception", github.com/pytorch/pytorch/pull/179291).
+threads with it (seen by their names). Such a thread may abort the process at its end ("terminate called without an
+active exception"); github.com/pytorch/pytorch/pull/179291 describes how.
 """
 
 
