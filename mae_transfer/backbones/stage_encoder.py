@@ -50,8 +50,14 @@ class StageEncoder(Encoder):
         return self._maps(images, self.taps)
 
     def tokens(self, images: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
+        """After timm's final norm where the encoder has it; UserError where timm norms what it pools, not the map."""
         self._check_last(blocks)
-        return [x.flatten(2).transpose(1, 2) for x in self._maps(images, blocks)]
+        if self.has_norm and isinstance(getattr(self.model, "norm", nn.Identity()), nn.Identity):
+            raise UserError(
+                f"timm norms the pooled features of {self.name} and not their map, which is read here; set "
+                "probe.final_norm=false"
+            )
+        return [x.flatten(2).transpose(1, 2) for x in self._maps(images, blocks, norm=self.has_norm)]
 
     def pooled(self, images: Tensor) -> Tensor | None:
         """As timm pools and norms the last map before its classifier."""
@@ -86,9 +92,11 @@ class StageEncoder(Encoder):
         ]
         self.train(self.training)
 
-    def _maps(self, images: Tensor, stages: tuple[int, ...]) -> list[Tensor]:
+    def _maps(self, images: Tensor, stages: tuple[int, ...], norm: bool = False) -> list[Tensor]:
         self._check_size(images)
-        found: list[Tensor] = self.model.forward_intermediates(images, indices=list(stages), intermediates_only=True)
+        found: list[Tensor] = self.model.forward_intermediates(
+            images, indices=list(stages), norm=norm, intermediates_only=True
+        )
         return found
 
     def _check_last(self, blocks: tuple[int, ...]) -> None:

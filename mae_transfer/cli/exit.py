@@ -9,6 +9,7 @@ import errno
 import gc
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -98,10 +99,12 @@ class _Outlives:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, a terminal that is gone
+            descriptor = self._stream.fileno()
+            gone = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(descriptor).st_mode)  # a terminal, not a disk
+            if error.errno != errno.EPIPE and not gone:
                 raise
             with open(os.devnull, "wb") as nothing:
-                os.dup2(nothing.fileno(), self._stream.fileno())
+                os.dup2(nothing.fileno(), descriptor)
 
 
 @contextmanager

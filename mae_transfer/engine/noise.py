@@ -14,9 +14,15 @@ from torch import Tensor, nn
 
 from mae_transfer.engine.rng import sample_uniform
 
+CALLED_TWICE = ("SplitTransposeBlock",)
+"""Blocks of timm (EdgeNeXt's) that call one DropPath for two branches, whose noise must differ: theirs stays timm's."""
+
 
 class SampleDropPath(nn.Module):
-    """In place of timm's `DropPath`: `keep` has one uniform number for each image of the micro-batch."""
+    """In place of timm's `DropPath`: `keep` has one uniform number for each image of the micro-batch.
+
+    The mode is the original's, which an encoder may have put to rest with a frozen part.
+    """
 
     def __init__(self, original: DropPath) -> None:
         super().__init__()
@@ -24,7 +30,7 @@ class SampleDropPath(nn.Module):
         self.keep: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.keep is None or len(x) != len(self.keep):  # rows that are no images
+        if not self.original.training or self.keep is None or len(x) != len(self.keep):  # rows that are no images
             return self.original(x)
         kept = 1 - self.original.drop_prob
         mask = (self.keep < kept).to(x.dtype)
@@ -40,7 +46,7 @@ class SampleDropout2d(nn.Module):
         self.seed, self.positions = 0, list[int]()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or len(x) != len(self.positions):
+        if not self.original.training or len(x) != len(self.positions):
             return self.original(x)
         kept = 1 - self.original.p
         uniform = sample_uniform(self.seed, self.positions, self.number, x.shape[1])
@@ -54,6 +60,8 @@ class SampleNoise:
         self.paths: list[SampleDropPath] = []
         self.dropouts: list[SampleDropout2d] = []
         for parent in list(model.modules()):
+            if type(parent).__name__ in CALLED_TWICE:
+                continue
             for name, child in parent.named_children():
                 if type(child) is DropPath and 0 < child.drop_prob < 1:
                     self.paths.append(SampleDropPath(child))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from mae_transfer.config.roles import resumable
+from mae_transfer.config.roles import Role, keys, resumable
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.folder import changes, stored_config
@@ -25,8 +25,12 @@ def default_output(config: RunConfig, folder: Path = RUNS) -> Path:
     The name ends in a hash of the configuration, which a new field changes. A run that an earlier version made keeps
     its folder: the one beside it whose configuration is the same.
     """
-    may_change = resumable(type(config)) - {"data.root"}
-    chosen = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if key not in may_change}
+    may_change, places = resumable(type(config)), _data_places(config)
+    chosen = {
+        key: value
+        for key, value in flatten(config.model_dump(mode="json")).items()
+        if key not in may_change or key == "data.root" or places.get(key) is not None
+    }
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
     name = config.backbone.name.replace(":", "-").replace("/", "-")
     what = "-".join(filter(None, (config.task, run_label(config))))
@@ -48,8 +52,14 @@ def _is_of(config: RunConfig, path: Path) -> bool:
         stored = _stored(path, (path / "config.yaml").stat().st_mtime_ns)
     except (OSError, UserError):
         return False
-    now = flatten(config.model_dump(mode="json"))
-    return stored.get("data.root") == now.get("data.root") and not changes(stored, config)
+    same_data = all(stored.get(key) == place for key, place in _data_places(config).items())
+    return same_data and not changes(stored, config)
+
+
+def _data_places(config: RunConfig) -> dict[str, object]:
+    """The paths of the data: the root, and those of a set that is given file by file."""
+    values = flatten(config.model_dump(mode="json"))
+    return {key: values.get(key) for key in keys(type(config), Role.PLACE) if key.startswith("data.")}
 
 
 @cache

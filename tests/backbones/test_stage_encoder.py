@@ -121,6 +121,13 @@ def test_probes_read_what_timm_pools() -> None:
                 mean = features.mean((2, 3))
                 wanted = torch.nn.functional.layer_norm(mean, mean.shape[1:], norm.weight, norm.bias, norm.eps)
         torch.testing.assert_close(pooled, wanted, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            if name.startswith("swin"):
+                (tokens,) = encoder.tokens(images, (3,))
+                torch.testing.assert_close(tokens, features.flatten(1, 2), rtol=1e-5, atol=1e-5)
+            else:
+                with pytest.raises(UserError, match=r"not their map.*probe\.final_norm=false"):
+                    encoder.tokens(images, (3,))
         assert encoder_of(name, weights="random").pooled(images) is None
 
 

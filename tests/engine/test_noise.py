@@ -65,6 +65,29 @@ def test_a_batch_in_pieces_a_layer_run_again_and_rows_that_are_no_images() -> No
     assert torch.equal(model(torch.ones(32, 5, 2, 2)).unique().ne(0).sum(), torch.tensor(1)), "left to the originals"
 
 
+class SplitTransposeBlock(nn.Module):
+    """Named as EdgeNeXt's block, which calls its DropPath twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_path = DropPath(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.drop_path(x), self.drop_path(x)])
+
+
+def test_a_layer_at_rest_stays_so_and_one_called_twice_draws_twice() -> None:
+    resting = DropPath(0.5)
+    model = nn.Sequential(resting, DropPath(0.5))
+    noise = SampleNoise(model)
+    model.train()
+    resting.eval()  # as an encoder does after each train()
+    assert torch.equal(dropped(model, noise, range(64)).unique(), torch.tensor([0.0, 2.0])), "not 4: dropped once"
+    twice = nn.Sequential(SplitTransposeBlock())
+    one, other = dropped(twice, SampleNoise(twice), range(64))
+    assert not torch.equal(one, other)
+
+
 class Dropping(ToyTask):
     """Without batch norm, which goes by the micro-batch."""
 

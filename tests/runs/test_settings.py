@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from mae_transfer import run_transfer
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.run_folder.settings import settings_id
+from mae_transfer.runs.names import default_output
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.runs.settings import make_settings
 
@@ -41,6 +42,18 @@ def test_rotations_of_windows_are_a_setting_that_leaves_earlier_ids_as_they_were
         ids[value] = settings_id(settings)
         assert settings.get("backbone.window_rope") == (None if value == "window" else "image")
     assert ids["window"] != ids["image"]
+    plain = load_config("coco", "mae_vit_b", overrides=["backbone.window_rope=image"])
+    spec = resolve("mae_vit_b")
+    assert "backbone.window_rope" not in make_settings(plain, data_fingerprint="f", norm_batch=8, spec=spec)
+
+
+def test_sets_given_by_other_files_have_other_folders() -> None:
+    """A root alone names its run as ever; of a set that is given by a list the list counts."""
+    folders = {
+        default_output(load_config("folder", "mae_vit_b", protocol="knn", overrides=[f"data.train_list={name}.txt"]))
+        for name in ("a", "b")
+    }
+    assert len(folders) == 2
 
 
 def test_recipes_turn_tables_off_beside_rotary_positions() -> None:

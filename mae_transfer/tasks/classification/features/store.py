@@ -137,14 +137,17 @@ class FeatureStore:
 def _describe(config: ClassificationConfig, frozen: FrozenFeatures) -> str:
     encoder = frozen.encoder
     weights = {name: tensor.cpu() for name, tensor in encoder.state_dict().items()}
-    return json.dumps(
-        [
-            fingerprint(weights),
-            [encoder.name, encoder.num_heads, encoder.spec.eps, encoder.mean, encoder.std, encoder.norm is None],
-            [frozen.blocks, frozen.parts],
-            [config.data.image_size, config.eval.crop_pct, config.train.precision],
-        ]
-    )
+    about: list[object] = [
+        fingerprint(weights),
+        [encoder.name, encoder.num_heads, encoder.spec.eps, encoder.mean, encoder.std, encoder.norm is None],
+        [frozen.blocks, frozen.parts],
+        [config.data.image_size, config.eval.crop_pct, config.train.precision],
+    ]
+    # only where they are not what all encoders of earlier versions had: features of those are still found
+    backbone = config.backbone
+    about += [encoder.spec.pos_resampling] if encoder.spec.pos_resampling != "bicubic" else []
+    about += [[backbone.window_size, backbone.num_global_blocks, backbone.window_rope]] if backbone.window_size else []
+    return json.dumps(about)
 
 
 def _key(about: str, images: ClassificationEval) -> str:

@@ -182,6 +182,9 @@ def test_three_protocols_take_one_pass_and_other_pixels_another(root, tmp_path, 
     assert sum(seen) == 12 + 5 + 12, "val images are the same"
     assert main(command(root, tmp_path / "runs/layer", "knn", "eval.pictures=0", "probe.layers=[3]")) == 0
     assert sum(seen) == 12 + 5 + 12 + 17
+    windows = ("backbone.window_size=2", "backbone.num_global_blocks=1")
+    assert main(command(root, tmp_path / "runs/windows", "knn", "eval.pictures=0", *windows)) == 0
+    assert sum(seen) == 12 + 5 + 12 + 17 + 17
 
 
 @pytest.mark.process
