@@ -1,8 +1,8 @@
 """Features and labels of all patches of a split, computed once and mapped (`tasks/chunk_store.py`).
 
 The key of a file holds the weights, the encoder's windows and positions, the blocks, the size, the precision, the
-contents of images and masks, the code that makes pixels and patch tokens, and the versions of this package, timm and
-torch: a file of anything else is never taken. Runs that lie beside each other share files,
+contents of images and masks, the code that makes pixels and patch tokens, and the versions of timm and torch: a file of
+anything else is never taken. Runs that lie beside each other share files,
 so `--protocol knn,logreg,in_context` takes one pass of the encoder.
 """
 
@@ -20,7 +20,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from mae_transfer import __version__
 from mae_transfer.backbones.checkpoints.report import fingerprint
 from mae_transfer.data.identity import combine
 from mae_transfer.engine.evaluation import evaluating
@@ -165,7 +164,7 @@ def _describe(config: PatchesConfig, tokens: PatchTokens) -> str:
             [encoder.name, encoder.num_heads, encoder.spec.eps, encoder.mean, encoder.std, encoder.norm is None],
             [tokens.blocks, config.data.image_size, masks, config.train.precision],
             [backbone.window_size, backbone.num_global_blocks, backbone.window_rope, encoder.spec.pos_resampling],
-            [__version__, timm.__version__, torch.__version__],
+            [timm.__version__, torch.__version__],
             hashlib.sha256(code.encode()).hexdigest(),
         ]
     )
