@@ -15,6 +15,7 @@ from timm.models import model_entrypoint
 from mae_transfer.backbones.blocks import comes_apart, is_standard
 from mae_transfer.backbones.refused import FAMILIES
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
+from mae_transfer.backbones.timm_stages import empty_model
 from mae_transfer.backbones.timm_vit import build, spec_of
 from mae_transfer.errors import UserError
 
@@ -57,8 +58,8 @@ def row_of(spec: Spec) -> tuple[str, ...]:
     """Columns of a model: module, class, blocks, positions, windows, tables."""
     family = model_entrypoint(spec.name.removeprefix(TIMM_PREFIX)).__module__.rpartition(".")[2]
     if spec.stages:
-        model = timm.create_model(spec.timm_arch or "", pretrained=False)
-        return family, type(model).__name__, "four stages, strides 4 to 32", "the model's own", "no", "no"
+        built_as = type(empty_model(spec.timm_arch)).__name__
+        return family, built_as, "four stages, strides 4 to 32", "the model's own", "no", "no"
     vit: Any = build(spec, img_size=spec.img_size, device="meta")
     block = vit.blocks[0]
     attn = f" with {type(block.attn).__name__}" if hasattr(block, "attn") else ""

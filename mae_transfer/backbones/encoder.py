@@ -30,10 +30,12 @@ class Encoder(nn.Module):
         num_layers: how many numbers `layer_id` gives.
         global_grid: tokens down and across at the size that the task has said it will use.
         prefix: tokens before the patches' own in what `tokens` gives; `has_class_token`: the first of them is one.
+        pools: probes read what `pooled` gives in place of an average of tokens.
         norm: the final norm, which users of tokens apply; None where tokens come without or are normed already.
         load_report: where the weights are from, and what was done to them.
     """
 
+    pools = False
     norm: nn.Module | None
     prefix: int
     has_class_token: bool
@@ -64,9 +66,9 @@ class Encoder(nn.Module):
         """The tokens (B, prefix + h * w, C), prefix tokens first, after each of `blocks` (0-based, ascending)."""
         raise NotImplementedError
 
-    def pooled(self, images: Tensor) -> Tensor | None:
-        """What probes read of an image, (B, C), where that is no average of tokens; None otherwise."""
-        return None
+    def pooled(self, images: Tensor) -> Tensor:
+        """What probes read of the images, (B, C), of an encoder with `pools`."""
+        raise NotImplementedError
 
     def layer_id(self, name: str) -> int:
         """Layer of a parameter (named relative to the encoder) for layer-wise lr decay, as MAE's `util/lr_decay.py`:

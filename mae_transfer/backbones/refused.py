@@ -24,7 +24,7 @@ FAMILIES = {
 
 
 def what_it_is(arch: str) -> str:
-    """`hierarchical, ...; pass ...`; for other families the name of timm's module."""
+    """`a ViT on the maps of a CNN; pass ...`; for other families the name of timm's module."""
     family = timm.models.model_entrypoint(arch).__module__.rpartition(".")[2]
     what, help_ = FAMILIES.get(family, (f"of timm's {family}", f"pass a plain ViT, or {OWN_MODULE}"))
     return f"{what}; {help_}"

@@ -167,6 +167,6 @@ def find(name: str, added: Iterable[str] = ()) -> Spec:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}."
         raise UserError(
-            f"backbone {name!r}: unknown; {hint} Any plain or rotary ViT of timm is `{TIMM_PREFIX}<model[.tag]>`."
+            f"backbone {name!r}: unknown; {hint} A model of timm (docs/encoders.md) is `{TIMM_PREFIX}<model[.tag]>`."
         )
     return _SPECS[name]

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mae_transfer.backbones import timm_stages
 from mae_transfer.backbones.checkpoints import files
+from mae_transfer.backbones.checkpoints.audit import refusal
 from mae_transfer.backbones.checkpoints.exact import load_exactly, part_of_run
 from mae_transfer.backbones.checkpoints.report import LoadReport, fingerprint
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.encoder import Encoder
 from mae_transfer.backbones.grid import Grid, pair, text
 from mae_transfer.backbones.hub import published_weights
+from mae_transfer.backbones.positions.resampling import resample
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.errors import UserError
 
@@ -43,7 +44,7 @@ class StageEncoder(Encoder):
         self._ids = timm_stages.layer_ids(spec)
         self.num_layers = max(self._ids.values(), default=0) + 1 if self._ids else spec.depth + 2
         self._list, self._ends = timm_stages.stage_ends(model)
-        self.has_norm = has_norm
+        self.has_norm = self.pools = has_norm
         self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -59,10 +60,8 @@ class StageEncoder(Encoder):
             )
         return [x.flatten(2).transpose(1, 2) for x in self._maps(images, blocks, norm=self.has_norm)]
 
-    def pooled(self, images: Tensor) -> Tensor | None:
+    def pooled(self, images: Tensor) -> Tensor:
         """As timm pools and norms the last map before its classifier."""
-        if not self.has_norm:
-            return None
         self._check_size(images)
         x: Tensor = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
         return x
@@ -167,24 +166,28 @@ def _load(model: nn.Module, spec: Spec, checkpoint: str | Path | None, key: str 
     wanted = model.state_dict()
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None and wanted.keys() - state.keys():
-        state = dict(convert(dict(state), model))
+        try:
+            state = dict(convert(dict(state), model))
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            why = f"timm's own reader of such files fails ({type(error).__name__}: {error})"
+            raise refusal(source, f"is not of {spec.name}: {why}") from error
     beyond = timm_stages.names_of(spec) - wanted.keys()
     ignored |= {name: "behind the last map" for name in state if name in beyond}
     state = {name: x for name, x in state.items() if name not in beyond}
-    resized = _resize_positions(state, wanted)
+    resized = _resize_positions(state, model)
     load_exactly(model, state, source, f"{spec.name}, timm's {type(model).__name__}")
     maps = {name: x for name, x in state.items() if not name.startswith(timm_stages.AFTER)}
     return LoadReport(spec.name, source, "timm", fingerprint(maps), sorted(state), resized, ignored=ignored, spec=spec)
 
 
-def _resize_positions(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, str]:
-    """Resample Hiera's square position embedding to the grid that the model is built for."""
-    x, target = state.get("pos_embed"), wanted.get("pos_embed")
-    if x is None or target is None or x.ndim != 3 or x.shape == target.shape or x.shape[2] != target.shape[2]:
+def _resize_positions(state: dict[str, Tensor], model: Any) -> dict[str, str]:
+    """Resample Hiera's square position embedding (1, h * w, C) to the grid that the model is built for."""
+    x = state.get("pos_embed")
+    if x is None or x.ndim != 3 or not timm_stages.fixed_size(model):
         return {}
-    side, new = math.isqrt(x.shape[1]), math.isqrt(target.shape[1])
-    if side**2 != x.shape[1] or new**2 != target.shape[1]:
+    side, grid = math.isqrt(x.shape[1]), tuple(model.tokens_spatial_shape)
+    if side**2 != x.shape[1] or grid == (side, side):
         return {}
-    grid = F.interpolate(x.float().reshape(1, side, side, -1).permute(0, 3, 1, 2), size=(new, new), mode="bicubic")
-    state["pos_embed"] = grid.flatten(2).transpose(1, 2)
-    return {"pos_embed": f"bicubic from {side}x{side} to {new}x{new}"}
+    maps = resample(x.float().unflatten(1, (side, side)).permute(0, 3, 1, 2), grid, "bicubic")
+    state["pos_embed"] = maps.flatten(2).transpose(1, 2)
+    return {"pos_embed": f"bicubic from {side}x{side} to {text(grid)}"}

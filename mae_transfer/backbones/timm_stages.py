@@ -39,20 +39,19 @@ AFTER = ("norm.", "norm_pre.", "head.", "neck.")
 """Names of what follows the last stage."""
 
 
-def _model(arch: str | None) -> Any:
+def empty_model(arch: str | None) -> Any:
     """timm's whole model without values."""
     with torch.device("meta"):
         return timm.create_model(arch or "", pretrained=False)
 
 
-def is_hierarchical(arch: str) -> bool:
-    """Whether timm builds one of `CLASSES` under this name."""
-    return type(_model(arch)).__name__ in CLASSES
+def is_hierarchical(model: object) -> bool:
+    """Whether a model of timm is of one of `CLASSES`."""
+    return type(model).__name__ in CLASSES
 
 
-def spec_of_stages(name: str, model_name: str) -> Spec:
+def spec_of_stages(name: str, model_name: str, model: Any) -> Spec:
     """The spec of timm's `model[.tag]`, whose tag decides mean and std; UserError for a variant that is not taken."""
-    model = _model(model_name)
     info = list(model.feature_info)
     if tuple(stage["reduction"] for stage in info) != STRIDES:
         raise UserError(
@@ -89,7 +88,7 @@ def build_stages(spec: Spec, *, img_size: Grid, drop_path: float = 0.0, final_no
 
     Without `final_norm` nothing follows the last stage: it would get no gradient from the maps.
     """
-    kind = CLASSES[type(_model(spec.timm_arch)).__name__]
+    kind = CLASSES[type(empty_model(spec.timm_arch)).__name__]
     make = partial(timm.create_model, spec.timm_arch or "", pretrained=False, num_classes=0, drop_path_rate=drop_path)
     model: nn.Module = (
         make(img_size=img_size) if kind == "fixed" else make(dynamic_img_size=True) if kind == "dynamic" else make()
@@ -102,7 +101,7 @@ def build_stages(spec: Spec, *, img_size: Grid, drop_path: float = 0.0, final_no
 
 def names_of(spec: Spec) -> set[str]:
     """The names of the whole model's tensors, its classifier and final norm too."""
-    return set(_model(spec.timm_arch).state_dict())
+    return set(empty_model(spec.timm_arch).state_dict())
 
 
 def fixed_size(model: nn.Module) -> bool:
@@ -115,7 +114,7 @@ def layer_ids(spec: Spec) -> dict[str, int] | None:
 
     The names are of the whole model, whose classifier and final norm are the last layer. None for a class without.
     """
-    model = _model(spec.timm_arch)
+    model = empty_model(spec.timm_arch)
     if not hasattr(model, "group_matcher"):
         return None
     return {str(name): int(i) for name, i in group_parameters(model, model.group_matcher(), reverse=True).items()}

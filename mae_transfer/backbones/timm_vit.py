@@ -24,7 +24,7 @@ from mae_transfer.backbones.plugins import find_plugin, plugin_names
 from mae_transfer.backbones.positions.kinds import kind_in_weights
 from mae_transfer.backbones.refused import what_it_is
 from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
-from mae_transfer.backbones.timm_stages import is_hierarchical, spec_of_stages
+from mae_transfer.backbones.timm_stages import empty_model, is_hierarchical, spec_of_stages
 from mae_transfer.errors import UserError
 
 MODULES = ["vision_transformer", "deit", "beit", "eva"]
@@ -55,13 +55,11 @@ def spec_of(name: str) -> Spec:
             f"backbone {name!r}: timm has no weights {tag!r} for {arch}; known: {', '.join(tags) or 'none'}."
         )
     timms_own = timm.models.model_entrypoint(arch).__module__.startswith("timm.")
+    model = empty_model(model_name)
     if timms_own and not timm.models.is_model_in_modules(arch, MODULES):
-        if is_hierarchical(arch):
-            return spec_of_stages(name, model_name)
+        if is_hierarchical(model):
+            return spec_of_stages(name, model_name, model)
         raise UserError(f"backbone {name!r}: not a plain ViT but {what_it_is(arch)}.")
-    model: object
-    with torch.device("meta"):
-        model = timm.create_model(model_name, pretrained=False)
     if not timms_own and type(model) in (VisionTransformer, Eva):
         _check_registered(name, model, model_name)
     if type(model) in (VisionTransformer, Eva) and isinstance(model.patch_embed, PatchEmbed):
@@ -252,7 +250,7 @@ def heads_and_activation(arch: Any) -> tuple[int | None, str | None]:
         return None, None
     if not timm.models.is_model_in_modules(arch, MODULES):
         return None, None
-    model = _empty_model(arch)
+    model = empty_model(arch)
     return getattr(getattr(model.blocks[0], "attn", None), "num_heads", None), activation_of(model)
 
 
@@ -260,26 +258,21 @@ def is_rotary(arch: str) -> bool:
     """Whether a name is of a model of timm with rotary positions."""
     if not timm.is_model(arch) or not timm.models.is_model_in_modules(arch, ["eva"]):
         return False
-    return _empty_model(arch).rope is not None
-
-
-def _empty_model(arch: str) -> Any:
-    with torch.device("meta"):
-        return timm.create_model(arch, pretrained=False)
+    return empty_model(arch).rope is not None
 
 
 def final_norm_name(spec: Spec) -> str:
     """Where timm's model of a spec has the norm after the blocks: `norm`, or `fc_norm` after pooling."""
     if spec.timm_arch is None:
         return "norm"
-    return "fc_norm" if isinstance(_empty_model(spec.timm_arch).norm, nn.Identity) else "norm"
+    return "fc_norm" if isinstance(empty_model(spec.timm_arch).norm, nn.Identity) else "norm"
 
 
 def new_final_norm(spec: Spec) -> nn.Module:
     """The norm after the blocks as the model has it: LayerNorm, or what a model of timm has in its place."""
     if spec.timm_arch is None:
         return nn.LayerNorm(spec.embed_dim, eps=spec.eps or 1e-6)
-    norm: Any = getattr(_empty_model(spec.timm_arch), final_norm_name(spec))
+    norm: Any = getattr(empty_model(spec.timm_arch), final_norm_name(spec))
     if spec.eps is not None and isinstance(norm, nn.LayerNorm):
         norm.eps = spec.eps
     norm = norm.to_empty(device="cpu")

@@ -25,11 +25,8 @@ def make_settings(
     settings = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if key not in left_out}
     if settings.get("tokenizer.kind") is not None:
         settings["tokenizer.kind"] = tokenizer_identity(settings["tokenizer.kind"])
-    rotary = spec is None or spec.rotary
-    if settings.get("backbone.window_rope") == "window" or not settings.get("backbone.window_size") or not rotary:
-        settings.pop(
-            "backbone.window_rope", None
-        )  # younger than the settings ids of earlier runs; no window, no choice
+    if settings.get("backbone.window_rope") == "window":
+        del settings["backbone.window_rope"]  # younger than the settings ids of earlier runs, all of which had this
     if spec is not None and spec.pos_resampling != "bicubic":
         native = {spec.img_size} if isinstance(spec.img_size, int) else {*spec.img_size}
         size = settings.get("data.image_size")

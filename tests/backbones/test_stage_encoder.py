@@ -128,7 +128,7 @@ def test_probes_read_what_timm_pools() -> None:
             else:
                 with pytest.raises(UserError, match=r"not their map.*probe\.final_norm=false"):
                     encoder.tokens(images, (3,))
-        assert encoder_of(name, weights="random").pooled(images) is None
+        assert not encoder_of(name, weights="random").pools
 
 
 def test_stages_are_frozen_from_the_front() -> None:
@@ -149,8 +149,26 @@ def test_hieras_positions_are_resampled_and_its_size_is_said(tmp_path: Path) -> 
     torch.save(whole.state_dict(), tmp_path / "w.pth")
     encoder = encoder_of("hiera_tiny_224", checkpoint=tmp_path / "w.pth", img_size=96)
     assert encoder.load_report.resized == {"pos_embed": "bicubic from 56x56 to 24x24"}
+    wide = encoder_of("hiera_tiny_224", checkpoint=tmp_path / "w.pth", img_size=(96, 160))
+    assert wide.load_report.resized == {"pos_embed": "bicubic from 56x56 to 24x40"}
     with pytest.raises(UserError, match="built for images of 96x96 pixels and cannot take 128x128"):
         encoder(torch.zeros(1, 3, 128, 128))
+
+
+def test_files_of_other_models_are_one_line(tmp_path: Path) -> None:
+    """Also where timm's own reader of such files fails on them."""
+    for name, file in (
+        ("swinv2_cr_tiny_ns_224", "convnextv2_atto"),
+        ("convnextv2_atto", "pvt_v2_b0"),
+        ("hiera_tiny_224", "pvt_v2_b0"),
+        ("swin_s3_tiny_224", "pvt_v2_b0"),
+    ):
+        with torch.device("meta"):
+            shapes = {key: x.shape for key, x in timm.create_model(file).state_dict().items()}
+        table = {"layers.9.blocks.0.attn.relative_position_bias_table": (9, 3)} if name.startswith("swin_") else {}
+        torch.save({key: torch.zeros(x) for key, x in (shapes | table).items()}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=r"w\.pth: (does not fit timm:|is not of timm:.*timm's own reader)"):
+            encoder_of(name, checkpoint=tmp_path / "w.pth")
 
 
 def test_what_does_not_fit_is_one_line() -> None:

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from support.layouts.pretraining import dino_head
 from timm.models.vision_transformer import VisionTransformer
 
 from mae_transfer import run_transfer
+from mae_transfer.backbones.load import load_backbone
 from mae_transfer.backbones.timm_vit import resolve
+from mae_transfer.errors import UserError
 from mae_transfer.run_folder.settings import settings_id
 from mae_transfer.runs.names import default_output
 from mae_transfer.runs.resolve import load_config
@@ -42,9 +45,8 @@ def test_rotations_of_windows_are_a_setting_that_leaves_earlier_ids_as_they_were
         ids[value] = settings_id(settings)
         assert settings.get("backbone.window_rope") == (None if value == "window" else "image")
     assert ids["window"] != ids["image"]
-    plain = load_config("coco", "mae_vit_b", overrides=["backbone.window_rope=image"])
-    spec = resolve("mae_vit_b")
-    assert "backbone.window_rope" not in make_settings(plain, data_fingerprint="f", norm_batch=8, spec=spec)
+    with pytest.raises(UserError, match="has no effect"):
+        load_backbone("mae_vit_b", weights="random", window_rope="image")
 
 
 def test_sets_given_by_other_files_have_other_folders() -> None:

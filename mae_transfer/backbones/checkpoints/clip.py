@@ -28,7 +28,7 @@ INITS = ("clip",)
 _TRUNK = "visual.trunk."
 _TEXT = "text tower"
 EXTRA = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
-_OTHERS = re.compile(r"visual\.(attn_pool\.(probe|attn|layernorm|mlp)|transformer\.resblocks\.\d+\.ls_[12]\.)")
+PERCEPTION = re.compile(r"visual\.(attn_pool\.(probe|attn|layernorm|mlp)|transformer\.resblocks\.\d+\.ls_[12]\.)")
 """Names of Perception Encoder's tower."""
 BLOCK = {
     "ln_1.weight": "norm1.weight",
@@ -54,7 +54,7 @@ STEM = {
 
 
 def detects(state: State) -> bool:
-    return any(key.startswith("visual.") for key in state) and not any(_OTHERS.match(key) for key in state)
+    return any(key.startswith("visual.") for key in state) and not any(PERCEPTION.match(key) for key in state)
 
 
 def convert(state: State) -> Converted:

@@ -5,8 +5,6 @@ without a tensor for its rotary positions. The text tower, which core files may 
 timm's model: `--backbone timm:vit_pe_core_base_patch16_224.fb`.
 """
 
-import re
-
 from mae_transfer.backbones.checkpoints import clip
 from mae_transfer.backbones.checkpoints.layout import (
     ANY,
@@ -28,13 +26,12 @@ NAME = "Perception Encoder"
 INITS = ("pe",)
 
 _VISUAL = "visual."
-_OWN = re.compile(r"visual\.(attn_pool\.(probe|attn|layernorm|mlp)|transformer\.resblocks\.\d+\.ls_[12]\.)")
 _BLOCK = clip.BLOCK | {f"ls_{n}.gamma": f"ls{n}.gamma" for n in (1, 2)}
 
 
 def detects(state: State) -> bool:
     if any(key.startswith(_VISUAL) for key in state):
-        return any(_OWN.match(key) for key in state)
+        return any(clip.PERCEPTION.match(key) for key in state)
     stem = {"conv1.weight", "class_embedding", "positional_embedding", "ln_pre.weight", "ln_pre.bias"} & state.keys()
     text = {"token_embedding.weight", "text_projection"} & state.keys()
     return len(stem) > 1 and not text and any(key.startswith("transformer.resblocks.") for key in state)

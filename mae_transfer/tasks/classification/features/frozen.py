@@ -60,14 +60,13 @@ class FrozenFeatures:
         norm = self.encoder.norm or nn.Identity()
         return [norm(x).float() for x in self.encoder.tokens(images, self.blocks)]
 
+    @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
         if "features" in batch:
             stored: Tensor = batch["features"]
             return stored.float()
-        with torch.no_grad():
-            pooled = self.encoder.pooled(self.encoder.normalise(batch["images"])) if self.parts == ("avg",) else None
-        if pooled is not None:
-            return pooled.float()[:, None, None]
+        if self.encoder.pools:
+            return self.encoder.pooled(self.encoder.normalise(batch["images"])).float()[:, None, None]
         prefix = self.encoder.prefix
         of = {"cls": lambda x: x[:, 0], "avg": lambda x: x[:, prefix:].mean(1)}
         return torch.stack([torch.stack([of[part](x) for part in self.parts], 1) for x in self.tokens(batch)], 1)
