@@ -71,7 +71,8 @@ def block_by_size(
         reference = references(of_section)
         found: list[Row | Quoted] = []
         for init in in_order({*section.runs["init"], *section.quoted["init"], *CONTROLS}, INIT_ORDER):
-            found += _published_rows(section, init, columns)
+            quoted = section.quoted[section.quoted["init"] == init]
+            found += published_rows(section.label(init), quoted.assign(place=quoted["size"]), columns)
             own = run_rows(section.label(init), [g for g in of_section if g.init == init], reference, footnotes)
             found += own or ([Quoted(section.label(init))] if init in CONTROLS else [])
         rows.append(tuple(found))
@@ -98,15 +99,14 @@ def data_notes(runs: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _published_rows(section: Section, init: str, columns: Sequence[Column]) -> list[Quoted]:
-    """A row for each source that has a number of this initialisation in one of the columns."""
+def published_rows(label: str, quoted: pd.DataFrame, columns: Sequence[Column]) -> list[Quoted]:
+    """A row for each source of one initialisation's published numbers that has one in a column, by its `place`."""
     rows = []
-    quoted = section.quoted[section.quoted["init"] == init]
     for source, group in quoted.groupby("source", sort=False):
-        found = {(row.metric, row.size): float(row.value) for row in group.itertuples()}
-        cells = {c: number(found[c.metric, c.place]) for c in columns if (c.metric, c.place) in found}
+        found = dict(zip(zip(group["metric"], group["place"], strict=True), group["value"], strict=True))
+        cells = {c: number(float(found[c.metric, c.place])) for c in columns if (c.metric, c.place) in found}
         if cells:
-            rows.append(Quoted(f"{section.title}{init_title(init)}, published ({source})", cells))
+            rows.append(Quoted(f"{label}, published ({source})", cells))
     return rows
 
 

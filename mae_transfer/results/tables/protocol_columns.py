@@ -15,8 +15,7 @@ from mae_transfer.results.names import (
     sizes_in_order,
 )
 from mae_transfer.results.tables.block import Block, Column, Quoted, Row
-from mae_transfer.results.tables.by_size import data_notes, run_rows
-from mae_transfer.results.tables.table import number
+from mae_transfer.results.tables.by_size import data_notes, published_rows, run_rows
 
 
 def protocol_columns(
@@ -47,25 +46,14 @@ def protocol_columns(
     )
     reference, footnotes, rows = references(groups, _place_of), list[str](), list[Row | Quoted]()
     for init in in_order({*runs["init"], *quoted["init"], *CONTROLS}, INIT_ORDER):
-        rows += _published_rows(init, quoted, columns)
-        of_init = [group for group in groups if group.init == init]
-        own = run_rows(init_title(init), of_init, reference, footnotes, _place_of)
+        of_init = quoted[quoted["init"] == init]
+        where = [_place(*each) for each in zip(of_init["recipe"], of_init["size"], strict=True)]
+        rows += published_rows(init_title(init), of_init.assign(place=where), columns)
+        own_groups = [group for group in groups if group.init == init]
+        own = run_rows(init_title(init), own_groups, reference, footnotes, _place_of)
         rows += own or ([Quoted(init_title(init))] if init in CONTROLS else [])
     footnotes += data_notes(runs)
     return Block(title, note, "initialisation", columns, (tuple(rows),), tuple(controls), str, tuple(footnotes))
-
-
-def _published_rows(init: str, quoted: pd.DataFrame, columns: Sequence[Column]) -> list[Quoted]:
-    """A row for each source that has a number of this initialisation in one of the columns."""
-    rows = []
-    for source, group in quoted[quoted["init"] == init].groupby("source", sort=False):
-        found = {
-            (row.metric, _place(str(row.recipe), str(row.size))): float(str(row.value)) for row in group.itertuples()
-        }
-        cells = {c: number(found[c.metric, str(c.place)]) for c in columns if (c.metric, str(c.place)) in found}
-        if cells:
-            rows.append(Quoted(f"{init_title(init)}, published ({source})", cells))
-    return rows
 
 
 def _place(recipe: str, size: str) -> str:
