@@ -226,7 +226,7 @@ def test_checkpointing_is_exact_and_every_parameter_is_used(options):
 
 
 def test_training_after_inference_mode_and_in_bf16():
-    """A bias index cached during evaluation must serve training; under autocast the maps stay close to float32."""
+    """What an evaluation leaves behind must serve training; under autocast the maps stay close to float32."""
     encoder = encoder_of(small_vit(), rel_pos=True, window_size=3, num_global_blocks=2)
     with torch.inference_mode():
         expected = encoder(images(24, 24))

@@ -11,9 +11,13 @@ in pieces that fit the cache, one head and a few rows of the grid at a time:
   along the diagonals into (2h-1, w, w) sums by h shifted additions, and at the end these into the table by w.
 
 Half precision rounds logits and probabilities, as PyTorch's own attention does where it is not fused; the sums over
-pieces, and those of the table, are in float32. Elsewhere (CUDA) the bias goes to PyTorch's fused attention as a mask;
-it is made by the same view and its gradient reduced by the same sums, in place of a gather and an atomic scatter.
-The layout of the table is in `tables.py`.
+pieces, and those of the table, are in float32.
+
+Elsewhere (CUDA) the bias goes to PyTorch's fused attention as a mask (`bias_mask`), which blocks that share a table
+share as well. The mask is made by the same view. Its gradient is written once into rows that are shifted by an offset
+each, so that plain float32 sums over rows give the table's gradient: a few kernels, no atomics. (A scatter into half
+precision loses most of it: one offset of a 64 x 64 grid collects up to 4096 numbers, and a bfloat16 sum of equal ones
+stops growing at 256.) The layout of the table is in `tables.py`.
 """
 
 from collections.abc import Iterator
@@ -38,10 +42,20 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid,
         table: (rows, heads) of a table for this very `grid`, as `tables.table_rows` counts.
         prefix: number of prefix tokens, which come first.
     """
-    if q.device.type == "cpu":
+    if runs_in_pieces(q.device):
         return _in_pieces(q, k, v, table, grid, prefix)
-    mask: Tensor = _Bias.apply(table, grid, prefix, q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias_mask(table, grid, prefix, q.dtype))
+
+
+def runs_in_pieces(device: torch.device) -> bool:
+    """Whether attention runs in pieces on a device; if not, it is PyTorch's fused one."""
+    return device.type == "cpu"
+
+
+def bias_mask(table: Tensor, grid: Grid, prefix: int, dtype: torch.dtype) -> Tensor:
+    """The bias (heads, N, N) in `dtype`, as an attention mask; arguments as those of `biased_attention`."""
+    mask: Tensor = _Bias.apply(table, grid, prefix, dtype)
+    return mask
 
 
 @torch.compiler.disable  # its loops would be unrolled
@@ -71,29 +85,27 @@ def _reverse(tokens: Tensor, prefix: int) -> Tensor:
 
 
 class _TableGradient:
-    """Sums of logit gradients by offset."""
+    """Sums of logit gradients by offset, in pieces."""
 
-    def __init__(
-        self, heads: int, grid: Grid, prefix: int, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, heads: int, grid: Grid, prefix: int, device: torch.device, dtype: torch.dtype) -> None:
         h, w = grid
         self.grid, self.prefix = grid, prefix
         self.by_row = torch.zeros(heads, 2 * h - 1, w, w, device=device, dtype=dtype)
         """By row offset; columns of query and (reversed) key still apart."""
         self.extra = torch.zeros(PREFIX_ENTRIES, heads, device=device, dtype=dtype)
 
-    def add(self, head: int | slice, first: int, gradient: Tensor) -> None:
-        """Gradient (..., n, N) of the queries in grid rows from `first` on; with those at 0 come the prefix queries."""
+    def add(self, head: int, first: int, gradient: Tensor) -> None:
+        """Gradient (n, N) of the queries in grid rows from `first` on; with those at 0 come the prefix queries."""
         (h, w), prefix = self.grid, self.prefix
         if prefix:
             if first == 0:
-                self.extra[0, head] += gradient[..., :prefix, prefix:].sum((-2, -1))
-                self.extra[2, head] += gradient[..., :prefix, :prefix].sum((-2, -1))
-                gradient = gradient[..., prefix:, :]
-            self.extra[1, head] += gradient[..., :prefix].sum((-2, -1))
-        by_offset = gradient[..., prefix:].unflatten(-1, (h, w)).unflatten(-3, (-1, w)).transpose(-3, -2)
-        for y in range(by_offset.shape[-4]):
-            self.by_row[head][..., first + y : first + y + h, :, :] += by_offset[..., y, :, :, :]
+                self.extra[0, head] += gradient[:prefix, prefix:].sum()
+                self.extra[2, head] += gradient[:prefix, :prefix].sum()
+                gradient = gradient[prefix:]
+            self.extra[1, head] += gradient[:, :prefix].sum()
+        by_offset = gradient[:, prefix:].unflatten(1, (h, w)).unflatten(0, (-1, w)).transpose(1, 2)
+        for y, row in enumerate(by_offset):
+            self.by_row[head, first + y : first + y + h] += row
 
     def table(self) -> Tensor:
         (h, w), heads = self.grid, len(self.by_row)
@@ -195,7 +207,27 @@ class _Bias(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        sums = _TableGradient(grad.shape[0], ctx.grid, ctx.prefix, grad.device)
-        patches = grad[:, :, ctx.prefix :].flip(2)
-        sums.add(slice(None), 0, torch.cat([grad[:, :, : ctx.prefix], patches], 2).float())
-        return sums.table().to(ctx.table_dtype), None, None, None
+        return _table_gradient(grad, ctx.grid, ctx.prefix).to(ctx.table_dtype), None, None, None
+
+
+def _table_gradient(grad: Tensor, grid: Grid, prefix: int) -> Tensor:
+    """The gradient of a table (rows, heads) from that of its mask (heads, N, N), summed in float32 at least."""
+    h, w = grid
+    heads, wide = len(grad), torch.promote_types(grad.dtype, torch.float32)
+    columns = 2 * w - 1
+    offsets = (2 * h - 1) * columns
+    # a query's numbers lie x to the left of the first query's, so that each offset x' - x has a column of its own
+    shifted = grad.new_zeros(heads, h, w, h * columns)
+    strides = (h * w * h * columns, w * h * columns, h * columns - 1, columns, 1)
+    patches = grad[:, prefix:, prefix:].unflatten(2, grid).unflatten(1, grid)
+    shifted.as_strided((heads, h, w, h, w), strides, w - 1).copy_(patches)
+    by_column = shifted.sum(2, dtype=wide)
+    # and a row of queries y rows to the left
+    shifted = by_column.new_zeros(heads, h, offsets)
+    at = (h - 1) * columns
+    shifted.as_strided((heads, h, h * columns), (h * offsets, offsets - columns, 1), at).copy_(by_column)
+    rows = shifted.sum(1).flip(1).T  # the table counts from the query to the key
+    if not prefix:
+        return rows
+    extra = (grad[:, :prefix, prefix:], grad[:, prefix:, :prefix], grad[:, :prefix, :prefix])
+    return torch.cat([rows, torch.stack([part.sum((1, 2), dtype=wide) for part in extra])])

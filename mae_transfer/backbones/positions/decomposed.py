@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.grid import Grid
-from mae_transfer.backbones.positions.bias_attention import PIECE_BYTES
+from mae_transfer.backbones.positions.bias_attention import PIECE_BYTES, runs_in_pieces
 from mae_transfer.backbones.positions.position import Host, Position
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES
 from mae_transfer.backbones.registry import Spec
@@ -104,7 +104,7 @@ def decomposed_attention(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table
     # under autocast the products may come in another dtype than queries that a norm gave
     of_rows, of_columns = of_rows.to(v.dtype), of_columns.to(v.dtype)
     q, k = q.to(v.dtype), k.to(v.dtype)
-    if q.device.type == "cpu":
+    if runs_in_pieces(q.device):
         return _in_pieces(q, k, v, of_rows, of_columns, grid)
     return fused(q, k, v, of_rows, of_columns, grid)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mae_transfer.backbones.checkpoints.report import LoadReport
 from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.positions import tables
-from mae_transfer.backbones.positions.bias_attention import attention
+from mae_transfer.backbones.positions.bias_attention import attention, bias_mask, runs_in_pieces
 from mae_transfer.backbones.positions.per_block import resize_table
 from mae_transfer.backbones.positions.position import Host, OfForward, Position, misfit
 from mae_transfer.backbones.positions.tables import TABLE
@@ -61,17 +61,16 @@ class SharedTables(Position):
         return table
 
     def of_forward(self, encoder: Host, x: Tensor, grid: Grid) -> OfForward:
-        """On a CPU the table (rows, heads) of the grid; elsewhere the bias (heads, N, N) that is gathered from it, one
-        mask for the fused attention of all blocks."""
+        """On a CPU the table (rows, heads) of the grid; elsewhere its bias (heads, N, N), one mask for the fused
+        attention of all blocks."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
         def made(table: Tensor | None, own: Grid, wanted: Grid) -> Tensor | None:
             if table is None:
                 return None
-            if kind != "cpu":
-                return tables.bias(table, own, wanted, self.prefix, dtype)
-            return table if own == wanted else tables.resample(table, own, wanted, self.prefix)
+            of_grid = table if own == wanted else tables.resample(table, own, wanted, self.prefix)
+            return of_grid if runs_in_pieces(x.device) else bias_mask(of_grid, wanted, self.prefix, dtype)
 
         window = (self.window_size, self.window_size)
         return (

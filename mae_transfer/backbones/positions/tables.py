@@ -1,11 +1,9 @@
-"""BEiT's relative position bias: a table of offsets, gathered to an additive bias on the attention logits.
+"""BEiT's relative position bias: a table of offsets, an additive bias on the attention logits.
 
 A table is ((2h - 1)(2w - 1) [+ 3], heads) for a grid of h x w tokens, offsets in row-major order; the last three
 entries, present when prefix tokens are kept, are prefix -> patch, patch -> prefix, prefix -> prefix (unilm
 `beit/modeling_finetune.py`; the layout of timm's Beit). All prefix tokens share them.
 """
-
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -26,23 +24,6 @@ def table_rows(grid: Grid, prefix: int) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + (PREFIX_ENTRIES if prefix else 0)
 
 
-@lru_cache(maxsize=4)
-@torch.inference_mode(mode=False)  # an evaluation may come first, and training must be able to save it for backward
-def _index(grid: Grid, prefix: int, device: torch.device) -> Tensor:
-    """Table row of each (query, key) pair, flattened: (prefix + h * w) ** 2 int32 values."""
-    h, w = grid
-    y = torch.arange(h, device=device).repeat_interleave(w)
-    x = torch.arange(w, device=device).repeat(h)
-    rows = (y[:, None] - y + h - 1) * (2 * w - 1) + (x[:, None] - x + w - 1)
-    if prefix:
-        offsets = table_rows(grid, 0)
-        rows = F.pad(rows, (prefix, 0, prefix, 0))
-        rows[:prefix] = offsets
-        rows[:, :prefix] = offsets + 1
-        rows[:prefix, :prefix] = offsets + 2
-    return rows.flatten().int()
-
-
 def resample(table: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor:
     """The table of another grid: offsets bicubic (align_corners=False), the prefix entries as they are."""
     offsets = table[: table_rows(old, 0)].to(torch.promote_types(table.dtype, torch.float32))
@@ -50,13 +31,3 @@ def resample(table: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor:
     maps = offsets.T.reshape(1, -1, 2 * old[0] - 1, 2 * old[1] - 1)
     offsets = F.interpolate(maps, size=size, mode="bicubic", align_corners=False)[0].flatten(1).T
     return torch.cat([offsets, table[-PREFIX_ENTRIES:]]) if prefix else offsets
-
-
-def bias(table: Tensor, table_grid: Grid, grid: Grid, prefix: int, dtype: torch.dtype) -> Tensor:
-    """The bias (heads, prefix + h * w, prefix + h * w) for a grid, of a table made for `table_grid`."""
-    if grid != table_grid:
-        table = resample(table, table_grid, grid, prefix)
-    tokens = prefix + grid[0] * grid[1]
-    # index_select along the last axis of (heads, rows) writes the result once, in the layout attention reads
-    flat = table.to(dtype).T.contiguous().index_select(1, _index(grid, prefix, table.device))
-    return flat.view(-1, tokens, tokens)
