@@ -21,6 +21,10 @@ class DivergedError(Exception):
     """A loss or gradient was not finite; the last good checkpoint is kept. Exit code 1."""
 
 
+class RunsFailed(Exception):
+    """Runs of a suite failed; the message has a line for each, with its log. Exit code 1."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """', did you mean ...?' or an empty string. A wrong section is forgiven: `lr` finds `optim.lr`."""
     known = list(known)

@@ -8,15 +8,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.config.overrides import parse_override
 from mae_transfer.errors import EXIT_DONE, UserError
-from mae_transfer.suites.launcher import LAUNCHERS, Launcher, Options, launcher_card
-
-if TYPE_CHECKING:
-    from mae_transfer.suites.plan import SuiteRun
+from mae_transfer.suites.launcher import LAUNCHERS, Launcher, Options, check_counts, gpus_of, launcher_card
 
 EXAMPLES = """\
 examples:
@@ -83,11 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    for name in ("jobs", "nodes", "slurm_minutes"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is 1 or more")
-    if args.gpus is not None and args.gpus < 0:
-        raise UserError("--gpus is 0 or more")
+    check_counts(jobs=args.jobs, gpus=args.gpus, nodes=args.nodes, slurm_minutes=args.slurm_minutes)
     data, checkpoints = pairs(args.data, "--data"), pairs(args.checkpoint, "--checkpoint")
     slurm = dict(parse_override(f"{name}={value}") for name, value in pairs(args.slurm, "--slurm").items())
     from mae_transfer.runs.names import RUNS
@@ -112,8 +104,7 @@ def run(args: argparse.Namespace) -> int:
         print(matrix())
         return EXIT_DONE
     card = launcher_card(args.launcher)
-    visible = visible_gpus(runs) if card.here else []
-    gpus = args.gpus if args.gpus is not None else 1 if visible else card.gpus
+    gpus, visible = gpus_of(card, runs, args.gpus)
     steps = check_runs([run for run in runs if not run.place.record.exists()], max(1, gpus) * args.nodes)
     if args.dry_run:
         import shlex
@@ -158,19 +149,6 @@ def make_launcher(
             slurm=slurm,
         )
     )
-
-
-def visible_gpus(runs: Sequence["SuiteRun"]) -> list[str]:
-    """The ids of the GPUs that runs may use; none if no run is to use one."""
-    import os
-
-    import torch
-
-    if all(run.config.device == "cpu" for run in runs):
-        return []
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """`key=value` overrides of a configuration, and the nearest key to a misspelt one."""
 
+import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -9,7 +11,7 @@ from mae_transfer.config.yaml import parse_yaml
 from mae_transfer.errors import UserError, nearest
 
 Overrides: TypeAlias = Mapping[str, Any] | Iterable[str]
-"""{"optim.lr": 4e-5} or ["optim.lr=4e-5"]."""
+"""["optim.lr=4e-5"], {"optim.lr": 4e-5} or {"optim": {"lr": 4e-5}}."""
 
 INSTEAD_OF = (
     ("schedule.steps", "schedule.epochs"),
@@ -32,10 +34,29 @@ FLAGS_ONLY = {
 def parse_overrides(overrides: Overrides) -> list[tuple[str, Any]]:
     """(dotted key, value) pairs in the given order."""
     if isinstance(overrides, Mapping):
-        return list(overrides.items())
+        given = flatten(overrides)
+        return [(key, os.fspath(value) if isinstance(value, os.PathLike) else value) for key, value in given.items()]
     if isinstance(overrides, str):
         raise UserError(f"overrides={overrides!r} is one text; give a list of key=value, or a mapping")
     return [parse_override(text) for text in overrides]
+
+
+def override_texts(overrides: Overrides) -> list[str]:
+    """The same as `key=value` texts, for a command line."""
+    if not isinstance(overrides, Mapping | str):
+        return list(overrides)
+    return [f"{key}={json.dumps(value)}" for key, value in parse_overrides(overrides)]
+
+
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def parse_override(text: str) -> tuple[str, object]:

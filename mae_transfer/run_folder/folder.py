@@ -27,13 +27,13 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from mae_transfer.config.old_names import renamed
+from mae_transfer.config.overrides import flatten
 from mae_transfer.config.roles import resumable
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.config.yaml import dump_yaml, read_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, remove_unfinished
 from mae_transfer.run_folder.metrics import read_metrics
-from mae_transfer.run_folder.settings import flatten
 
 _LOG = logging.getLogger("mae_transfer")
 # A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a

@@ -12,11 +12,12 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from mae_transfer.config.overrides import flatten
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write, parse_json, reading
 from mae_transfer.run_folder.old_schemas import upgrade
 from mae_transfer.run_folder.schema import OLD_REQUIRED, READABLE, REQUIRED, SCHEMA, SUMMARY, WHOLE, RunRecord
-from mae_transfer.run_folder.settings import flatten, settings_id
+from mae_transfer.run_folder.settings import settings_id
 
 FILE = "record.json"
 NO_RUNS = ("checkpoints", "features", "pictures")

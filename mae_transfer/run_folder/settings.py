@@ -7,18 +7,6 @@ their settings agree.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
-
-
-def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def settings_id(settings: Mapping[str, object]) -> str:

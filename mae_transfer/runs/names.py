@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from mae_transfer.config.overrides import flatten
 from mae_transfer.config.roles import Role, keys, resumable
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.folder import changes, stored_config
-from mae_transfer.run_folder.settings import flatten
 
 _LOG = logging.getLogger(__name__)
 RUNS = Path("results/runs")

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.backbones.registry import Spec
+from mae_transfer.config.overrides import flatten
 from mae_transfer.config.roles import no_setting
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.files import file_digest
 from mae_transfer.run_folder.record import read_record
-from mae_transfer.run_folder.settings import flatten
 
 
 def make_settings(

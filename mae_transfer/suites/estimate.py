@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mae_transfer.config.overrides import flatten
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.run_folder.record import find_records
 from mae_transfer.run_folder.schema import RunRecord
-from mae_transfer.run_folder.settings import flatten
 from mae_transfer.runs.resolve import backbone_spec
 from mae_transfer.suites.plan import SuiteRun
 

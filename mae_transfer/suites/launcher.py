@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mae_transfer.errors import UserError
+from mae_transfer.errors import UserError, nearest
 from mae_transfer.tasks.card import load_object
 
 if TYPE_CHECKING:
@@ -105,8 +105,39 @@ LAUNCHERS = [
 
 
 def launcher_card(name: str) -> LauncherCard:
-    """The card of a launcher that is in the list."""
-    return {card.name: card for card in LAUNCHERS}[name]
+    """The card of a launcher; UserError for one that is not in the list."""
+    known = {card.name: card for card in LAUNCHERS}
+    if name not in known:
+        raise UserError(f"unknown launcher '{name}'{nearest(name, known)}; launchers: {', '.join(known)}")
+    return known[name]
+
+
+def check_counts(*, gpus: int | None, **counts: int | None) -> None:
+    """UserError for a number of GPUs below 0, or another count below 1."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"--{name.replace('_', '-')} is 1 or more")
+    if gpus is not None and gpus < 0:
+        raise UserError("--gpus is 0 or more")
+
+
+def gpus_of(card: LauncherCard, runs: "Sequence[SuiteRun]", asked: int | None) -> tuple[int, list[str]]:
+    """How many GPUs each run takes on a node, and the ids of those of this machine that runs may use."""
+    visible = _visible_gpus(runs) if card.here else []
+    return (asked if asked is not None else 1 if visible else card.gpus), visible
+
+
+def _visible_gpus(runs: "Sequence[SuiteRun]") -> list[str]:
+    """None if no run is to use one."""
+    import os
+
+    import torch
+
+    if all(run.config.device == "cpu" for run in runs):
+        return []
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
 def register_launcher(card: LauncherCard) -> None:

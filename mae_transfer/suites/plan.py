@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mae_transfer.backbones import registry
-from mae_transfer.config.overrides import parse_overrides
+from mae_transfer.config.overrides import flatten, parse_overrides
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.loop import check_plan, micro_batch_sizes
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError, nearest
 from mae_transfer.run_folder.folder import check_same_recipe
-from mae_transfer.run_folder.settings import flatten
 from mae_transfer.runs.names import RUNS, run_label
 from mae_transfer.runs.plan import Pairs, Run, plan_runs
 from mae_transfer.runs.resolve import backbone_spec, names_data

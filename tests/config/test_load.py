@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mae_transfer.config.load import dump_config
-from mae_transfer.config.overrides import leaf_keys
+from mae_transfer.config.overrides import leaf_keys, override_texts
 from mae_transfer.config.recipe import config_folder, read_recipe
 from mae_transfer.config.yaml import dump_yaml, parse_yaml
 from mae_transfer.errors import UserError
@@ -162,8 +162,13 @@ def test_every_field_is_reachable_by_an_override() -> None:
 def test_overrides_may_be_a_mapping() -> None:
     texts = load_config("coco", "mae_vit_b", overrides=["optim.lr=4e-5", "data.flip=0"])
     assert load_config("coco", "mae_vit_b", overrides={"optim.lr": 4e-5, "data.flip": 0.0}) == texts
-    with pytest.raises(UserError, match="did you mean optim.lr"):
-        load_config("coco", "mae_vit_b", overrides={"optim.lrr": 1})
+    nested = {"optim": {"lr": 4e-5}, "data": {"flip": 0.0, "train_json": Path("a.json")}}
+    of_nested = load_config("coco", "mae_vit_b", overrides=nested)
+    assert of_nested == load_config("coco", "mae_vit_b", overrides=[*override_texts(nested)])
+    assert of_nested.optim == texts.optim
+    for odd in ({"optim.lrr": 1}, {"optim": {"lrr": 1}}):
+        with pytest.raises(UserError, match="'optim.lrr', did you mean optim.lr"):
+            load_config("coco", "mae_vit_b", overrides=odd)
     with pytest.raises(UserError, match="is one text; give a list of key=value, or a mapping"):
         load_config("coco", "mae_vit_b", overrides="optim.lr=4e-5")
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +19,9 @@ from support.suite_command import STEPS, SUITE, arguments, results, steps_of
 from mae_transfer.cli.suite import main
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.engine.signals import REPEAT
+from mae_transfer.errors import RunsFailed
 from mae_transfer.run_folder.record import find_records
+from mae_transfer.suites.api import run_suite
 
 pytestmark = pytest.mark.process
 TOOL = TOOLS / "run_suite.py"
@@ -127,6 +130,9 @@ def test_a_run_that_fails_leaves_the_others(
     (failed,) = (line for line in matrix if line.startswith("failed: "))
     assert re.match(rf"failed: mine folder knn seed 0: error: .*{weights}.* \(.*\.log\)$", failed)
 
+    options: dict[str, Any] = {"data": {"folder": data}, "output": tmp_path / "out"}
+    with pytest.raises(RunsFailed, match=rf"^mine folder knn seed 0: error: .*{weights}.* \(.*\.log\)$"):
+        run_suite(command[0], **options)
     assert main(command) == 1, "not made again without --retry"
     told = capfd.readouterr()
     assert "start" not in told.err
@@ -138,6 +144,9 @@ def test_a_run_that_fails_leaves_the_others(
     assert "2/2 done: mine folder knn seed 0" in told.err
     assert "random" not in "".join(line for line in told.err.splitlines() if " start: " in line)
     assert _of(tmp_path / "out", "MAE (this project)") == _of(reference, "MAE (this project)")
+    records = run_suite(command[0], **options)
+    assert [record["backbone"]["name"] for record in records] == ["vit_nano_p8", "random_vit_nano"]
+    assert sorted(records, key=lambda record: record["run_id"]) == find_records(tmp_path / "out")[0]
 
 
 def _of(output: Path, init: str) -> dict[str, float]:

@@ -4,7 +4,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mae_transfer.results.tables.table import Table
 
@@ -80,19 +80,22 @@ def _escape_latex(text: str) -> str:
 def html_page(tables: Sequence[Table]) -> str:
     """One plain page, without script or style; the report is the one to read."""
     parts = ['<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>mae_transfer: results</title>']
-    for table in tables:
-        heads = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in table.head)
-        rows = "\n".join(
-            f'<tr><th scope="row">{html.escape(label)}</th>'
-            + "".join(f"<td>{html.escape(cell.text)}</td>" for cell in cells)
-            + "</tr>"
-            for label, cells in table.rows
-        )
-        parts.append(f"<h2>{html.escape(table.title)}</h2>")
-        parts += [f"<p>{html.escape(note)}</p>" for note in [table.note] if note]
-        parts.append(f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>")
-        parts += [f"<p>{html.escape(note)}</p>" for note in table.footnotes]
+    parts += [html_table(table) for table in tables]
     return "\n".join([*parts, "</html>", ""])
+
+
+def html_table(table: Table) -> str:
+    """A table with its title, note and footnotes."""
+    heads = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in table.head)
+    rows = "\n".join(
+        f'<tr><th scope="row">{html.escape(label)}</th>'
+        + "".join(f"<td>{html.escape(cell.text)}</td>" for cell in cells)
+        + "</tr>"
+        for label, cells in table.rows
+    )
+    parts = [f"<h2>{html.escape(table.title)}</h2>", *(f"<p>{html.escape(note)}</p>" for note in [table.note] if note)]
+    parts.append(f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>")
+    return "\n".join([*parts, *(f"<p>{html.escape(note)}</p>" for note in table.footnotes)])
 
 
 CSV_COLUMNS = ("table", "row", "column", "text", "value", "std", "n", "low", "high", "footnotes")
@@ -102,15 +105,19 @@ def csv_text(tables: Sequence[Table]) -> str:
     """A line per cell that is not missing, with its numbers unrounded; the footnotes that the row's label names."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    writer.writerows([CSV_COLUMNS, *csv_rows(tables)])
+    return buffer.getvalue()
+
+
+def csv_rows(tables: Sequence[Table]) -> Iterator[list[object]]:
+    """The lines of `csv_text`, as values of `CSV_COLUMNS`."""
     for table in tables:
         for label, cells in table.rows:
             notes = " ".join(note for note in table.footnotes if note.split(" ", 1)[0] in label)
             for head, cell in zip(table.head[1:], cells, strict=True):
                 if cell.text != "-":
                     numbers = [cell.value, cell.std, cell.n, cell.low, cell.high]
-                    writer.writerow([table.title, label, head, cell.text, *numbers, notes])
-    return buffer.getvalue()
+                    yield [table.title, label, head, cell.text, *numbers, notes]
 
 
 def _one_line(text: str) -> str:
