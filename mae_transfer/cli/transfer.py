@@ -39,6 +39,8 @@ examples:
         data.val_json=b.json data.val_images=imgs/
   the learning rates that the recipe says to try, a run each, and a table of them:
     mae-transfer transfer --task ade20k --backbone mae_vit_l --data /data/ADEChallengeData2016 --search
+  a detector on a frozen encoder:
+    mae-transfer transfer --task coco --backbone mae_vit_b --data /data/coco --protocol frozen
   fine-tune on iNaturalist 2018, as its archives unpack:
     mae-transfer transfer --task inat2018 --backbone mae_vit_l --data /data/inat2018
   several protocols on a folder of one's own with train/<class>/ and val/<class>/:
@@ -98,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--blocks",
         help="protocol partial: how many of the last blocks are fine-tuned; 0.5 is the MLP of the last, 0 the linear "
-        "probe; a list such as 1,2,4, or curve for all of MAE Figure 9",
+        "probe, or on dense tasks none; a list such as 1,2,4, or curve for all of MAE Figure 9",
     )
     parser.add_argument("--shots", type=int, help="image classification: train on this many images of each class")
     parser.add_argument("--draws", type=int, help="with --shots: a run for each of this many draws; default: 1")

@@ -128,7 +128,8 @@ def _run(record: RunRecord) -> dict[str, object]:
 
 
 def _size(size: str, settings: Mapping[str, Any]) -> str:
-    whole_images = "protocol" in settings and "data.mask_suffix" not in settings  # masks: a setting as any other
+    dense = {"data.mask_suffix", "data.pad_value"} & settings.keys()  # there it is a setting as any other
+    whole_images = "protocol" in settings and not dense
     pixels = settings.get("data.image_size") if whole_images else None
     return size if pixels in (None, 224) else f"{size}{pixels}"
 

@@ -71,7 +71,7 @@ def plan_runs(
     Args:
         protocol: names with commas between them.
         blocks: numbers with commas between them, or `curve`: a run of the protocol partial each, 0 being the linear
-            probe.
+            probe of classification.
         draws: runs with data.draw = 0 .. draws - 1.
         search: a run for every combination of values that the recipe's section `search` names for the preset; an
             override of a searched key fixes it, or is a list of values to try instead.
@@ -122,19 +122,20 @@ def _protocols(
     card: TaskCard, backbone: str, protocol: str | None, blocks: str | None, given: dict[str, object]
 ) -> list[Choice]:
     names: list[str | None] = [None] if protocol is None else [name.strip() for name in protocol.split(",")]
-    for name in names:
-        protocol_of(card, name)  # an unknown one is found first
+    found = [protocol_of(card, name) for name in names]  # an unknown one is found first
     if blocks is not None and "partial" not in names:
         raise UserError("--blocks goes with --protocol partial")
     choices = []
-    for name in names:
+    for name, of_name in zip(names, found, strict=True):
+        at_zero = of_name.at_zero if of_name else ""
         if name != "partial" or (blocks is None and "model.blocks" in given):
             choices.append(Choice(name))
         elif blocks is None:
             raise UserError("--protocol partial needs --blocks: a number, a list such as 1,2,4, or curve")
         else:
             for number in parse_blocks(blocks, backbone):
-                choices.append(Choice("partial", (("model.blocks", number),)) if number else Choice("linear"))
+                trains = number or not at_zero
+                choices.append(Choice(name, (("model.blocks", number),)) if trains else Choice(at_zero))
     return choices
 
 

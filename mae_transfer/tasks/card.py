@@ -51,6 +51,8 @@ class Protocol:
     """module:class of its configuration, where that is not the task's."""
     about: str = ""
     """One line for --help."""
+    at_zero: str = ""
+    """Of partial fine-tuning: the protocol that stands for 0 blocks; empty if it takes 0 itself."""
     named: bool = True
     """False for the first protocol of a task that had none at first: its configurations and records do not name it."""
 

@@ -234,8 +234,8 @@ def test_bad_options_are_one_line_before_any_run(
 @pytest.mark.parametrize(
     ("task", "arguments", "expected"),
     [
-        ("coco", ["--protocol", "linear"], "--protocol linear: the task coco has no protocols"),
-        ("ade20k", ["--protocol", "partial"], "unknown protocol 'partial'; protocols of ade20k: upernet, linear"),
+        ("coco", ["--protocol", "linear"], "unknown protocol 'linear'; protocols of coco: finetune, partial, frozen"),
+        ("ade20k", ["--protocol", "attentive"], "unknown protocol 'attentive'; protocols of ade20k: upernet, linear"),
         ("coco", ["--shots", "2"], "--shots and --draws are for image classification, not for the task coco"),
         ("ade20k", ["--shots", "2"], "--shots and --draws are for image classification, not for the task ade20k"),
     ],

@@ -23,8 +23,15 @@ PROTOCOLS = (
     _of_patches("knn", "knn:Knn", "nearest neighbours of frozen patches"),
     _of_patches("logreg", "logreg:Logreg", "logistic regression on frozen patches"),
     _of_patches("in_context", "in_context:InContext", "attention of frozen patches to those of the training images"),
+    Protocol(
+        "partial",
+        "partial_upernet",
+        f"{_CODE}.partial:Partial",
+        config=f"{_CONFIG}:PartialConfig",
+        about="UperNet on its last blocks (--blocks)",
+    ),
 )
-"""In the order of the tables."""
+"""In the order of the tables. New ones come last: records hold their places."""
 
 CARDS = (
     TaskCard(

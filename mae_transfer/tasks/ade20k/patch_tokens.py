@@ -1,7 +1,6 @@
 """The patch tokens of a frozen encoder as maps.
 
-Which blocks are read is said by name, as in DINOv3 (dinov3/eval/segmentation/models/__init__.py), or by number. An
-image whose sides are no multiples of the patch gets a frame of zeros, as in DINOv2 (`CenterPadding` of
+An image whose sides are no multiples of the patch gets a frame of zeros, as in DINOv2 (`CenterPadding` of
 notebooks/semantic_segmentation.ipynb).
 """
 
@@ -11,28 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_transfer.errors import UserError
-from mae_transfer.tasks.ade20k.protocols.config import Layers
+from mae_transfer.config.layers import Layers, find_blocks
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
-
-
-def find_blocks(layers: Layers, depth: int, name: str) -> tuple[int, ...]:
-    """0-based numbers of the blocks, ascending; UserError for one that an encoder of this depth does not have."""
-    if not isinstance(layers, str):
-        if not layers or list(layers) != sorted(set(layers)) or layers[-1] >= depth:
-            raise UserError(
-                f"probe.layers={list(layers)}: give ascending block numbers from 0 to {depth - 1} of {name}"
-            )
-        return layers
-    if layers == "last":
-        return (depth - 1,)
-    if depth < 4:
-        raise UserError(f"probe.layers={layers}: {name} has {depth} blocks; use last, or block numbers")
-    if layers == "last_four":
-        return tuple(range(depth - 4, depth))
-    return (4, 11, 17, 23) if depth == 24 else tuple(depth // 4 * i - 1 for i in range(1, 5))
 
 
 def padded_size(height: int, width: int, patch: int) -> tuple[int, int]:

@@ -6,7 +6,9 @@ _CODE = "mae_transfer.tasks.classification.protocols"
 
 PROTOCOLS = (
     Protocol("finetune", "finetune_mae", f"{_CODE}.finetune:Finetune", about="the whole encoder"),
-    Protocol("partial", "partial_mae", f"{_CODE}.partial:Partial", about="its last blocks (--blocks)"),
+    Protocol(
+        "partial", "partial_mae", f"{_CODE}.partial:Partial", about="its last blocks (--blocks)", at_zero="linear"
+    ),
     Protocol("linear", "linear_mae", f"{_CODE}.linear:Linear", frozen=True, about="a linear layer on frozen features"),
     Protocol("attentive", "attentive", f"{_CODE}.attentive:Attentive", frozen=True, about="attention pooling"),
     Protocol("logreg", "logreg", f"{_CODE}.logreg:LogisticRegression", frozen=True, about="logistic regression"),

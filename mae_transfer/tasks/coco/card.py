@@ -1,11 +1,32 @@
 """COCO: detection and instance segmentation."""
 
-from mae_transfer.tasks.card import Benchmark, TaskCard, metric
+from mae_transfer.tasks.card import Benchmark, Protocol, TaskCard, metric
 
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO's evaluation, in its order, for boxes and for masks."""
 
 BENCHMARK = Benchmark("COCO val2017", train_images=118287, val_images=5000, classes=80)
+_CODE, _CONFIG = "mae_transfer.tasks.coco.protocols", "mae_transfer.tasks.coco.protocols.config"
+
+PROTOCOLS = (
+    Protocol("finetune", "mask_rcnn_li2021", f"{_CODE}.finetune:Finetune", about="the whole encoder", named=False),
+    Protocol(
+        "partial",
+        "partial_li2021",
+        f"{_CODE}.partial:Partial",
+        config=f"{_CONFIG}:PartialConfig",
+        about="its last blocks (--blocks)",
+    ),
+    Protocol(
+        "frozen",
+        "frozen_li2021",
+        f"{_CODE}.frozen:Frozen",
+        frozen=True,
+        config=f"{_CONFIG}:FrozenConfig",
+        about="pyramid and heads on a frozen encoder",
+    ),
+)
+"""In the order of the tables."""
 
 CARDS = (
     TaskCard(
@@ -15,7 +36,7 @@ CARDS = (
         folder="coco",
         config="mae_transfer.tasks.coco.config:CocoConfig",
         task="mae_transfer.tasks.coco.task:CocoTask",
-        recipe="mask_rcnn_li2021",
+        protocols=PROTOCOLS,
         metrics=(
             metric("box_AP", "AP box", main=True),
             metric("mask_AP", "AP mask", main=True),

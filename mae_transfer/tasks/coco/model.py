@@ -4,7 +4,7 @@ torchvision's parts with detectron2's arithmetic; each module under `detector/` 
 parameter names map one to one to detectron2's (`detectron2/names.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,8 @@ from mae_transfer.tasks.coco.detector.rpn import RPN
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
 
+Maps = Callable[[Tensor], list[Tensor]]
+
 
 class MaskRCNN(nn.Module):
     """Detector over a batch of uint8 images of any sizes up to the square.
@@ -33,6 +35,7 @@ class MaskRCNN(nn.Module):
         encoder: gives taps (B, C, H/p, W/p) for the pyramid, and its `mean` and `std` in 0..1 units.
         pyramid: taps to maps p2 .. p6.
         image_size: side in pixels of the square the images are padded to, rounded up to a multiple of 2 patches.
+        maps: normalised images to what the pyramid takes, where that is not the encoder's taps as they are.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class MaskRCNN(nn.Module):
         rpn: RPN,
         roi_heads: RoIHeads,
         image_size: int,
+        maps: Maps | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.maps = maps
         self.pyramid = pyramid
         self.rpn = rpn
         self.roi_heads = roi_heads
@@ -66,7 +71,7 @@ class MaskRCNN(nn.Module):
         """
         images = square_batch(self.encoder, batch["images"], batch["file_names"], self.side)
         image_sizes = [(image.shape[1], image.shape[2]) for image in batch["images"]]
-        features = list(self.pyramid(self.encoder(images)).values())
+        features = list(self.pyramid((self.maps or self.encoder)(images)).values())
         if not self.training:
             proposals, _ = self.rpn(features, image_sizes)
             detections = self.roi_heads.detect(features[:4], proposals, image_sizes)
@@ -102,14 +107,16 @@ def square_side(image_size: int, patch_size: int) -> int:
     return -(-image_size // multiple) * multiple
 
 
-def build_mask_rcnn(encoder: "Encoder", num_classes: int, config: CocoConfig, *, masks: bool = True) -> MaskRCNN:
+def build_mask_rcnn(
+    encoder: "Encoder", num_classes: int, config: CocoConfig, *, masks: bool = True, maps: Maps | None = None
+) -> MaskRCNN:
     """Mask R-CNN of the recipe's kind and sizes, new weights everywhere but in the encoder.
 
-    Without `masks` it has no mask head, and is Faster R-CNN or Cascade R-CNN.
+    Without `masks` it has no mask head, and is Faster R-CNN or Cascade R-CNN. `maps`: of `MaskRCNN`.
     Raises UserError unless the encoder has the four taps that the FPN needs; the simple pyramid takes the last of any.
     """
     model = config.model
-    if len(encoder.taps) != 4 and model.pyramid == "fpn":
+    if maps is None and len(encoder.taps) != 4 and model.pyramid == "fpn":
         raise UserError(f"the encoder gives {len(encoder.taps)} feature maps, the pyramid needs 4: set 4 taps")
     norm = NORMS[model.norm]
     heads = CascadeRoIHeads if model.cascade else RoIHeads
@@ -146,4 +153,5 @@ def build_mask_rcnn(encoder: "Encoder", num_classes: int, config: CocoConfig, *,
             max_detections=config.eval.max_detections,
         ),
         config.data.image_size,
+        maps,
     )

@@ -11,14 +11,15 @@ from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.synthetic.coco import cached_coco
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
+from mae_transfer.tasks.card import load_object
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories, check_same_kind
-from mae_transfer.tasks.coco.card import BENCHMARK
+from mae_transfer.tasks.coco.card import BENCHMARK, CARDS
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoPaths, CocoTrain, resolve_paths
 from mae_transfer.tasks.coco.evaluate import evaluate
 from mae_transfer.tasks.coco.files import check_files
-from mae_transfer.tasks.coco.model import build_mask_rcnn, square_side
 from mae_transfer.tasks.coco.pictures import draw_pictures
+from mae_transfer.tasks.coco.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -30,7 +31,7 @@ SYNTHETIC = "synthetic"
 
 
 class CocoTask(BaseTask):
-    """Data, model and metric of COCO detection; reads and checks both annotation files.
+    """Data, model and metric of COCO detection by one protocol; reads and checks both annotation files.
 
     Raises:
         UserError: anything wrong with the data set, before a run makes its first file.
@@ -39,8 +40,15 @@ class CocoTask(BaseTask):
     config: CocoConfig
     train_dataset: CocoTrain
 
-    def __init__(self, config: CocoConfig) -> None:
+    @classmethod
+    def make(
+        cls, config: CocoConfig, protocol: "type[Protocol[CocoConfig]] | None" = None, like: BaseTask | None = None
+    ) -> "CocoTask":
+        return cls(config, protocol)
+
+    def __init__(self, config: CocoConfig, protocol: "type[Protocol[CocoConfig]] | None" = None) -> None:
         super().__init__(config)
+        self.protocol: Protocol[CocoConfig] = (protocol or _protocol_class(config))(config)
         if config.model.implementation == "detectron2":
             _check_detectron2()
         data = config.data
@@ -96,20 +104,10 @@ class CocoTask(BaseTask):
         return self._summary | {"skipped_files": sorted(skipped)}
 
     def encoder_options(self, patch_size: int) -> dict[str, object]:
-        model = self.config.model
-        return {
-            "img_size": square_side(self.config.data.image_size, patch_size),
-            "pos_embed": model.pos_embed,
-            "abs_pos": model.abs_pos,
-            "random_init": model.random_init,
-        }
+        return self.protocol.encoder_options(patch_size)
 
     def build_model(self, encoder: "Encoder") -> nn.Module:
-        if self.config.model.implementation == "detectron2":
-            from mae_transfer.tasks.coco.detectron2.engine import build_detectron2
-
-            return build_detectron2(encoder, self.num_classes, self.config, masks=self.has_masks)
-        return build_mask_rcnn(encoder, self.num_classes, self.config, masks=self.has_masks)
+        return self.protocol.build_model(encoder, self.num_classes, masks=self.has_masks)
 
     def sample_names(self, batch: Any) -> list[str]:
         self.train_dataset.report_skipped(batch)
@@ -122,6 +120,14 @@ class CocoTask(BaseTask):
 
     def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "list[Picture]":
         return draw_pictures(model, self.eval_dataset, self.config.eval.pictures, fabric)
+
+
+def _protocol_class(config: CocoConfig) -> type[Protocol[CocoConfig]]:
+    """The first one for a run that names none."""
+    protocol = CARDS[0].protocol(getattr(config, "protocol", None))
+    assert protocol is not None
+    found: type[Protocol[CocoConfig]] = load_object(protocol.code)
+    return found
 
 
 def _check_detectron2() -> None:

@@ -4,11 +4,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mae_transfer.config.layers import Layers
 from mae_transfer.config.sections import Section
-from mae_transfer.tasks.ade20k.config import CropsConfig, PairsConfig, SegmentationConfig
+from mae_transfer.tasks.ade20k.config import Ade20kConfig, CropsConfig, ModelConfig, PairsConfig, SegmentationConfig
 
-Layers = Literal["last", "last_four", "four_even"] | tuple[Annotated[int, Field(ge=0)], ...]
-"""Blocks whose patch tokens are read: by name (`layers.py`), or 0-based numbers."""
+
+class PartialModel(ModelConfig):
+    """Of the protocol partial."""
+
+    blocks: float | None = Field(None, ge=0)
+    """How many of the last blocks are trained (`--blocks`); 0.5 is the MLP of the last one, 0 freezes the encoder."""
+
+
+class PartialConfig(Ade20kConfig):
+    """Of the protocol partial."""
+
+    protocol: Literal["partial"]
+    """As in `--protocol`."""
+    model: PartialModel
 
 
 class LinearSection(Section):

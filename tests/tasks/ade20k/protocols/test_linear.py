@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.cli.transfer import main
+from mae_transfer.config.layers import find_blocks
 from mae_transfer.config.schedule import make_schedule
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.errors import UserError
@@ -18,7 +19,6 @@ from mae_transfer.runs.api import run_transfer
 from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.runs.settings import make_settings
-from mae_transfer.tasks.ade20k.patch_tokens import find_blocks
 from mae_transfer.tasks.ade20k.protocols.linear import Linear
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 

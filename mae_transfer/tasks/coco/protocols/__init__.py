@@ -1,0 +1,1 @@
+"""The protocols: what is done with an encoder to detect objects, a file each."""
