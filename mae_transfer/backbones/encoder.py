@@ -33,12 +33,14 @@ class Encoder(nn.Module):
         pools: probes read what `pooled` gives in place of an average of tokens.
         norm: the final norm, which users of tokens apply; None where tokens come without or are normed already.
         load_report: where the weights are from, and what was done to them.
+        lr_scale: learning rate of all parameters over optim.lr, where a protocol sets it (`engine/optim.py`).
     """
 
     pools = False
     norm: nn.Module | None
     prefix: int
     has_class_token: bool
+    lr_scale: float
     pixel_mean: Tensor
     pixel_std: Tensor
 

@@ -30,6 +30,13 @@ PROTOCOLS = (
         config=f"{_CONFIG}:PartialConfig",
         about="UperNet on its last blocks (--blocks)",
     ),
+    Protocol(
+        "finetune_linear",
+        "finetune_linear",
+        f"{_CODE}.finetune_linear:FinetuneLinear",
+        config=f"{_CONFIG}:FinetuneLinearConfig",
+        about="a linear layer on patch tokens, end to end",
+    ),
 )
 """In the order of the tables. New ones come last: records hold their places."""
 

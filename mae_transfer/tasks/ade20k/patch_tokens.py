@@ -1,4 +1,4 @@
-"""The patch tokens of a frozen encoder as maps.
+"""The patch tokens of an encoder as maps.
 
 An image whose sides are no multiples of the patch gets a frame of zeros, as in DINOv2 (`CenterPadding` of
 notebooks/semantic_segmentation.ipynb).
@@ -35,11 +35,16 @@ class PatchTokens:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        encoder, (height, width) = self.encoder, images.shape[2:]
-        rows, columns = padded_size(height, width, encoder.patch_size)
-        left, top = (columns - width) // 2, (rows - height) // 2
-        images = F.pad(images, (left, columns - width - left, top, rows - height - top))
-        grid = encoder.grid_of(rows, columns)
-        norm = encoder.norm or nn.Identity()
-        tokens = [norm(x)[:, encoder.prefix :].float() for x in encoder.tokens(images, self.blocks)]
-        return [x.unflatten(1, grid).permute(0, 3, 1, 2) for x in tokens]
+        return patch_maps(self.encoder, images, self.blocks)
+
+
+def patch_maps(encoder: "Encoder", images: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
+    """Normalised images (B, 3, H, W) -> the normed patch tokens as a map float32 (B, C, h, w) for each block."""
+    height, width = images.shape[2:]
+    rows, columns = padded_size(height, width, encoder.patch_size)
+    left, top = (columns - width) // 2, (rows - height) // 2
+    images = F.pad(images, (left, columns - width - left, top, rows - height - top))
+    grid = encoder.grid_of(rows, columns)
+    norm = encoder.norm or nn.Identity()
+    tokens = [norm(x)[:, encoder.prefix :].float() for x in encoder.tokens(images, blocks)]
+    return [x.unflatten(1, grid).permute(0, 3, 1, 2) for x in tokens]

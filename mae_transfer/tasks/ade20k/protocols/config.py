@@ -6,7 +6,14 @@ from pydantic import Field
 
 from mae_transfer.config.layers import Layers
 from mae_transfer.config.sections import Section
-from mae_transfer.tasks.ade20k.config import Ade20kConfig, CropsConfig, ModelConfig, PairsConfig, SegmentationConfig
+from mae_transfer.tasks.ade20k.config import (
+    Ade20kConfig,
+    CropsConfig,
+    DataConfig,
+    ModelConfig,
+    PairsConfig,
+    SegmentationConfig,
+)
 
 
 class PartialModel(ModelConfig):
@@ -22,6 +29,32 @@ class PartialConfig(Ade20kConfig):
     protocol: Literal["partial"]
     """As in `--protocol`."""
     model: PartialModel
+
+
+class FinetuneLinearData(DataConfig):
+    """Of the protocol finetune_linear, whose evaluation has another size than its training."""
+
+    fit_side: int = Field(ge=32)
+    """Training: pixels of the longer side at ratio 1; `short_side` and `long_side` are the evaluation's alone."""
+
+
+class FinetuneLinearModel(Section):
+    """The linear layer, and how the encoder under it learns."""
+
+    encoder_lr: float = Field(gt=0)
+    """Learning rate of the whole encoder over optim.lr."""
+    final_norm: bool = True
+    """Patch tokens go through the weights' own norm after the blocks, which learns too; false takes the last block's
+    output."""
+
+
+class FinetuneLinearConfig(CropsConfig):
+    """Of the protocol finetune_linear."""
+
+    protocol: Literal["finetune_linear"]
+    """As in `--protocol`."""
+    data: FinetuneLinearData
+    model: FinetuneLinearModel
 
 
 class LinearSection(Section):
