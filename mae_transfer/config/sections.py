@@ -128,6 +128,8 @@ class DataSection(Section):
 
     root: Place = None
     """Folder of the data set, in the layout that the task's page describes; `synthetic` makes a tiny set."""
+    name: Annotated[str | None, Role.OPERATIONAL] = Field(None, min_length=1, max_length=80)
+    """What tables, plots and the report call the data set; None is its folder's name, or that of a whole benchmark."""
     on_bad_image: Annotated[Literal["error", "skip"], Role.EVALUATION] = "error"
     """What to do with an image that cannot be decoded; `skip` counts and reports them. A resume may change it, since a
     bad val image may be met only after the whole training."""

@@ -1,9 +1,11 @@
 """Where a data set lies: each path its own setting, or its place in the benchmark's layout below `data.root`."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mae_transfer.config.sections import DataSection
 from mae_transfer.errors import UserError
 
 
@@ -36,3 +38,17 @@ def find_paths(config: Any, layout: Mapping[str, str], expected: str) -> dict[st
             raise UserError(f"folder {path} ({source}) is not there; {expected}")
         paths[key] = path
     return paths
+
+
+def set_name(data: DataSection, places: Iterable[str | Path | None] = ()) -> str:
+    """What a data set is called: `data.name`, else the name of its folder.
+
+    The folder is the root or, of a set that is given file by file, the deepest one that holds all `places`. Of a
+    pattern of files it is the one that they are in.
+    """
+    if data.name is not None:
+        return data.name
+    given = [place for place in ([data.root] if data.root is not None else places) if place is not None]
+    paths = [Path(os.path.abspath(os.path.expanduser(place))) for place in given]
+    folder = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths])) if paths else Path()
+    return folder.name or str(folder)

@@ -8,6 +8,7 @@ from torch import nn
 from mae_transfer.data.identity import combine
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
+from mae_transfer.data.paths import set_name
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.card import METHODS
@@ -70,13 +71,14 @@ class PretrainTask(BaseTask):
         subset = self.config.subset
         splits = {"train": self.train_dataset, "val": self.val_dataset}
         parts = {split: part.source.identity(part.indices) for split, part in splits.items() if part is not None}
-        generated = self.config.data.root == "synthetic"
+        data, count = self.config.data, len(self.train_dataset)
+        generated = data.name is None and data.root == "synthetic"
         return {
-            "name": "generated images" if generated else f"{len(self.train_dataset)} images",
+            "name": "generated images" if generated else f"{set_name(data)} ({count} images)",
             "fingerprint": combine(parts, subset),
             "parts": parts,
             "names_fingerprint": combine(f"{images.names_fingerprint()} {subset}"),
-            "train_images": len(self.train_dataset),
+            "train_images": count,
             "val_images": 0 if self.val_dataset is None else len(self.val_dataset),
             "classes": self.num_classes,
             "subset": subset,

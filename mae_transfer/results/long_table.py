@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mae_transfer.results.data_names import data_names, task_heading
 from mae_transfer.run_folder.per_image import sources
 from mae_transfer.run_folder.schema import RunRecord
 
 COLUMNS = {
     "run_id": "starts with the time of the run's start",
     "task": "coco, ade20k, imagenet, ..., or pretrain",
-    "task_title": "the task in a table's title",
+    "heading": "the task in a title: COCO of COCO itself, Detection of any other set",
     "transfers": "false for a pre-training",
     "benchmark": "title of the data set that published numbers are of, empty if there is none",
     "controls": "initialisations to compare with, the best first",
@@ -22,7 +23,7 @@ COLUMNS = {
     "frozen": "whether the encoder's weights stayed as they were",
     "recipe": "name of the recipe",
     "preset": "full, mini or smoke",
-    "data": "name of the data set",
+    "data": "name of the data set, with digits of its fingerprint where two sets have one name",
     "data_fingerprint": "of the images, labels and subset",
     "skipped": "number of images that could not be decoded and were skipped",
     "overlap": "number of val images that are training images too",
@@ -64,7 +65,10 @@ def long_table(records: Iterable[RunRecord], *, details: bool = False) -> pd.Dat
     details: also metrics with a slash in their names, such as the AP of a class or the top-1 of a head of a sweep.
     """
     ordered = sorted(records, key=lambda record: str(record["run_id"]))
-    runs = pd.DataFrame([_run(record) for record in ordered], columns=[c for c in COLUMNS if c not in _OF_METRIC])
+    names = data_names(ordered)
+    runs = pd.DataFrame(
+        [_run(record, names) for record in ordered], columns=[c for c in COLUMNS if c not in _OF_METRIC]
+    )
     metrics = [_metrics(record, details) for record in ordered]
     rows = np.repeat(np.arange(len(ordered)), [len(of_run) for of_run in metrics])
     table = runs.iloc[rows].reset_index(drop=True)
@@ -85,13 +89,13 @@ def _metrics(record: RunRecord, details: bool) -> list[tuple[Any, ...]]:
     return found
 
 
-def _run(record: RunRecord) -> dict[str, object]:
+def _run(record: RunRecord, names: Mapping[str, str]) -> dict[str, object]:
     backbone, data, settings = record["backbone"], record["data"], record["settings"]
     processor, hours = _cost(record)
     return {
         "run_id": record["run_id"],
         "task": record["task"],
-        "task_title": record["title"],
+        "heading": task_heading(record),
         "transfers": record["transfers"],
         "benchmark": record["benchmark"] or "",
         "controls": tuple(record["controls"]),
@@ -100,7 +104,7 @@ def _run(record: RunRecord) -> dict[str, object]:
         "frozen": record["row"]["frozen"],
         "recipe": settings.get("recipe", ""),
         "preset": record["preset"],
-        "data": data["name"],
+        "data": names[record["run_id"]],
         "data_fingerprint": data["fingerprint"],
         "skipped": len(data.get("skipped_files") or ()),
         "overlap": data.get("overlap") or 0,

@@ -4,12 +4,15 @@ Schema 2 had what schema 1 has, with `encoder_flops` and `per_image`. Neither de
 what the tasks of that time were.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 _DENSE = {
     "coco": ("COCO", "COCO val2017", {"box_AP": "AP box", "mask_AP": "AP mask"}),
     "ade20k": ("ADE20K", "ADE20K val", {"mIoU": "mIoU"}),
 }
+_KINDS = {"coco": "Detection", "ade20k": "Segmentation"}
+"""Of records before `kind` was one of their keys."""
 _BENCHMARKS = {
     "imagenet": "ImageNet-1K val",
     "inat2017": "iNaturalist 2017 val",
@@ -31,6 +34,11 @@ _PROTOCOLS = ("finetune", "partial", "linear", "attentive", "logreg", "knn")
 _TRAINED = ("finetune", "partial")
 _METHODS = ("mae", "beit", "supervised", "dvae")
 _LOWER = ("imagenet_c_mCE", "val_loss")
+
+
+def kind_of(record: Mapping[str, object]) -> str:
+    """What a record's task is called where the data are not its benchmark."""
+    return str(record.get("kind") or _KINDS.get(str(record["task"]), record["title"]))
 
 
 def upgrade(record: dict[str, Any]) -> None:

@@ -103,6 +103,8 @@ class Summary(TypedDict):
     settings_id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     metrics: dict[str, FiniteFloat | None]
     data: DataSummary
+    kind: NotRequired[Name]
+    """What the task is called where the data are not its benchmark."""
     parameters: NotRequired[Count]
     encoder_flops: NotRequired[Count | None]
     per_image: NotRequired[PerImage | None]

@@ -78,7 +78,7 @@ class TaskCard:
     name: str
     """As in `--task`."""
     title: str
-    """In tables."""
+    """In tables of its benchmark."""
     about: str
     """One line for --help."""
     folder: str
@@ -87,6 +87,8 @@ class TaskCard:
     task: str
     """module:class of the task itself."""
     metrics: "tuple[Report, ...]"
+    kind: str = ""
+    """In tables of any other set, such as "Detection"; the title if left out."""
     recipe: str = ""
     protocols: tuple[Protocol, ...] = ()
     option: Literal["protocol", "method"] = "protocol"
@@ -130,6 +132,7 @@ class TaskCard:
         return {
             "task": self.name,
             "title": self.title,
+            "kind": self.kind or self.title,
             "reports": list(self.metrics),
             "benchmark": None if self.benchmark is None else self.benchmark.title,
             "controls": list(self.controls),

@@ -46,7 +46,7 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path, capsys: pytest.
     assert 0 <= record["metrics"]["mIoU"] <= 100
     assert "onedl-mmsegmentation" in record["versions"]
     assert record["settings"]["eval.mode"] == "slide"
-    assert record["data"]["name"] == "150 classes (6 train, 3 val images)"
+    assert record["data"]["name"] == "ade (150 classes, 6 train, 3 val images)"
     assert record["per_image"]["images"] == 3
     assert validate(output) == (1, []), "the counts of single images give the record's mIoU"
 

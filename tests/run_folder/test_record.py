@@ -63,6 +63,7 @@ WRONG: tuple[Any, ...] = (None, True, -1, 1.5, "", "x", [], [1], {}, {"a": 1}, f
 ALLOWED = {
     "task": ("x",),
     "title": ("x",),
+    "kind": ("x",),
     "reports": ([],),
     "benchmark": (None, "", "x"),
     "controls": ([],),

@@ -189,8 +189,9 @@ def _groups(table: pd.DataFrame, more: Iterable[str] = ()) -> list[tuple[str, pd
     found = []
     keys: Any
     for keys, group in table.groupby([*COMPARABLE, *more, "metric"], sort=True):
-        task, protocol, recipe, preset, _, fingerprint, *_, metric = keys
-        parts = (task, protocol, recipe, preset, metric, str(fingerprint)[:6])
+        _, protocol, recipe, preset, data, fingerprint, *_, metric = keys
+        heading, name = group["heading"].iloc[0], data.split(" (")[0]  # without its counts
+        parts = (heading, protocol, recipe, preset, name, metric, str(fingerprint)[:6])
         found.append((re.sub("[^a-z0-9]+", "-", "-".join(filter(None, parts)).lower()), group))
     return found
 
@@ -248,7 +249,7 @@ def _published(run: pd.Series) -> list[tuple[str, str, pd.DataFrame]]:
 
 def _about(group: pd.DataFrame) -> str:
     run = group.iloc[0]
-    what = " ".join(filter(None, (run["task"], run["protocol"])))
+    what = " ".join(filter(None, (run["heading"], run["protocol"])))
     return f"{what}, {run['preset']}, {run['data']}, recipe {run['recipe']}"
 
 

@@ -35,7 +35,7 @@ def protocol_blocks(task: TaskTables, published: pd.DataFrame) -> list[Block]:
     for preset in PRESETS:
         others = runs[(runs["preset"] == preset) & ~whole]
         for (data, _), group in others.groupby(["data", "data_fingerprint"], sort=True):
-            title = f"{task.title}, {preset}: {data}"
+            title = f"{group['heading'].iloc[0]}, {preset}: {data}"
             found += _blocks_of(task, title, PRESET_NOTES[preset], group, published.iloc[:0])
     return found
 

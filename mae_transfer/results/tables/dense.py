@@ -50,14 +50,15 @@ def _blocks_of(task: TaskTables, of_metrics: str, published: pd.DataFrame, *, co
     for preset in PRESETS:
         others = runs[(runs["preset"] == preset) & ~whole]
         for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):
-            title = f"{task.title}, {preset}: {data}, recipe {recipe}"
+            title = f"{group['heading'].iloc[0]}, {preset}: {data}, recipe {recipe}"
             found.append(block(title, PRESET_NOTES[preset], group, published.iloc[:0]))
     for preset in PRESETS:
         of_preset = shown[shown["preset"] == preset]
         for (data, _), group in of_preset.groupby(["data", "data_fingerprint"], sort=True):
             if (group["protocol"] != "").any():
                 on_benchmark = bool(task.on_benchmark(group).all())
-                title = f"{task.title}: {data}" if on_benchmark else f"{task.title}, {preset}: {data}"
+                heading = group["heading"].iloc[0]
+                title = f"{heading}: {data}" if on_benchmark else f"{heading}, {preset}: {data}"
                 quoted = everything.iloc[: None if on_benchmark else 0]
                 note = "" if on_benchmark else PRESET_NOTES[preset]
                 found.append(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mae_transfer.results.data_names import data_names
 from mae_transfer.results.tables.described import TaskTables
 from mae_transfer.results.tables.partial import PARTIAL
 from mae_transfer.results.tables.table import Cell, Table
@@ -15,7 +16,7 @@ def other_runs(records: Sequence[RunRecord], tasks: Sequence[TaskTables], warnin
 
     `warnings` gets a line for each kind of them, with the first run, and for each protocol that its task does not know.
     """
-    rows = []
+    rows, names = [], data_names(records)
     known = {task.name: {row["name"] for row in task.rows} for task in tasks if task.rows}
     said: dict[str, list[str]] = {}
     for record in records:
@@ -40,7 +41,7 @@ def other_runs(records: Sequence[RunRecord], tasks: Sequence[TaskTables], warnin
         said.setdefault(f"its record {what}; it stands in the table of other runs", []).append(run)
         label = " ".join(filter(None, (task, name, record["backbone"]["name"], f"seed {record['seed']}")))
         values = ", ".join(f"{key} {'-' if value is None else f'{value:.4g}'}" for key, value in left.items())
-        rows.append((label, (Cell(record["preset"]), Cell(record["data"]["name"]), Cell(values or "none"))))
+        rows.append((label, (Cell(record["preset"]), Cell(names[record["run_id"]]), Cell(values or "none"))))
     for text, runs in said.items():
         more = f" and {len(runs) - 1} more runs" if len(runs) > 1 else ""
         warnings.append(f"{runs[0]}{more}: {text}")

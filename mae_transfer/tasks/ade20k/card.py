@@ -44,6 +44,7 @@ CARDS = (
     TaskCard(
         name="ade20k",
         title="ADE20K",
+        kind="Segmentation",
         about="semantic segmentation, ADE20K or any images and label masks",
         folder="ade20k",
         config="mae_transfer.tasks.ade20k.config:Ade20kConfig",

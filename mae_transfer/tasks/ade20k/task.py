@@ -7,6 +7,7 @@ from torch import nn
 
 from mae_transfer.data.identity import combine
 from mae_transfer.data.overlap import note_overlap
+from mae_transfer.data.paths import set_name
 from mae_transfer.data.synthetic.ade20k import cached_ade20k
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.tasks.ade20k.card import BENCHMARK, CARDS
@@ -76,16 +77,15 @@ class Ade20kTask(BaseTask):
         splits = zip(("train", "val"), (train, val), self.splits, strict=True)
         parts = {name: combine(pairs.identity(split.indices), self.class_names) for name, pairs, split in splits}
         train_images, val_images = map(len, self.splits)
-        if self.is_synthetic:
+        data, whole = self.config.data, (BENCHMARK.train_images, BENCHMARK.val_images, BENCHMARK.classes)
+        sizes = (len(train), len(val), len(self.class_names))
+        if data.name is None and self.is_synthetic:
             name = "generated images"
-        elif self.config.subset is None and (len(train), len(val), len(self.class_names)) == (
-            BENCHMARK.train_images,
-            BENCHMARK.val_images,
-            BENCHMARK.classes,
-        ):
+        elif data.name is None and sizes == whole and self.config.subset is None:
             name = BENCHMARK.title
         else:
-            name = f"{len(self.class_names)} classes ({train_images} train, {val_images} val images)"
+            called = set_name(data, (data.train_images, data.train_masks, data.val_images, data.val_masks))
+            name = f"{called} ({len(self.class_names)} classes, {train_images} train, {val_images} val images)"
         return {
             "name": name,
             "fingerprint": combine(parts, self.config.subset),

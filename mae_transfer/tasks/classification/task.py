@@ -11,6 +11,7 @@ from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.data.identity import combine
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
+from mae_transfer.data.paths import set_name
 from mae_transfer.data.synthetic.classification import cached_classification
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
@@ -125,15 +126,17 @@ class ClassificationTask(BaseTask):
         }
 
     def _name(self, images: ImageSet, train_images: int) -> str:
-        if self.is_synthetic:
+        data = self.config.data
+        if data.name is None and self.is_synthetic:
             return "generated images"
-        shots = "" if self.config.data.shots is None else f", {self.config.data.shots} shots a class"
+        shots = "" if data.shots is None else f", {data.shots} shots a class"
         whole = BENCHMARKS.get(self.config.task)
         sizes = (len(images.train), len(images.val), len(self.class_names))
-        if whole and sizes == (whole.train_images, whole.val_images, whole.classes) and self.config.subset is None:
+        is_whole = whole and sizes == (whole.train_images, whole.val_images, whole.classes)
+        if whole and is_whole and data.name is None and self.config.subset is None:
             return whole.title + shots
-        counts = f"{train_images} train, {len(self.image_splits.val)} val images"
-        return f"{len(self.class_names)} classes ({counts}){shots}"
+        counts = f"{len(self.class_names)} classes, {train_images} train, {len(self.image_splits.val)} val images"
+        return f"{set_name(data, (data.train_list, data.val_list))} ({counts}){shots}"
 
     @property
     def data_summary(self) -> dict[str, object]:

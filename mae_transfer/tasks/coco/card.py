@@ -32,6 +32,7 @@ CARDS = (
     TaskCard(
         name="coco",
         title="COCO",
+        kind="Detection",
         about="detection and instance masks (Mask R-CNN), COCO or any set in its format",
         folder="coco",
         config="mae_transfer.tasks.coco.config:CocoConfig",

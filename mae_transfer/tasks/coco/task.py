@@ -8,6 +8,7 @@ from torch import nn
 
 from mae_transfer.data.identity import combine, identify
 from mae_transfer.data.overlap import note_overlap
+from mae_transfer.data.paths import set_name
 from mae_transfer.data.synthetic.coco import cached_coco
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
@@ -82,12 +83,14 @@ class CocoTask(BaseTask):
             parts[split] = combine(hashlib.sha256(content).hexdigest(), identify(dataset.folder, names))
         digest.update(str(self.config.subset).encode())
         train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
-        if self.is_synthetic:
+        data, whole = self.config.data, (BENCHMARK.train_images, BENCHMARK.val_images, BENCHMARK.classes)
+        if data.name is None and self.is_synthetic:
             name = "generated images"
-        elif sizes == (BENCHMARK.train_images, BENCHMARK.val_images) and self.config.subset is None:
+        elif data.name is None and (*sizes, self.num_classes) == whole and self.config.subset is None:
             name = BENCHMARK.title
         else:
-            name = f"{paths.val_json.stem} ({train_images} train, {val_images} val images)"
+            called = set_name(data, (data.train_json, data.train_images, data.val_json, data.val_images))
+            name = f"{called} ({train_images} train, {val_images} val images)"
         return {
             "name": name,
             "fingerprint": combine(parts, self.config.subset),

@@ -26,7 +26,7 @@ def series(plot: Plot, name: str) -> Series:
 
 
 def test_size_curve_has_means_deviations_and_the_published_numbers() -> None:
-    found = plot("size-coco-mask-rcnn-li2021-full-box-ap")
+    found = plot("size-coco-mask-rcnn-li2021-full-coco-val2017-box-ap")
     mae = series(found, "MAE")
     values = [50.0, 50.3, 50.6]
     assert mae.x == ("B", "L")
@@ -39,7 +39,7 @@ def test_size_curve_has_means_deviations_and_the_published_numbers() -> None:
 
 
 def test_cost_is_in_device_hours_and_names_the_size() -> None:
-    found = series(plot("cost-coco-mask-rcnn-li2021-full-box-ap"), "MAE")
+    found = series(plot("cost-coco-mask-rcnn-li2021-full-coco-val2017-box-ap"), "MAE")
     assert found.x == (80.0, 320.0)
     assert found.texts == ("B", "L")
 
@@ -111,7 +111,7 @@ def test_curves_of_a_run() -> None:
 
 
 def test_files_are_the_same_each_time(tmp_path: Path) -> None:
-    found = plot("size-coco-mask-rcnn-li2021-full-box-ap")
+    found = plot("size-coco-mask-rcnn-li2021-full-coco-val2017-box-ap")
     assert png(found) == png(found)
     assert svg(found) == svg(found)
     write_plot(found, tmp_path / "new" / "curve")

@@ -104,7 +104,7 @@ def test_presets_and_data_sets_are_never_mixed() -> None:
         record("mae", "b", 2, 1.0, preset="smoke"),
         record("mae", "b", 3, 70.0, data=other),
     ]
-    parts = [table for table in make_tables(records).split("## ") if table.startswith("COCO")]
+    parts = [table for table in make_tables(records).split("## ") if table.startswith(("COCO", "Detection"))]
     heads = [table.splitlines()[0] for table in parts]
     assert [head for head in heads if head.endswith("(no full run recorded yet)")] == [
         "COCO: COCO val2017, recipe vitdet_cascade (no full run recorded yet)",
@@ -114,7 +114,7 @@ def test_presets_and_data_sets_are_never_mixed() -> None:
     tables = [table for table in parts if not table.splitlines()[0].endswith((": differences", ": costs"))]
     assert [table.splitlines()[0] for table in tables] == [
         "COCO: COCO val2017, recipe mask_rcnn_li2021",
-        "COCO, full: my set, recipe mask_rcnn_li2021",
+        "Detection, full: my set, recipe mask_rcnn_li2021",
         "COCO, mini: COCO val2017, recipe mask_rcnn_li2021",
         "COCO, smoke: COCO val2017, recipe mask_rcnn_li2021",
     ]

@@ -103,7 +103,14 @@ def test_a_task_of_another_package_that_describes_itself_has_tables_like_any(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reports = [{"key": "rmse", "title": "RMSE", "better": "lower", "unit": "m", "main": True, "group": ""}]
-    own = {"task": "depth", "title": "Depth", "reports": reports, "benchmark": None, "controls": ["random"]}
+    own = {
+        "task": "depth",
+        "title": "Depth",
+        "kind": "Depth",
+        "reports": reports,
+        "benchmark": None,
+        "controls": ["random"],
+    }
     for seed, (mae, random) in enumerate([(3.0, 4.0), (3.2, 4.1), (3.1, 4.3)]):
         put(tmp_path, f"m{seed}", "coco", {"rmse": mae}, SETTINGS, **own, seed=seed)
         backbone = {"name": "random_vit_b", "init": "random", "size": "b", "fingerprint": None}
@@ -128,7 +135,7 @@ def test_names_cannot_break_out_of_their_cells(tmp_path: Path, capsys: pytest.Ca
     data = {"name": "a|b\n## c `x` <b>", "fingerprint": "f"}
     put(tmp_path, "a", "coco", {"box_AP": 40.0, "mask_AP": 30.0}, SETTINGS, data=data)
     out, _ = tables(tmp_path, capsys)
-    assert "## COCO, mini: a\\|b ## c \\`x\\` \\<b>, recipe r" in out
+    assert "## Detection, mini: a\\|b ## c \\`x\\` \\<b>, recipe r" in out
 
 
 def test_a_run_without_metrics_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

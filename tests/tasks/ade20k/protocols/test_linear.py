@@ -214,6 +214,6 @@ def test_records_of_both_protocols_make_a_table_with_a_column_each(tmp_path, cap
     capsys.readouterr()
     assert tables(["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "t.md")]) == 0
     text = capsys.readouterr().out
-    assert "## ADE20K, smoke: generated images, by protocol\n" in text
+    assert "## Segmentation, smoke: generated images, by protocol\n" in text
     assert "| initialisation | mIoU upernet_mae nano | mIoU linear_dinov2 nano |" in text
-    assert "## ADE20K, smoke: generated images, recipe upernet_mae\n" in text
+    assert "## Segmentation, smoke: generated images, recipe upernet_mae\n" in text
