@@ -38,10 +38,36 @@
     });
   }
 
+  // a run is shown, in the table and one by one, where all words of the search and all choices fit it
+  const form = document.querySelector("form.filter");
+  const rows = Array.from(document.querySelectorAll("table.all tbody tr"), (row) => {
+    const card = document.getElementById(row.querySelector("a").hash.slice(1));
+    const text = [row.textContent, row.dataset.search, card.querySelector("summary").textContent].join(" ");
+    return { row, card, text: text.toLowerCase() };
+  });
+
+  function narrow() {
+    const words = form.elements.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const choices = Array.from(form.querySelectorAll("select")).filter((choice) => choice.value);
+    let shown = 0;
+    for (const { row, card, text } of rows) {
+      const fits = words.every((word) => text.includes(word)) &&
+        choices.every((choice) => row.getAttribute(`data-${choice.name}`) === choice.value);
+      row.hidden = card.hidden = !fits;
+      shown += fits;
+    }
+    for (const task of document.querySelectorAll(".of-task")) task.hidden = !task.querySelector(".run:not([hidden])");
+    form.querySelector("output").textContent = `${shown} of ${rows.length} runs`;
+  }
+  form.hidden = false;
+  form.addEventListener("input", narrow);
+  form.addEventListener("submit", (event) => event.preventDefault());
+
   // a link to a run opens it
   function open() {
     const target = document.getElementById(location.hash.slice(1));
     if (target instanceof HTMLDetailsElement) {
+      if (target.hidden) { form.reset(); narrow(); }
       target.open = true;
       target.scrollIntoView();
       target.querySelector("summary").focus({ preventScroll: true });

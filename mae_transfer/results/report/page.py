@@ -2,16 +2,18 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from mae_transfer.results.data_names import data_names, task_heading
+from mae_transfer.results.names import init_title
 from mae_transfer.results.plots.comparisons import comparison_plots
 from mae_transfer.results.plots.figure import page_svg
 from mae_transfer.results.report.budget import within
-from mae_transfer.results.report.runs import Run, data_uri, read_run
+from mae_transfer.results.report.runs import Run, data_uri, read_run, tell_apart
 from mae_transfer.results.tables.build import build_tables
 from mae_transfer.run_folder.schema import RunRecord
 
@@ -21,6 +23,14 @@ CURVES = 6 * 2**20
 RUN_HEADS = (
     *("task", "initialisation", "backbone", "data", "preset", "seed", "metric", "value", "time", "memory", "finished"),
 )
+
+FILTERS: dict[str, Callable[[Run], str]] = {
+    "task": lambda run: task_heading(run.record),
+    "data": lambda run: run.data,
+    "initialisation": lambda run: init_title(run.record["backbone"]["init"]),
+    "preset": lambda run: run.record["preset"],
+}
+"""What runs can be narrowed down by."""
 
 
 def make_page(
@@ -38,7 +48,9 @@ def make_page(
     """
     warnings: list[str] = []
     tables = build_tables(records, control=control, descriptions=descriptions, warnings=warnings)
-    runs = [read_run(record, number) for number, record in enumerate(records, 1)]
+    names = data_names(records)
+    runs = [read_run(record, number, names[record["run_id"]]) for number, record in enumerate(records, 1)]
+    tell_apart(runs)
     notes = [*_add_curves(runs), *_add_pictures(runs, picture_bytes)]
     plots = [page_svg(plot, f"p{number}-") for number, plot in enumerate(comparison_plots(records), 1)]
     script, style = (HERE / "page.js").read_text(), (HERE / "page.css").read_text()
@@ -51,9 +63,11 @@ def make_page(
         runs=runs,
         run_heads=RUN_HEADS,
         groups=_groups(runs),
+        filters=[(title, sorted({str(value(run)) for run in runs})) for title, value in FILTERS.items()],
+        chosen=FILTERS,
         left_out=[*left_out, *warnings],
         notes=notes,
-        tasks=sorted({record["task"] for record in records}),
+        tasks=sorted({task_heading(record) for record in records}),
         finished=sorted(record["finished"][:10] for record in records if record.get("finished")),
         style=Markup(style),
         script=Markup(script),
@@ -96,7 +110,7 @@ def _add_pictures(runs: Sequence[Run], limit: int) -> list[str]:
 
 def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     """Runs by task."""
-    by_task: dict[str, list[Run]] = {}
+    by_task: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        by_task.setdefault(run.record["task"], []).append(run)
-    return sorted(by_task.items())
+        by_task.setdefault((run.record["task"], task_heading(run.record)), []).append(run)
+    return [(heading, of_task) for (_, heading), of_task in sorted(by_task.items())]

@@ -3,22 +3,26 @@
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mae_transfer.errors import UserError
+from mae_transfer.results.data_names import task_heading
 from mae_transfer.results.names import init_title
 from mae_transfer.results.plots.curves import curve_plots
 from mae_transfer.results.plots.figure import Plot
 from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.run_folder.pictures import StoredPicture, read_pictures
+from mae_transfer.run_folder.schema import RunRecord
 
 WARNING = re.compile(r"^\S+ \S+ WARNING (.*)$")
 """A line of log.txt."""
 WARNINGS = 50
 """At most this many of a run are shown."""
+APART = 3
+"""So many differences between two runs are named."""
 JPEG = b"\xff\xd8\xff"
 
 
@@ -28,8 +32,10 @@ class Run:
 
     anchor: str
     name: str
+    data: str
+    """The name of its data set."""
     headline: tuple[str, float] | None
-    record: Mapping[str, Any]
+    record: RunRecord
     plots: list[Plot]
     pictures: list[StoredPicture]
     warnings: list[str]
@@ -37,6 +43,8 @@ class Run:
     svgs: list[str] = field(default_factory=list)
     images: list[tuple[StoredPicture, str]] = field(default_factory=list)
     """Pictures on the page, with their data URIs."""
+    apart: str = ""
+    """What tells it from other runs of the same name, data and preset."""
 
     @property
     def row(self) -> list[tuple[str, float | None]]:
@@ -45,10 +53,10 @@ class Run:
         metric, value = self.headline or ("-", None)
         seconds, memory = record.get("wall_seconds"), record.get("peak_memory_bytes")
         return [
-            (" ".join(filter(None, (record["task"], _row(record)))), None),
+            (" ".join(filter(None, (task_heading(record), _row(record)))), None),
             (init_title(backbone["init"]), None),
             (backbone["name"], None),
-            (record["data"]["name"], None),
+            (self.data, None),
             (record["preset"], None),
             (str(record["seed"]), float(record["seed"])),
             (metric, None),
@@ -57,6 +65,12 @@ class Run:
             ("-" if memory is None else f"{memory / 2**30:.2f} GiB", memory),
             (record.get("finished", "-")[:10], None),
         ]
+
+    @property
+    def words(self) -> str:
+        """What a search finds beside the row and the head of the card."""
+        record, checkpoint = self.record, self.record["backbone"].get("checkpoint")
+        return " ".join(map(str, filter(None, (record["settings"].get("recipe"), checkpoint, record["run_id"]))))
 
     @property
     def facts(self) -> list[tuple[str, str]]:
@@ -70,13 +84,13 @@ class Run:
             ("seed", record["seed"]),
             ("weights", backbone.get("checkpoint") or backbone.get("weights")),
             ("weights fingerprint", backbone.get("fingerprint")),
-            ("data", data["name"]),
+            ("data", self.data),
             ("data fingerprint", data["fingerprint"]),
             ("training, val images", f"{data.get('train_images', '-')}, {data.get('val_images', '-')}"),
             ("parameters", f"{record['parameters']:,}" if record.get("parameters") is not None else None),
             ("steps", record.get("steps")),
             ("device", f"{record['device']} x {record.get('world_size', 1)}" if record.get("device") else None),
-            ("wall time", duration(record["wall_seconds"]) if record.get("wall_seconds") is not None else None),
+            ("wall time", None if (seconds := record.get("wall_seconds")) is None else duration(seconds)),
             ("images per second", _number(record.get("images_per_second"))),
             ("commit", record.get("commit")),
             ("versions", ", ".join(f"{name} {v}" for name, v in (record.get("versions") or {}).items())),
@@ -106,11 +120,15 @@ class Run:
         return list(self.record["backbone"].get("load_report") or [])
 
 
-def read_run(record: Mapping[str, Any], number: int) -> Run:
-    """`number` makes the anchor; what is wrong with a file of the folder becomes a warning on the page."""
+def read_run(record: RunRecord, number: int, data: str) -> Run:
+    """`number` makes the anchor; what is wrong with a file of the folder becomes a warning on the page.
+
+    data: the name of its data set.
+    """
     backbone = record["backbone"]
-    name = " · ".join(filter(None, (record["task"], _row(record), backbone["name"], f"seed {record['seed']}")))
-    run = Run(f"run-{number}", name, headline(record), record, [], [], [], None)
+    parts = (task_heading(record), _row(record), init_title(backbone["init"]), backbone["name"])
+    name = " · ".join([*filter(None, parts), f"seed {record['seed']}"])
+    run = Run(f"run-{number}", name, data, headline(record), record, [], [], [], None)
     steps: list[dict[str, Any]] = []
     if record.get("folder"):
         folder = Path(record["folder"])
@@ -136,16 +154,40 @@ def read_run(record: Mapping[str, Any], number: int) -> Run:
     return run
 
 
+def tell_apart(runs: Iterable[Run]) -> None:
+    """Give runs of the same name, data and preset a word for what differs: settings, weights, in the end the folder."""
+    alike: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        alike.setdefault((run.name, run.data, run.record["preset"]), []).append(run)
+    for group in alike.values():
+        facts = [_told(run.record) for run in group] if len(group) > 1 else []
+        keys = dict.fromkeys(key for of_run in facts for key in of_run)
+        differing = [key for key in keys if len({of_run.get(key) for of_run in facts}) > 1][:APART]
+        for run, of_run in zip(group, facts, strict=False):
+            run.apart = ", ".join(f"{key} {of_run.get(key, '-')}" for key in differing)
+        for run in group:
+            if [other.apart for other in group].count(run.apart) > 1:
+                run.apart = ", ".join(filter(None, (run.apart, folder_of(run.record))))
+
+
+def _told(record: RunRecord) -> dict[str, str]:
+    """Recipe, weights and settings as texts, in the order in which they are shown."""
+    backbone, settings = record["backbone"], record["settings"]
+    weights = {"checkpoint": backbone.get("checkpoint"), "fingerprint": backbone.get("fingerprint")}
+    first = {"recipe": settings.get("recipe"), "draw": record["data"].get("draw"), **weights}
+    return {key: str(value) for key, value in (first | settings).items() if value is not None}
+
+
 def folder_of(record: Mapping[str, object]) -> str:
     return str(record.get("folder") or f"run {record['run_id']}")
 
 
-def headline(record: Mapping[str, Any]) -> tuple[str, float] | None:
+def headline(record: RunRecord) -> tuple[str, float] | None:
     """The metric that a run is judged by: the first main one that it has, else the first that it has."""
     names = {report["key"]: report["title"] for report in record["reports"] if report["main"]}
     for name, title in (names | {name: name for name in record["metrics"] if name not in names}).items():
-        if record["metrics"].get(name) is not None:
-            return title, record["metrics"][name]
+        if (value := record["metrics"].get(name)) is not None:
+            return title, value
     return None
 
 
@@ -164,7 +206,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _row(record: Mapping[str, Any]) -> str:
+def _row(record: RunRecord) -> str:
     """Protocol or method, with the number of blocks."""
     blocks = record["settings"].get("model.blocks")
     return str(record["row"]["name"]) + (f" {blocks:g} blocks" if isinstance(blocks, (int, float)) else "")

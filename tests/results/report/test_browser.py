@@ -143,3 +143,24 @@ def test_prints_light_and_within_the_page(browser: Any, address: str, tmp_path: 
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 33, 39)"
     assert page.pdf().startswith(b"%PDF")
+
+
+def test_search_and_choices_narrow_the_runs(browser: Any, address: str) -> None:
+    visit = Visit(browser, address)
+    page, rows, cards = visit.page, "table.all tbody tr:visible", "details.run:visible"
+    total = page.locator(rows).count()
+    assert page.locator("form.filter output").inner_text() == f"{total} of {total} runs"
+    page.get_by_label("search").fill("PARTIAL mae_vit_b")
+    assert page.locator(rows).count() == page.locator(cards).count() == 8
+    assert page.locator("h3.task:visible").all_inner_texts() == ["folder"]
+    page.get_by_label("search").fill("")
+    page.get_by_label("task").select_option("COCO")
+    page.get_by_label("initialisation").select_option("MAE")
+    assert page.locator(rows).count() == page.locator(cards).count() == 6
+    assert page.locator("form.filter output").inner_text() == f"6 of {total} runs"
+    page.evaluate("location.hash = document.querySelector('details.run[hidden]').id")
+    page.wait_for_function("document.querySelector('details.run[open]')")
+    assert page.locator(rows).count() == total, "a link to a hidden run shows it"
+    heads = [card.inner_text() for card in page.locator("details.run > summary").all()]
+    assert len(set(heads)) == total, "no two cards have one head"
+    assert visit.messages == []
