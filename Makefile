@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: help setup demo test quick lint slow fuzz clean
+.PHONY: help setup demo smoke test quick lint slow fuzz clean
 
 help:
-	@echo "make demo   mae-transfer transfer: mae_vit_l to COCO, smoke preset, generated images; then mae-transfer tables"
+	@echo "make demo   a small study of generated images: MAE pre-training, three transfers, table and page; three minutes"
+	@echo "make smoke  mae_vit_l to COCO at its real size: smoke preset, generated images, 7 GB"
 	@echo "make test   lint, types and the test suite"
 	@echo "make quick  the tests that take seconds, for daily work (under 4 minutes)"
 	@echo "make slow   the long tests: real-size learning and resume checks"
 	@echo "make fuzz   7,600 damaged and odd inputs through all readers"
-	@echo "make clean  remove .venv and the demo's runs"
+	@echo "make clean  remove .venv and the runs of demo and smoke"
 
 setup: $(VENV)/installed
 
@@ -21,9 +22,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	rm -rf results/demo
-	$(VENV)/bin/mae-transfer transfer --task coco --backbone mae_vit_l --preset smoke --output results/demo/coco-mae_vit_l
-	$(VENV)/bin/mae-transfer tables --runs results/demo --output results/demo/tables.md
+	$(VENV)/bin/mae-transfer demo
+
+smoke: setup
+	rm -rf results/smoke
+	$(VENV)/bin/mae-transfer transfer --task coco --backbone mae_vit_l --preset smoke --output results/smoke/coco-mae_vit_l
+	$(VENV)/bin/mae-transfer tables --runs results/smoke --output results/smoke/tables.md
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -48,4 +52,4 @@ fuzz: setup
 	OMP_NUM_THREADS=1 $(PY) tests/fuzz/campaign.py
 
 clean:
-	rm -rf $(VENV) results/demo
+	rm -rf $(VENV) results/demo results/smoke

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 TOOLS = {
+    "demo": "run_demo.py",
     "transfer": "run_transfer.py",
     "pretrain": "run_pretrain.py",
     "suite": "run_suite.py",

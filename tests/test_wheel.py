@@ -1,23 +1,26 @@
 """The wheel, unpacked away from the checkout: a user's day from it, and what belongs in it."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from hatchling.builders.wheel import WheelBuilder
 from support.paths import ROOT
 
-SUITE = """\
-name: day
-preset: smoke
-seeds: [0]
-backbones: [{name: random_vit_nano}]
-tasks: [{task: folder, protocol: knn}, {task: ade20k}]
-overrides: [device=cpu]
-"""
+
+def shorten(suite: Path) -> None:
+    """Leave of the demo's runs one pre-training of two steps and one probe of each row."""
+    content = yaml.safe_load(suite.read_text())
+    content["pretrain"][0]["seeds"] = [0]
+    content["pretrain"][0]["overrides"] += ["schedule.steps=2", "schedule.warmup_steps=1"]
+    content["data"] = {task["data"]: None for task in content["tasks"]}
+    content["tasks"] = [task for task in content["tasks"] if task["task"] == "folder"]
+    suite.write_text(yaml.safe_dump(content))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def test_a_day_with_it(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(site)
     folder = tmp_path / "empty"
     folder.mkdir()
-    (folder / "suite.yaml").write_text(SUITE)
+    shorten(site / "mae_transfer/configs/suites/demo.yaml")
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
 
     def command(*arguments: str) -> str:
@@ -56,9 +59,14 @@ def test_a_day_with_it(wheel: Path, tmp_path: Path) -> None:
 
     where = [sys.executable, "-c", "import mae_transfer; print(mae_transfer.__file__)"]
     assert str(site) in subprocess.check_output(where, cwd=folder, env=environment, text=True)
-    command("suite", "suite.yaml")
-    assert "top-1" in command("tables")
-    command("report")
-    assert "mIoU" in (folder / "results" / "report" / "index.html").read_text()
+    demo = command("demo")
+    assert re.search(r"^\| folder.*, linear: top-1 \| [\d.]+", demo, re.MULTILINE)
+    assert "results/demo/report.html" in demo
+    page = (folder / "results/demo/report.html").read_text()
+    assert page.count("data:image/") > 4, "pictures"
+    again = ["suite", str(site / "mae_transfer/configs/suites/demo.yaml"), "--output", "results/demo/runs", "--status"]
+    sets = [f"{name}=results/demo/data/{name}" for name in ("unlabelled", "classification")]
+    assert "all 3 runs are done" in command(*again, "--set", "device=cpu", "--data", *sets)
+    assert "top-1" in command("tables", "--runs", "results/demo/runs")
     weights = sorted((folder / "results").rglob("step_*.pt"))[-1]
     assert "layout: mae_transfer" in command("inspect", str(weights))

@@ -10,6 +10,7 @@ from mae_transfer.cli.exit import exit_code
 from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE
 
 COMMANDS = {
+    "demo": "a small study of generated images in minutes: pre-training, transfer, table, page",
     "transfer": "transfer an encoder to a task and record how well it does",
     "pretrain": "pre-train an encoder, as a checkpoint for transfer",
     "suite": "make all runs of a file of pre-trainings, encoders, tasks and seeds",
@@ -33,9 +34,8 @@ commands:
   mae-transfer COMMAND --help     the options of a command, with examples
   mae-transfer --version
 
-a minute on a laptop, generated images and random weights:
-  mae-transfer transfer --task coco --backbone mae_vit_l --preset smoke
-  mae-transfer tables
+a small study on a laptop in two to three minutes, nothing to download:
+  mae-transfer demo
 """
 
 

@@ -11,6 +11,8 @@ from pycocotools.coco import COCO
 
 from mae_transfer.data.synthetic.ade20k import COLOURS, make_ade20k
 from mae_transfer.data.synthetic.coco import CATEGORIES, cached_coco, make_coco
+from mae_transfer.data.synthetic.shapes import COLOURS as SHAPES
+from mae_transfer.data.synthetic.shapes import NAMES, make_shapes
 from mae_transfer.errors import UserError
 
 
@@ -79,6 +81,35 @@ def test_ade20k_holds_what_code_forgets(tmp_path):
             if image != images[1]:
                 top = max(COLOURS, key=lambda value: (values == value).sum())
                 np.testing.assert_allclose(np.median(pixels[values == top], axis=0), COLOURS[top], atol=8)
+
+
+def test_shapes_are_one_world_in_four_layouts(tmp_path):
+    counts = {"train_images": 3, "val_images": 2, "per_class": (2, 1), "unlabelled": 2}
+    folder, again = (make_shapes(tmp_path / name, **counts) for name in "ab")
+    assert contents(folder) == contents(again) != contents(make_shapes(tmp_path / "c", **counts, seed=1))
+    coco = COCO(str(folder / "detection/annotations/instances_train2017.json"))
+    assert len(coco.imgs) == len(list((folder / "detection/train2017").iterdir())) == 3
+    for item in coco.anns.values():
+        mask = coco.annToMask(item).astype(bool)
+        assert (item["area"], mask.shape) == (mask.sum(), (64, 64))
+        image = Image.open(folder / "detection/train2017" / coco.imgs[item["image_id"]]["file_name"])
+        _near(np.asarray(image)[mask], coco.cats[item["category_id"]]["name"])
+    for path in sorted((folder / "segmentation/annotations").rglob("*.png")):
+        values = np.asarray(Image.open(path))
+        image = np.asarray(Image.open(folder / "segmentation/images" / path.parent.name / f"{path.stem}.jpg"))
+        assert {0} < set(np.unique(values)) <= set(range(6))
+        for value in set(np.unique(values)) - {0}:
+            _near(image[values == value], NAMES[value - 1])
+    for split, count in (("train", 2), ("val", 1)):
+        made = {path.name: len(list(path.iterdir())) for path in (folder / "classification" / split).iterdir()}
+        assert made == dict.fromkeys(NAMES, count)
+    assert len(list((folder / "unlabelled").iterdir())) == 2
+
+
+def _near(pixels, name):
+    """Under noise of 40 and a spread of 20, a shape's mean colour is still nearer to its own than to white or black."""
+    if len(pixels) > 30:
+        np.testing.assert_allclose(pixels.mean(axis=0), SHAPES[name], atol=70)
 
 
 def test_reused_only_with_the_same_arguments(tmp_path):

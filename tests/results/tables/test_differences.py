@@ -20,6 +20,7 @@ from support.tables import build_tables, make_tables
 from mae_transfer.errors import UserError
 from mae_transfer.results.long_table import COLUMNS, long_table
 from mae_transfer.results.tables.render import FORMATS
+from mae_transfer.results.tables.summary import summary_table
 from mae_transfer.run_folder import per_image
 from mae_transfer.run_folder.schema import SCHEMA
 
@@ -169,6 +170,22 @@ def test_results_of_images_are_the_same_from_any_number_of_processes(tmp_path: P
             np.array_equal(part, whole) for part, whole in zip(per_image.dense(found, 5), (hits, union), strict=True)
         )
     assert (tmp_path / "a" / per_image.FILE).read_bytes() == (tmp_path / "b" / per_image.FILE).read_bytes()
+
+
+def test_the_summary_has_a_row_for_each_main_metric() -> None:
+    records = [record(init, s, v + s) for init, v in (("mae", 50.0), ("random", 40.0)) for s in range(2)]
+    records += [
+        record("mae", 0, 70.0, task="folder", kind="linear"),
+        record("beit", 0, 60.0, task="folder", kind="knn"),
+    ]
+    table = summary_table(records, "random")
+    assert table.head == ("", "random", "MAE", "MAE − random", "BEiT", "BEiT − random")
+    assert {label: [cell.text for cell in cells] for label, cells in table.rows} == {
+        "COCO: mine: AP box": ["40.5 ± 0.7 (n=2)", "50.5 ± 0.7 (n=2)", "+10.0 (n=2)", "-", "-"],
+        "COCO: mine: AP mask": ["35.5 ± 0.7 (n=2)", "45.5 ± 0.7 (n=2)", "+10.0 (n=2)", "-", "-"],
+        "folder: mine, knn: top-1": ["-", "-", "-", "60.0 (n=1)", "-"],
+        "folder: mine, linear: top-1": ["-", "70.0 (n=1)", "-", "-", "-"],
+    }
 
 
 def test_costs() -> None:
