@@ -50,7 +50,7 @@ class SampleDropout2d(nn.Module):
             return self.original(x)
         kept = 1 - self.original.p
         uniform = sample_uniform(self.seed, self.positions, self.number, x.shape[1])
-        return x * ((uniform.to(x.device) < kept).to(x.dtype) / kept)[:, :, None, None]
+        return x * ((uniform.to(x.device, non_blocking=True) < kept).to(x.dtype) / kept)[:, :, None, None]
 
 
 class SampleNoise:
@@ -73,7 +73,7 @@ class SampleNoise:
     def draw(self, seed: int, positions: Sequence[int], device: torch.device) -> None:
         """The noise of the micro-batch whose images are at these positions of the sample stream."""
         if self.paths:
-            columns = sample_uniform(seed, positions, 0, len(self.paths)).to(device).unbind(1)
+            columns = sample_uniform(seed, positions, 0, len(self.paths)).to(device, non_blocking=True).unbind(1)
             for path, column in zip(self.paths, columns, strict=True):
                 path.keep = column
         for dropout in self.dropouts:

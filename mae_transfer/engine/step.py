@@ -87,7 +87,7 @@ class Step:
         precision.unscale_gradients(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        flags = torch.tensor([float(stop())], dtype=torch.float64, device=local.device)
+        flags = torch.tensor([float(stop())], dtype=torch.float64).to(local.device, non_blocking=True)
         mean = all_reduce(self.fabric, torch.cat([local.sum(0), grad_norm.double()[None], flags]), "mean")
         *loss_values, norm_value, stop_value = mean.tolist()
 
