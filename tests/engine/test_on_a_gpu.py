@@ -126,7 +126,8 @@ def test_a_run_is_that_of_the_cpu(name: str, tmp_path: Path, monkeypatch: pytest
     assert gpu.losses == pytest.approx(cpu.losses, rel=1e-5)
     assert gpu.metrics == pytest.approx(cpu.metrics, rel=1e-4, nan_ok=True)
     # of the sum: single losses of a detector hang on which proposals are drawn
-    assert half.losses.get("loss") == pytest.approx(cpu.losses.get("loss"), rel=0.05)
+    if case.step is not None:
+        assert half.losses["loss"] == pytest.approx(cpu.losses["loss"], rel=0.05)
     for waits, most in ((half.step, case.step), (gpu.evaluation, case.evaluation)):
         assert len(waits) <= (most or 0), Counter(waits).most_common()
 
