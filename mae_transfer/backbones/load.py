@@ -40,6 +40,7 @@ def load_backbone(
     taps: tuple[int, ...] | None = None,
     checkpoint_key: str | None = None,
     final_norm: bool = False,
+    beside: bool = False,
 ) -> Encoder:
     """An encoder with its weights, on the CPU in float32; its `load_report` says what was loaded and what was edited.
 
@@ -65,6 +66,7 @@ def load_backbone(
             in this order).
         final_norm: give the encoder the weights' own LayerNorm after the blocks as `norm` (a new one for random
             weights, None for a model of timm that has none).
+        beside: keep the tensors that are no encoder's, such as a classifier, in `load_report.beside`.
 
     Raises:
         UserError: an unknown name, weights that cannot be had or do not fit, options that do not fit the backbone.
@@ -105,11 +107,12 @@ def load_backbone(
     elif checkpoint is not None:
         path = files.find(checkpoint)
         options: dict[str, Any] = {"key": checkpoint_key, "config": hf_config.beside(path), "img_size": img_size}
+        options["beside"] = beside
         vit, report = load(spec, files.read(path), str(path), drop_path=drop_path, copy=False, **options)
         spec = report.spec or spec
     else:
         state, source = published_weights(spec)
-        vit, report = load(spec, state, source, drop_path=drop_path)
+        vit, report = load(spec, state, source, drop_path=drop_path, beside=beside)
     encoder = ViTEncoder(
         vit,
         spec,

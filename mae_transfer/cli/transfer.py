@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.plugins import plugin_names
 from mae_transfer.cli.exit import RESUME, exit_code, new_parser
-from mae_transfer.errors import EXIT_DONE
+from mae_transfer.errors import EXIT_DONE, UserError
 from mae_transfer.runs.tasks import check_transfers, task_cards
 from mae_transfer.tasks.card import TaskCard
 
@@ -56,6 +56,8 @@ examples:
   go on after a stop; evaluate again what a run has trained:
     mae-transfer transfer <the same options> --resume
     mae-transfer transfer <the same options> --eval-only
+  evaluate a classifier that was trained elsewhere, as it is:
+    mae-transfer transfer --task imagenet --eval-only --checkpoint mae_finetuned_vit_base.pth --data /data/imagenet
 """
 
 
@@ -86,7 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--task", required=True, help="one of the tasks below")
     parser.add_argument(
-        "--backbone", required=True, help="a registered name (mae_vit_b, sup_vit_l, random_vit_ti, ...) or timm:<model>"
+        "--backbone",
+        help="a registered name (mae_vit_b, sup_vit_l, random_vit_ti, ...) or timm:<model>; a trained model's file "
+        "(--eval-only --checkpoint) may tell it",
     )
     parser.add_argument(
         "--checkpoint",
@@ -116,7 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--eval-only",
         action="store_true",
-        help="evaluate again the newest checkpoint of the output folder; the other options as in its training",
+        help="evaluate again the newest checkpoint of the output folder, with the other options as in its training; "
+        "with --checkpoint and no such folder, evaluate that file, a model trained elsewhere",
     )
     parser.add_argument(
         "--engine",
@@ -150,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     check_transfers(args.task)
     options = {name: value for name, value in vars(args).items() if name not in ("print_config", "search")}
+    if args.backbone is None and (args.print_config or args.search or not args.eval_only):
+        raise UserError("--backbone is missing; only a trained model's file (--eval-only --checkpoint) tells it")
     if args.print_config:
         for name in ("output", "resume", "eval_only"):  # no part of the configuration
             del options[name]

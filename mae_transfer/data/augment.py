@@ -27,12 +27,12 @@ ATTEMPTS = 10
 """Tries of `draw_crop` before it takes the centre."""
 
 
-def resize(image: Tensor, height: int, width: int) -> Tensor:
+def resize(image: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
     """uint8 (3, H, W) -> uint8 (3, height, width)."""
     # A decoded image has its channels last in memory, but a crop of it counts as neither layout and is resampled plane
     # by plane; a copy with channels last takes two thirds of the time.
     image = image[None].contiguous(memory_format=torch.channels_last)
-    return interpolate(image, (height, width), mode="bicubic", antialias=True)[0]
+    return interpolate(image, (height, width), mode=mode, antialias=True)[0]
 
 
 def draw_crop(height: int, width: int, scale_min: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -16,6 +16,7 @@ from mae_transfer.config.roles import Role, keys
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
 from mae_transfer.runs.tasks import config_class, protocol_of, task_card
+from mae_transfer.tasks.card import load_object
 
 
 def load_config(
@@ -61,6 +62,9 @@ def load_config(
 
     values = layers(recipe, size=spec.size, init=init, task=task, preset=preset, rotary=spec.rotary)
     values |= {"task": task, "preset": preset, "backbone": values.get("backbone", {}) | {"name": backbone}}
+    if chosen is not None and chosen.stated:
+        for key, value in load_object(chosen.stated)(backbone, asked.get("backbone.checkpoint")).items():
+            assign(values, key, value)
     for key, value in given:
         assign(values, key, value)
     for key, other in INSTEAD_OF:

@@ -22,22 +22,38 @@ from mae_transfer.runs.plan import Run, plan_runs
 from mae_transfer.runs.run import check_run, run_task
 from mae_transfer.runs.state import State, state_of
 from mae_transfer.runs.tasks import make_task
+from mae_transfer.runs.trained import of_file
 
 _LOG = logging.getLogger(__name__)
 
 
 def run_series(
-    task: str, backbone: str, *, resume: bool = False, eval_only: bool = False, progress: bool = False, **options: Any
+    task: str,
+    backbone: str | None,
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+    progress: bool = False,
+    **options: Any,
 ) -> list[RunRecord]:
     """Make the runs of `plan_runs(task, backbone, **options)`; their records.
 
     With `resume`, finished runs of a series are passed over, one that was stopped goes on, and the others start. A
-    series with several numbers of blocks ends with their curve, as a picture and as numbers.
+    series with several numbers of blocks ends with their curve, as a picture and as numbers. `eval_only` with a
+    checkpoint and no run folder evaluates a trained model (`trained.py`), whose file then tells the backbone.
     """
-    runs = plan_runs(task, backbone, **options)
-    fabrics = make_fabrics(runs)
-    first = next(iter(fabrics.values()))
     with console() if progress else nullcontext():
+        backbone, options["protocol"], eval_only = of_file(
+            task,
+            backbone,
+            eval_only=eval_only,
+            checkpoint=options.get("checkpoint"),
+            protocol=options.get("protocol"),
+            folder=lambda name, protocol: plan_runs(task, name, **{**options, "protocol": protocol})[0].path,
+        )
+        runs = plan_runs(task, backbone, **options)
+        fabrics = make_fabrics(runs)
+        first = next(iter(fabrics.values()))
         if len(runs) > 1:
             states = on_rank_zero(first, lambda: [state_of(run, resume=resume, eval_only=eval_only) for run in runs])
         else:  # a run that is done is resumed too: it writes its record again

@@ -49,6 +49,9 @@ class Protocol:
     """Whether the encoder's weights stay as they are."""
     config: str = ""
     """module:class of its configuration, where that is not the task's."""
+    stated: str = ""
+    """module:function, of a backbone's name and a checkpoint -> values that their source states; the recipe's give way
+    to them."""
     about: str = ""
     """One line for --help."""
     at_zero: str = ""

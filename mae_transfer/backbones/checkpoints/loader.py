@@ -81,17 +81,19 @@ def load(
     config: HFConfig | None = None,
     img_size: int | Grid | None = None,
     copy: bool = True,
+    beside: bool = False,
 ) -> tuple[VisionTransformer, LoadReport]:
     """The plain ViT of `spec` with the weights that `raw` (a file's content) holds, on the CPU in float32.
 
     `source` names the file in messages; `key` is the entry of the file to read instead of the first of CONTAINERS;
     `config` is what stands beside the file; `img_size` the pixels that the encoder is for, which decide where nothing
-    else tells the grid of the positions; without `copy` the weights may share memory with `raw`. The encoder that the
-    ViT is for follows `report.spec`. Raises UserError if anything is missing, unexpected, of another shape or dtype, or
-    not finite, and if the file is known to be of another number of heads or another activation.
+    else tells the grid of the positions; without `copy` the weights may share memory with `raw`; with `beside` the
+    report has the tensors that are no encoder's. The encoder that the ViT is for follows `report.spec`. Raises
+    UserError if anything is missing, unexpected, of another shape or dtype, or not finite, and if the file is known to
+    be of another number of heads or another activation.
     """
     try:
-        return _load(spec, raw, source, drop_path, key, config, img_size, copy)
+        return _load(spec, raw, source, drop_path, key, config, img_size, copy, beside)
     except UserError as error:
         if str(error).startswith("checkpoint "):
             raise
@@ -107,6 +109,7 @@ def _load(
     config: HFConfig | None,
     img_size: int | Grid | None,
     copy: bool,
+    beside: bool,
 ) -> tuple[VisionTransformer, LoadReport]:
     state, ignored = unwrap(raw, source, key)
     reader, converted, stated = read_layout(state, source, config)
@@ -145,6 +148,7 @@ def _load(
     report.ignored = ignored | converted.ignored
     report.spec, report.shared_tables = settled, converted.shared_tables
     report.final_norm = _float32(converted.final_norm, copy)
+    report.beside = {key: state[key] for key in converted.ignored if key in state} if beside else {}
     report.settled = _differences(spec, settled)
     report.warnings = converted.warnings + flat(converted)
     return vit, report

@@ -18,7 +18,8 @@ class LoadReport:
     for the same weights in any layout or container; None for random weights. `resized` and `new`: parameter -> how.
     `ignored`: key in the file -> why. `settled`: what the file decided instead of the name. `shared_tables`: relative
     position tables of a run, for the encoder to take, and `final_norm` the norm after the blocks, by timm's names, for
-    an encoder that asks for it. `spec`: that of the name with what is settled. `trained_by`: the title of this
+    an encoder that asks for it. `beside`: the file's tensors that are ignored, by its own names, where they are asked
+    for (a classifier's). `spec`: that of the name with what is settled. `trained_by`: the title of this
     project's pre-training that the file is from; `trained_as`: the id of its protocol, which other seeds share.
     """
 
@@ -34,6 +35,7 @@ class LoadReport:
     warnings: list[str] = field(default_factory=list)
     shared_tables: dict[str, Tensor] = field(default_factory=dict, repr=False)
     final_norm: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    beside: dict[str, Tensor] = field(default_factory=dict, repr=False)
     spec: Spec | None = field(default=None, repr=False)
     trained_by: str | None = None
     trained_as: str | None = None

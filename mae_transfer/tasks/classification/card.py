@@ -13,6 +13,12 @@ PROTOCOLS = (
     Protocol("attentive", "attentive", f"{_CODE}.attentive:Attentive", frozen=True, about="attention pooling"),
     Protocol("logreg", "logreg", f"{_CODE}.logreg:LogisticRegression", frozen=True, about="logistic regression"),
     Protocol("knn", "knn", f"{_CODE}.knn:NearestNeighbours", frozen=True, about="nearest neighbours"),
+    Protocol(
+        *("trained", "trained", f"{_CODE}.trained:Trained"),
+        config="mae_transfer.tasks.classification.trained.config:TrainedConfig",
+        stated="mae_transfer.tasks.classification.trained.stated:stated_evaluation",
+        about="a classifier that was trained elsewhere, evaluated",
+    ),
 )
 """In the order of the tables."""
 

@@ -1,12 +1,15 @@
 """The sections that image classification, by any protocol, adds to the shared configuration."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from mae_transfer.config.roles import Place, Role
 from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
 from mae_transfer.tasks.classification.protocols.config import ProbeConfig
+
+Resizing: TypeAlias = tuple[Literal["bicubic", "bilinear"], bool]
+"""Interpolation, and whether an image is squashed into the square."""
 
 
 class DataConfig(DataSection):
@@ -95,6 +98,11 @@ class ClassificationConfig(RunConfig):
     model: ModelConfig
     probe: ProbeConfig
     eval: EvalConfig
+
+    @property
+    def resizing(self) -> Resizing:
+        """Of the evaluation; a classifier that was trained elsewhere has its own."""
+        return "bicubic", False
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ClassificationConfig":

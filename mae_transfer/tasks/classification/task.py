@@ -75,9 +75,12 @@ class ClassificationTask(BaseTask):
         self.trains = self.protocol.trains
         if data.holdout and "data.holdout" not in self.protocol.reads:
             raise UserError(f"data.holdout: the protocol {config.protocol} chooses nothing; leave it out")
+        with_train = self.protocol.needs_training_images
         known = like is not None and _same_files(like.config, config)
-        self.images = images = like.images if like is not None and known else find_images(config.task, data)
-        self.class_names = images.class_names
+        known = known and like is not None and like.protocol.needs_training_images == with_train
+        found = like.images if like is not None and known else find_images(config.task, data, train=with_train)
+        self.images = images = found
+        self.class_names = self.protocol.class_names = images.class_names
         chosen, held, warnings = choose_training_images(images.train, data, config.subset)
         self.warnings = images.warnings + warnings
         mean = resolve(config.backbone.name).mean
@@ -122,7 +125,8 @@ class ClassificationTask(BaseTask):
             "classes": len(self.class_names),
             "subset": self.config.subset,
             "draw": data.draw,
-            "blind": 100 * float((val.labels == counts.argmax()).mean()),  # top-1 of always saying the commonest class
+            # top-1 of always saying the commonest class
+            "blind": 100 * float((val.labels == counts.argmax()).mean()) if len(labels) else None,
         }
 
     def _name(self, images: ImageSet, train_images: int) -> str:
@@ -132,7 +136,8 @@ class ClassificationTask(BaseTask):
         shots = "" if data.shots is None else f", {data.shots} shots a class"
         whole = BENCHMARKS.get(self.config.task)
         sizes = (len(images.train), len(images.val), len(self.class_names))
-        is_whole = whole and sizes == (whole.train_images, whole.val_images, whole.classes)
+        train_wanted = whole.train_images if whole and self.protocol.needs_training_images else 0
+        is_whole = whole and sizes == (train_wanted, whole.val_images, whole.classes)
         if whole and is_whole and data.name is None and self.config.subset is None:
             return whole.title + shots
         counts = f"{len(self.class_names)} classes, {train_images} train, {len(self.image_splits.val)} val images"

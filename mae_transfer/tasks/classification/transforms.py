@@ -37,21 +37,25 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Shorter side to image_size / crop_pct, then the centre: uint8 (3, H, W) -> uint8 (3, image_size, image_size)."""
+    """Shorter side (or both) to image_size / crop_pct, then the centre: uint8 (3, H, W) -> uint8 (3, image_size,
+    image_size)."""
 
     def __init__(self, config: ClassificationConfig, crop_pct: float | None = None) -> None:
         self.side = config.data.image_size
         # facebookresearch/mae util/datasets.py: 224 / 256 up to 224 pixels, 1.0 above
         crop_pct = crop_pct or config.eval.crop_pct or (224 / 256 if self.side <= 224 else 1.0)
         self.resized = int(self.side / crop_pct)
+        self.mode, self.squash = config.resizing
 
     def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[1:]
         short = min(height, width)
-        if short != self.resized:
+        if self.squash:
+            image = resize(image, self.resized, self.resized, self.mode)
+        elif short != self.resized:
             # torchvision's rule for the longer side: cut, not rounded
             height, width = (
                 self.resized if edge == short else int(self.resized * edge / short) for edge in (height, width)
             )
-            image = resize(image, height, width)
+            image = resize(image, height, width, self.mode)
         return F.center_crop(image, [self.side, self.side])

@@ -14,10 +14,12 @@ Classes are numbered as the set's own files do; folders and names by sorted name
 of the validation set is found by name, so that a missing folder cannot shift the labels.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import DataConfig
 from mae_transfer.tasks.classification.layouts.folders import from_folders
@@ -25,6 +27,7 @@ from mae_transfer.tasks.classification.layouts.inat import from_inat
 from mae_transfer.tasks.classification.layouts.listing import (
     EXPECTED,
     SPLITS,
+    Found,
     ImageSet,
     Listing,
     check_files,
@@ -32,14 +35,25 @@ from mae_transfer.tasks.classification.layouts.listing import (
 from mae_transfer.tasks.classification.layouts.places import from_places205, from_places365
 
 
-def find_images(task: str, data: DataConfig) -> ImageSet:
-    """The images of a task; UserError, one line, for anything that is missing or does not fit."""
+def find_images(task: str, data: DataConfig, *, train: bool = True) -> ImageSet:
+    """The images of a task; UserError, one line, for anything that is missing or does not fit.
+
+    train: without, the training split has no images, and a set in folders need not have that split.
+    """
+    listing, val, class_names, warnings = _found(task, data, train)
+    if not train:
+        listing = Listing(listing.root, Names(()), np.empty(0, dtype=np.int64))
+    splits = SPLITS if train else SPLITS[1:]
+    return _checked(listing, val, class_names, warnings, splits=splits)
+
+
+def _found(task: str, data: DataConfig, train: bool) -> Found:
     if (data.train_list is None) != (data.val_list is None):
         raise UserError("give both data.train_list and data.val_list, or neither")
     if data.train_list is not None and data.val_list is not None:
         from mae_transfer.tasks.classification.layouts.lists import from_lists  # here: it imports pandas
 
-        return _checked(*from_lists(Path(data.train_list), Path(data.val_list), data.root))
+        return from_lists(Path(data.train_list), Path(data.val_list), data.root)
     if data.root is None:
         raise UserError(
             f"no data: give --data with {EXPECTED[task]}, or CSV or Parquet by data.train_list= and data.val_list="
@@ -48,16 +62,21 @@ def find_images(task: str, data: DataConfig) -> ImageSet:
     if not root.is_dir():
         raise UserError(f"data folder {root} (--data) is not there; expected is {EXPECTED[task]}")
     if task.startswith("inat"):
-        return _checked(*from_inat(root, task))
+        return from_inat(root, task)
     if task.startswith("places") and not all((root / split).is_dir() for split in SPLITS):
-        return _checked(*(from_places365(root, data.places_size) if task == "places365" else from_places205(root)))
-    return _checked(*from_folders(root, task))
+        return from_places365(root, data.places_size) if task == "places365" else from_places205(root)
+    return from_folders(root, task, train=train)
 
 
-def _checked(train: Listing, val: Listing, class_names: list[str], warnings: list[str]) -> ImageSet:
+def _checked(
+    train: Listing, val: Listing, class_names: list[str], warnings: list[str], *, splits: Sequence[str]
+) -> ImageSet:
+    """splits: those that have to have images."""
     if len(class_names) < 2:
         raise UserError(f"{train.root}: there is one class only, {class_names[0]}; a classifier needs two")
     for split, listing in zip(SPLITS, (train, val), strict=True):
+        if split not in splits:
+            continue
         if not len(listing):
             raise UserError(f"{listing.root}: the {split} split has no images")
         check_files(listing)

@@ -10,17 +10,20 @@ from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.layouts.listing import EXPECTED, SPLITS, Found, Listing
 
 
-def from_folders(root: Path, task: str) -> Found:
+def from_folders(root: Path, task: str, *, train: bool = True) -> Found:
+    """train: without, classes are those of the training folder if it is there, and its images are not listed."""
     folders = {split: root / split for split in SPLITS}
+    if not train:
+        named = folders.pop("train")
     for split, folder in folders.items():
         if not folder.is_dir():
             there = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
             raise UserError(f"{root} has no folder {split}/ (it has: {there}); expected is {EXPECTED[task]}")
-    class_names = class_folders(folders["train"])
+    class_names = class_folders(folders["train"] if train else named if named.is_dir() else folders["val"])
     known = {name: label for label, name in enumerate(class_names)}
     warnings: list[str] = []
     listings = [list_folders(folder, known, warnings) for folder in folders.values()]
-    return listings[0], listings[1], class_names, warnings
+    return listings[0], listings[-1], class_names, warnings
 
 
 def class_folders(folder: Path) -> list[str]:

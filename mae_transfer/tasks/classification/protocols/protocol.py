@@ -64,6 +64,10 @@ class Protocol(Contract, ABC, Generic[Model]):
     """
 
     trains: ClassVar[bool] = True
+    needs_training_images: ClassVar[bool] = True
+    """Without, only the validation split has to be there, and only that is read."""
+    class_names: Sequence[str] = ()
+    """Of the data set; the task sets them before it asks for the model."""
     reads: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ClassificationConfig) -> None:

@@ -1,0 +1,86 @@
+"""Which output of a trained classifier is which class folder.
+
+ImageNet's classifiers (1K, 12K, 21K, 22K) have their outputs in the order of timm's lists of synsets, which is that of
+sorted folder names; class folders named by synsets are found in it by name, so that a part of ImageNet may be evaluated
+by a classifier of all of it. Other classifiers have an output for each class folder, in the order of sorted names,
+unless the file names its classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from mae_transfer.errors import UserError
+
+ENOUGH = 0.9
+"""Share of labels that have to be ImageNet's own for a file's names to be read as those."""
+
+
+@dataclass(frozen=True)
+class ClassOrder:
+    """`outputs`: for each class of the data set its output, then all other outputs. `names`: of all of them, in this
+    order. `about`: a line that says how they were matched."""
+
+    outputs: tuple[int, ...]
+    names: tuple[str, ...]
+    about: str
+
+
+def match_classes(class_names: Sequence[str], outputs: int, labels: Sequence[str] | None = None) -> ClassOrder:
+    """Match the classes of a data set with the outputs of a classifier.
+
+    Args:
+        labels: what the file calls its outputs, where it does.
+
+    Raises:
+        UserError: they cannot be matched, or the file's names are in another order than ImageNet's.
+    """
+    subset = infer_imagenet_subset({"num_classes": outputs})
+    synsets = ImageNetInfo(subset).label_names() if subset else []
+    place = {name: number for number, name in enumerate(synsets)}
+    if labels is not None and len(labels) != outputs:
+        raise UserError(f"the classifier has {outputs} outputs and its file names {len(labels)} classes; mend id2label")
+    if labels is not None and len(set(labels)) == len(labels) and set(class_names) <= set(labels):
+        own = {name: number for number, name in enumerate(labels)}
+        return _ordered(class_names, own, labels, f"{outputs} classes, matched by the names in the file")
+    if synsets and all(name in place for name in class_names):
+        _check_labels(labels, subset)
+        part = "all" if len(class_names) == outputs else f"{len(class_names)} of"
+        return _ordered(class_names, place, synsets, f"{subset}, {part} {outputs} classes matched by synset")
+    if len(class_names) != outputs:
+        like = f", such as {class_names[0]}," if class_names else ""
+        hint = " and are no synsets" if synsets else ""
+        raise UserError(
+            f"the classifier has {outputs} outputs; the {len(class_names)} class folders{like} are not as many{hint}: "
+            "give it the classes that it was trained on"
+        )
+    about = f"{outputs} outputs taken as the class folders in sorted order, {class_names[0]} to {class_names[-1]}"
+    return ClassOrder(tuple(range(outputs)), tuple(class_names), f"{about}; nothing in the file names them")
+
+
+def _ordered(class_names: Sequence[str], place: dict[str, int], all_names: Sequence[str], about: str) -> ClassOrder:
+    mine = [place[name] for name in class_names]
+    taken = set(mine)
+    rest = [number for number in range(len(all_names)) if number not in taken]
+    return ClassOrder((*mine, *rest), (*class_names, *(all_names[number] for number in rest)), about)
+
+
+def _check_labels(labels: Sequence[str] | None, subset: str | None) -> None:
+    """UserError if the file's names of ImageNet's classes are in another order than ImageNet's."""
+    if labels is None or subset is None:
+        return
+    wanted = [_first(text) for text in ImageNetInfo(subset).label_descriptions()]
+    found = [_first(text) for text in labels]
+    known = sum(name in set(wanted) for name in found)
+    right = sum(a == b for a, b in zip(found, wanted, strict=True))
+    if known >= ENOUGH * len(wanted) > right:
+        first = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
+        raise UserError(
+            f"the file's classes (id2label) are not in ImageNet's order: output {first} is '{labels[first]}', where "
+            f"ImageNet has '{wanted[first]}'; mend its id2label, or the order of its outputs"
+        )
+
+
+def _first(label: str) -> str:
+    return label.split(",")[0].strip().lower()
