@@ -23,7 +23,7 @@ OUTPUT = Path(__file__).with_name("encoders.md")
 HEAD = """\
 # Encoders
 
-`timm:<model[.tag]>` takes {accepted} of the {models} models of timm {version}. Some have short [names](../README.md),
+`timm:<model[.tag]>` takes {accepted} of the {models} models of timm {version}. Some have short [names](first_steps.md),
 and any other module can be [wrapped](extending/encoder.md). Made from timm's registry by
 `python docs/make_encoder_table.py`.
 
