@@ -56,7 +56,7 @@ def labelled_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class FinetuneLinear(Protocol[FinetuneLinearConfig, TunedLinear]):
-    reads: ClassVar[tuple[str, ...]] = (*TRAINING, "backbone.drop_path", "model", "data.fit_side")
+    reads: ClassVar[tuple[str, ...]] = (*TRAINING, "backbone.drop_path", "model.encoder_lr", "model.final_norm")
 
     @override
     def datasets(self, train: Pairs, val: Pairs) -> Splits:
