@@ -30,6 +30,7 @@ class Encoder(nn.Module):
         num_layers: how many numbers `layer_id` gives.
         global_grid: tokens down and across at the size that the task has said it will use.
         prefix: tokens before the patches' own in what `tokens` gives; `has_class_token`: the first of them is one.
+        no_weight_decay: names of parameters that have none under any recipe.
         pools: probes read what `pooled` gives in place of an average of tokens.
         norm: the final norm, which users of tokens apply; None where tokens come without or are normed already.
         load_report: where the weights are from, and what was done to them.
@@ -37,6 +38,7 @@ class Encoder(nn.Module):
     """
 
     pools = False
+    no_weight_decay: frozenset[str] = frozenset()
     norm: nn.Module | None
     prefix: int
     has_class_token: bool

@@ -46,6 +46,7 @@ class StageEncoder(Encoder):
         self._list, self._ends = timm_stages.stage_ends(model)
         self.has_norm = self.pools = has_norm
         self.model = model
+        self.no_weight_decay = timm_stages.no_weight_decay(model)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self._maps(images, self.taps)

@@ -5,7 +5,7 @@ and no batch norm, whose statistics would depend on how a batch is split. Swin t
 `dynamic_img_size`; Hiera is built for one size, because its order of tokens is.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -118,6 +118,16 @@ def layer_ids(spec: Spec) -> dict[str, int] | None:
     if not hasattr(model, "group_matcher"):
         return None
     return {str(name): int(i) for name, i in group_parameters(model, model.group_matcher(), reverse=True).items()}
+
+
+def no_weight_decay(model: nn.Module) -> frozenset[str]:
+    """Names, from `model.` on, of the parameters that timm exempts from weight decay.
+
+    Of Swin v2 these are microsoft/Swin-Transformer's `no_weight_decay_keywords`; timm 1.0.20 names their modules alone.
+    """
+    told: Collection[str] = getattr(model, "no_weight_decay", tuple)()
+    names = [name for name, _ in model.named_parameters()]
+    return frozenset(f"model.{name}" for name in names if name in told or "cpb_mlp" in name or "logit_scale" in name)
 
 
 def stage_ends(model: nn.Module) -> tuple[str, list[int]]:

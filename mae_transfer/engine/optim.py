@@ -22,6 +22,9 @@ Which parameters keep no weight decay is said by kind (`optim.no_weight_decay`);
     token        class, register, distillation and mask tokens
     class_token  the class token alone
     layer_scale  LayerScale's gamma (BEiT: gamma_1, gamma_2)
+
+Whatever a recipe says, the parameters that timm exempts of a hierarchical encoder have none (its `no_weight_decay`: of
+Swin v2 the scale of the logits and the MLP of the position bias, as in microsoft/Swin-Transformer).
 """
 
 from typing import Any
@@ -51,6 +54,7 @@ def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     }
     lars = config.kind == "lars"
     norms = {id(p) for module in model.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
+    exempt = {f"encoder.{name}" for name in getattr(getattr(model, "encoder", None), "no_weight_decay", ())}
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -59,7 +63,7 @@ def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
         if id(parameter) in norms:
             kinds |= {"norm", "encoder_norm"} if name.startswith("encoder.") else {"norm"}
         adapt = lars and parameter.ndim > 1
-        decayed = not kinds & set(config.no_weight_decay) and (adapt or not lars)
+        decayed = not kinds & set(config.no_weight_decay) and name not in exempt and (adapt or not lars)
         weight_decay = config.weight_decay if decayed else 0.0
         scale = own_scale.get(id(parameter)) or _lr_scale(model, name, config.layer_decay)
         group = groups.setdefault(

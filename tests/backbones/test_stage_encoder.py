@@ -106,6 +106,30 @@ def test_layer_decay_is_timms(name: str) -> None:
         assert scale == pytest.approx(theirs[key], rel=1e-12), key
 
 
+@pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", "swin_s3_tiny_224", "hiera_tiny_224", "convnextv2_atto"])
+def test_weight_decay_is_timms(name: str) -> None:
+    """As timm's optimizers group the whole model: none for one dimension, nor for its `no_weight_decay`.
+
+    Of Swin v2 that is microsoft/Swin-Transformer's `no_weight_decay_keywords`: cpb_mlp and logit_scale.
+    """
+    model = torch.nn.Module()
+    model.encoder = encoder_of(name, weights="random")
+    config = OptimConfig(kind="adamw", lr=1.0, weight_decay=0.05, no_weight_decay=["norm", "bias", "layer_scale"])
+    groups = param_groups(model, config)
+    ours = {n.removeprefix("encoder.model."): g["weight_decay"] for g in groups for n in g["names"]}
+    whole = timm.create_model(name)
+    names = {id(p): n for n, p in whole.named_parameters()}
+    exempt = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ()
+    told = timm.optim.param_groups_weight_decay(whole, 0.05, no_weight_decay_list=exempt)
+    theirs = {names[id(p)]: group["weight_decay"] for group in told for p in group["params"]}
+    assert ours == {key: theirs[key] for key in ours}
+    if name.startswith("swinv2"):
+        assert {key.split(".attn.")[1] for key in ours if "cpb_mlp" in key or "logit_scale" in key} == {
+            *("logit_scale", "cpb_mlp.0.weight", "cpb_mlp.0.bias", "cpb_mlp.2.weight")
+        }
+        assert not any(decay for key, decay in ours.items() if "cpb_mlp" in key or "logit_scale" in key)
+
+
 def test_probes_read_what_timm_pools() -> None:
     for name in ("convnextv2_atto", "swin_s3_tiny_224"):
         encoder = encoder_of(name, weights="random", img_size=96, final_norm=True)
