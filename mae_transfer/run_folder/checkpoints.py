@@ -84,11 +84,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_origin(path: Path) -> dict[str, object] | None:
-    """The origin of the run that a checkpoint is of, without reading its tensors; None if it has none that can be read,
-    which `load_checkpoint` explains."""
+def read_origin(folder: Path) -> dict[str, object] | None:
+    """The origin of a run as its newest checkpoint has it, without reading tensors; None without a checkpoint, or if it
+    cannot be read, which `load_checkpoint` explains."""
+    paths = list_checkpoints(folder)
+    if not paths:
+        return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(paths[-1], map_location="cpu", weights_only=True, mmap=True)
     except _UNREADABLE:
         return None
     return state.get("origin") if isinstance(state, dict) else None

@@ -172,6 +172,12 @@ def check_free(path: Path) -> None:
         raise UserError(f"output folder {path} holds a run already; pass --resume or another --output")
 
 
+def check_begun(path: Path) -> None:
+    """UserError if there is no run in the folder to evaluate."""
+    if not (path / "config.yaml").exists():
+        raise UserError(f"nothing to evaluate in {path}: it has no config.yaml; train first, without --eval-only")
+
+
 def check_same_recipe(path: Path, config: RunConfig) -> None:
     """UserError unless the run in the folder has this configuration, but for what a resume may change.
 

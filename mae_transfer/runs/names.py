@@ -25,7 +25,7 @@ def default_output(config: RunConfig, folder: Path = RUNS) -> Path:
     The name ends in a hash of the configuration, which a new field changes. A run that an earlier version made keeps
     its folder: the one beside it whose configuration is the same.
     """
-    may_change, places = resumable(type(config)), _data_places(config)
+    may_change, places = resumable(type(config)), data_places(config)
     chosen = {
         key: value
         for key, value in flatten(config.model_dump(mode="json")).items()
@@ -36,7 +36,7 @@ def default_output(config: RunConfig, folder: Path = RUNS) -> Path:
     what = "-".join(filter(None, (config.task, run_label(config))))
     stem = f"{what}-{name}-{config.preset}-seed{config.seed}"
     path = folder / f"{stem}-{digest}"
-    if path.exists():
+    if path.exists() or not folder.exists():
         return path
     for other in sorted(folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * len(digest)}")):
         if _is_of(config, other):
@@ -52,11 +52,11 @@ def _is_of(config: RunConfig, path: Path) -> bool:
         stored = _stored(path, (path / "config.yaml").stat().st_mtime_ns)
     except (OSError, UserError):
         return False
-    same_data = all(stored.get(key) == place for key, place in _data_places(config).items())
+    same_data = all(stored.get(key) == place for key, place in data_places(config).items())
     return same_data and not changes(stored, config)
 
 
-def _data_places(config: RunConfig) -> dict[str, object]:
+def data_places(config: RunConfig) -> dict[str, object]:
     """The paths of the data: the root, and those of a set that is given file by file."""
     values = flatten(config.model_dump(mode="json"))
     return {key: values.get(key) for key in keys(type(config), Role.PLACE) if key.startswith("data.")}

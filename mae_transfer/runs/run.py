@@ -13,7 +13,9 @@ from pathlib import Path
 from lightning_fabric import Fabric
 from torch import nn
 
+from mae_transfer.backbones.checkpoints.own import resampling_of_run
 from mae_transfer.backbones.encoder import Encoder
+from mae_transfer.backbones.positions.resampling import RULES
 from mae_transfer.config.schedule import Schedule
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import (
@@ -29,8 +31,8 @@ from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.signals import stop_at_once
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
-from mae_transfer.run_folder.checkpoints import evaluated_weights, list_checkpoints, load_checkpoint
-from mae_transfer.run_folder.folder import RunFolder
+from mae_transfer.run_folder.checkpoints import evaluated_weights, list_checkpoints, load_checkpoint, read_origin
+from mae_transfer.run_folder.folder import RunFolder, check_begun
 from mae_transfer.run_folder.metrics import epoch_history, read_metrics
 from mae_transfer.run_folder.pictures import FOLDER, write_pictures
 from mae_transfer.run_folder.schema import RunRecord
@@ -44,11 +46,15 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     """Make one run in the folder `path`; its record."""
     config, surroundings = task.config, describe_surroundings(fabric)
     schedule = check_run(fabric, config, task, eval_only=eval_only)
+    if eval_only:
+        on_rank_zero(fabric, lambda: check_begun(path))
     if resume or eval_only:
-        on_rank_zero(fabric, lambda: check_same_data(task, path, eval_only=eval_only))
+        on_rank_zero(fabric, lambda: check_same_data(task, path))
     seed_for_model(config.seed)
     # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
     encoder = first_on_each_node(fabric, task.build_encoder)
+    if resume or eval_only:
+        _keep_resampling(encoder, on_rank_zero(fabric, lambda: read_origin(path / "checkpoints")))
     model = task.build_model(encoder)
     with open_run_folder(fabric, path, config, resume=resume or eval_only) as folder, loader_failures():
         if fabric.is_global_zero:
@@ -79,6 +85,14 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
             with stop_at_once("stopped by a signal while drawing pictures, after the record; --eval-only draws them"):
                 on_rank_zero(fabric, lambda: _leave_pictures(task, result.model, fabric, evaluation, path))
         return record
+
+
+def _keep_resampling(encoder: Encoder, origin: dict[str, object] | None) -> None:
+    """Resample positions as the run did that goes on: its version may have had another rule for these weights."""
+    rule = resampling_of_run(origin or {}) or encoder.spec.pos_resampling
+    if rule != encoder.spec.pos_resampling:
+        encoder.spec = dataclasses.replace(encoder.spec, pos_resampling=rule)
+        encoder.load_report.warnings.append(f"positions are resampled {RULES[rule]}, as in the run that goes on")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from mae_transfer.run_folder.record import read_record
 SPLITS = {"train": "training", "val": "val"}
 
 
-def check_same_data(task: BaseTask, path: Path, *, eval_only: bool) -> None:
+def check_same_data(task: BaseTask, path: Path) -> None:
     """Compare the data of a run folder, as its newest checkpoint or else its record knows them, with those at hand.
 
     Nothing is compared in a folder that has neither. A run of an earlier version knows its data by their names alone.
@@ -25,10 +25,9 @@ def check_same_data(task: BaseTask, path: Path, *, eval_only: bool) -> None:
         return
     unlike = difference(before, now)
     if unlike:
-        option = "--eval-only" if eval_only else "--resume"
         raise UserError(
-            f"{option}: {path} is a run on other data: {unlike}; give it the data of its training, or train on these "
-            "in another --output"
+            f"{path} is a run on other data: {unlike}; give it the data of its training, or train on these in another "
+            "--output"
         )
 
 
@@ -39,20 +38,21 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """
     parts, others = before.get("parts"), now.get("parts")
     if parts and others:
-        unlike = [title for split, title in SPLITS.items() if parts.get(split) != others.get(split)]
-        if unlike:
-            return f"the {' and '.join(unlike)} images, or what belongs to them, are not the same"
         one, other = before["fingerprint"], now["fingerprint"]
+        unlike = [title for split, title in SPLITS.items() if parts.get(split) != others.get(split)]
     else:
         one, other = (data.get("names_fingerprint" if data.get("parts") else "fingerprint") for data in (before, now))
-    return "" if one == other else f"they had the fingerprint {one}, now it is {other}"
+        unlike = []
+    if not unlike and one == other:
+        return ""
+    what = f"the {' and '.join(unlike)} images, or what belongs to them, are not the same: " if unlike else ""
+    return f"{what}they had the fingerprint {one}, now it is {other}"
 
 
 def _data_of(path: Path) -> Mapping[str, object] | None:
-    checkpoints = list_checkpoints(path / "checkpoints")
-    origin = read_origin(checkpoints[-1]) if checkpoints else None
+    origin = read_origin(path / "checkpoints")
     if origin and "data_fingerprint" in origin:
         return {"fingerprint": origin["data_fingerprint"], "parts": origin.get("data_parts")}
-    if not checkpoints and (path / "record.json").is_file():
+    if not list_checkpoints(path / "checkpoints") and (path / "record.json").is_file():
         return read_record(path / "record.json")["data"]
     return None

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -16,10 +17,13 @@ from mae_transfer.engine.distributed import make_fabric, on_rank_zero, shut_down
 from mae_transfer.engine.progress import console
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import DivergedError
+from mae_transfer.run_folder.folder import stored_config
 from mae_transfer.run_folder.record import read_record
 from mae_transfer.run_folder.schema import RunRecord
+from mae_transfer.runs.names import data_places
 from mae_transfer.runs.plan import Run, plan_runs
 from mae_transfer.runs.run import check_run, run_task
+from mae_transfer.runs.same_data import check_same_data
 from mae_transfer.runs.state import State, state_of
 from mae_transfer.runs.tasks import make_task
 from mae_transfer.runs.trained import of_file
@@ -86,7 +90,9 @@ def make_runs(
     progress: bool = False,
     may_diverge: bool = False,
 ) -> Iterator[RunRecord | None]:
-    """The records of the runs, in order and as they come; those that are done are read, and need no data.
+    """The records of the runs, in order and as they come; those that are done are read.
+
+    The data of those too are compared with what is there now. Data that are gone are needed for none of them.
 
     One task at a time has its data read.
 
@@ -94,8 +100,7 @@ def make_runs(
         may_diverge: a run that diverges is None; else it ends the series.
     """
     first = next(iter(fabrics.values()))
-    to_make = [run for run, state in zip(runs, states, strict=True) if state != "done"]
-    task = _check_runs(to_make, fabrics, eval_only=eval_only)
+    task = _check_runs(runs, states, fabrics, eval_only=eval_only)
     for number, (run, state) in enumerate(zip(runs, states, strict=True), 1):
         if len(runs) > 1 and first.is_global_zero:
             what = "finished before: " if state == "done" else ""
@@ -118,18 +123,34 @@ def make_runs(
             yield record
 
 
-def _check_runs(runs: Sequence[Run], fabrics: dict[str, Fabric], *, eval_only: bool) -> BaseTask | None:
-    """Check the data and batches of every run. Runs that differ in how they train alone have their data read once.
+def _check_runs(
+    runs: Sequence[Run], states: Sequence[State], fabrics: dict[str, Fabric], *, eval_only: bool
+) -> BaseTask | None:
+    """Check the data of every run, and the batches of those to make. Runs that differ in how they train alone have
+    their data read once.
 
     Returns:
         The last task that was made.
     """
     task: BaseTask | None = None
-    for run in runs:
+    for run, state in zip(runs, states, strict=True):
+        if state == "done" and _data_are_gone(run):
+            continue
         if task is None or _without_training(task.config) != _without_training(run.config):
             task = make_task(run.config, task)
-        check_run(fabrics[run.config.train.precision], run.config, task, eval_only=eval_only)
+        fabric = fabrics[run.config.train.precision]
+        if state == "done":
+            on_rank_zero(fabric, partial(check_same_data, task, run.path))
+        else:
+            check_run(fabric, run.config, task, eval_only=eval_only)
     return task
+
+
+def _data_are_gone(run: Run) -> bool:
+    """Whether a path of the data that a finished run names, as its configuration does, is not there (any more)."""
+    places, stored = data_places(run.config), stored_config(run.path)
+    gone = any(place is not None and not Path(str(place)).expanduser().exists() for place in places.values())
+    return gone and all(stored.get(key) == place for key, place in places.items())
 
 
 def _without_training(config: RunConfig) -> dict[str, Any]:

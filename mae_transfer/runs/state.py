@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from mae_transfer.errors import UserError
-from mae_transfer.run_folder.folder import check_free, check_same_recipe
+from mae_transfer.run_folder.folder import check_begun, check_free, check_same_recipe
 from mae_transfer.runs.plan import Run
 
 State = Literal["new", "stopped", "done"]
@@ -19,9 +18,9 @@ def state_of(run: Run, *, resume: bool, eval_only: bool = False) -> State:
     if not resume and not eval_only:
         check_free(run.path)
         return "new"
+    if eval_only:
+        check_begun(run.path)
     if not (run.path / "config.yaml").exists():
-        if eval_only:
-            raise UserError(f"nothing to evaluate in {run.path}: it has no config.yaml; train first")
         return "new"
     check_same_recipe(run.path, run.config)
     return "done" if (run.path / "record.json").exists() and not eval_only else "stopped"

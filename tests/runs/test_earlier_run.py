@@ -4,6 +4,7 @@
 after step 3 leaves it. Both were made by commit a74307d with the options below and `--data set`.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from support.paths import GOLDENS
 from support.tables import make_tables
 
+from mae_transfer.backbones import registry
 from mae_transfer.cli.transfer import build_parser, main
 from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.run_folder.record import find_records, read_record
@@ -51,6 +53,33 @@ def test_it_resumes_to_what_it_would_have_come_to_and_evaluates(earlier: Path) -
     assert main([*command, "--eval-only"]) == 0
     again = read_record(earlier / "stopped" / "record.json")
     assert (again["metrics"], again["settings_id"]) == (record["metrics"], record["settings_id"])
+
+
+def test_positions_are_resampled_as_the_run_began(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run was begun with MAE's rule; DINO's, under which weights of DINO came later, is not taken on the way."""
+    run = [*OPTIONS, "--data", str(earlier / "data"), "--output"]
+    again = shutil.copytree(earlier / "stopped", earlier / "again")
+    assert main([*run, str(earlier / "stopped"), "--resume"]) == 0
+    assert "positions are resampled" not in capsys.readouterr().err
+    mae = registry.find("random_vit_nano")
+    monkeypatch.setitem(registry._SPECS, mae.name, dataclasses.replace(mae, pos_resampling="offset"))
+    assert main([*run, str(again), "--resume"]) == 0
+    assert "warning: positions are resampled bicubic, as in the run that goes on\n" in capsys.readouterr().err
+    records = [read_record(earlier / name / "record.json") for name in ("stopped", "again")]
+    losses = [[line.get("loss") for line in read_metrics(earlier / name)] for name in ("stopped", "again")]
+    assert losses[0] == losses[1]
+    assert records[0]["metrics"] == records[1]["metrics"]
+    assert records[0]["settings_id"] == records[1]["settings_id"]
+
+    assert main([*run, str(earlier / "new")]) == 0
+    assert read_record(earlier / "new/record.json")["settings"]["pos_resampling"] == "offset"
+    assert read_metrics(earlier / "new")[0]["loss"] != read_metrics(earlier / "stopped")[0]["loss"]
+    monkeypatch.setitem(registry._SPECS, mae.name, mae)
+    assert main([*run, str(earlier / "new"), "--eval-only"]) == 0
+    assert "positions are resampled bicubic with offset 0.1, as in the run" in capsys.readouterr().err
+    assert read_record(earlier / "new/record.json")["settings"]["pos_resampling"] == "offset"
 
 
 def test_another_recipe_is_still_refused(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Other data under the same names are refused, and the run folder stays as it was."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,13 @@ import pytest
 from support.paths import GOLDENS
 
 from mae_transfer.cli.transfer import main
+from mae_transfer.engine.distributed import make_fabric
+from mae_transfer.errors import UserError
 from mae_transfer.run_folder.record import read_record
+from mae_transfer.runs.resolve import resolve_config
+from mae_transfer.runs.run import run_task
 from mae_transfer.runs.same_data import difference
+from mae_transfer.runs.tasks import make_task
 
 EARLIER = GOLDENS / "earlier_run"
 OPTIONS = [
@@ -40,12 +46,48 @@ def test_pictures_exchanged_after_training(
             (output / "record.json").unlink()
         assert main([*command, option, "data.on_bad_image=skip"]) == 2
         said = capsys.readouterr().err
-        assert f"{option}: {output} is a run on other data: the {title} images, or what belongs to them" in said
+        assert f"error: {output} is a run on other data: the {title} images, or what belongs to them" in said
+        assert len(re.findall("they had the fingerprint [0-9a-f]{16}, now it is [0-9a-f]{16}; ", said)) == 1
         assert all((output / name).read_bytes() == content for name, content in written.items() if name[0] == "c")
         assert option == "--resume" or (output / "record.json").read_bytes() == written["record.json"]
     exchange(data / split)
     shutil.move(data, tmp_path / "elsewhere")
     assert main([*OPTIONS, "--data", str(tmp_path / "elsewhere"), "--output", str(output), "--resume"]) == 0
+
+
+def test_finished_runs_of_a_series_are_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures exchanged in their folder, or another folder with other pictures; data that are gone cannot be."""
+    data, output = shutil.copytree(EARLIER / "data", tmp_path / "data"), tmp_path / "runs"
+    command = ["knn,linear" if word == "linear" else word for word in OPTIONS if not word.startswith("optim")]
+    command += ["--output", str(output), "--allow-unread"]
+    assert main([*command, "--data", str(data)]) == 0
+    written = {path: path.read_bytes() for path in output.rglob("record.json")}
+    assert main([*command, "--data", str(data), "--resume"]) == 0
+    other = shutil.copytree(data, tmp_path / "other")
+    assert main([*command, "--data", str(other), "--resume"]) == 0, "the same pictures elsewhere"
+    exchange(other / "train")
+    exchange(data / "val")
+    for place, title in ((data, "val"), (other, "training")):
+        capsys.readouterr()
+        assert main([*command, "--data", str(place), "--resume"]) == 2
+        assert re.search(
+            f"error: {output}/knn is a run on other data: the {title} images, or what belongs to them, are not the "
+            "same: they had the fingerprint [0-9a-f]{16}, now it is [0-9a-f]{16}; give it the data of its training",
+            capsys.readouterr().err,
+        )
+    assert main([*command, "--data", str(tmp_path / "nowhere"), "--resume"]) == 2
+    shutil.rmtree(data)
+    assert main([*command, "--data", str(data), "--resume"]) == 0
+    assert {path: path.read_bytes() for path in output.rglob("record.json")} == written
+
+
+def test_nothing_is_evaluated_in_a_folder_without_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    config = resolve_config("folder", "random_vit_nano", protocol="knn", preset="smoke", data=EARLIER / "data")
+    fabric, task = make_fabric("cpu", config.train.precision), make_task(config)
+    with pytest.raises(UserError, match=r"nothing to evaluate in .*run: it has no config\.yaml; train first"):
+        run_task(fabric, task, tmp_path / "run", resume=False, eval_only=True, progress=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
 
 
 def test_a_run_of_an_earlier_version_is_compared_by_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from mae_transfer.backbones.checkpoints.layout import (
     norm,
     width_of,
 )
+from mae_transfer.backbones.positions.resampling import RULES
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.errors import UserError
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 NAME = "mae_transfer"
 
 _SHARED = ("rel_pos_window", "rel_pos_global")
-_FACTS = ("img_size", "in_chans", "mean", "std", "abs_pos", "rel_pos_tables")
+_FACTS = ("img_size", "in_chans", "mean", "std", "abs_pos", "rel_pos_tables", "pos_resampling")
 _DECODER = ("mask_token", "decoder_")
 
 
@@ -113,10 +114,32 @@ def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str 
     for name in ("abs_pos", "rel_pos_tables"):
         if name in told:
             facts[name] = values.flag(told[name], f"its run's {name}")
+    if "pos_resampling" in told:
+        facts["pos_resampling"] = _rule(told["pos_resampling"])
     ids = {name: told.get(name) for name in ("trained_by", "trained_as")}
     if not all(value is None or isinstance(value, str) for value in ids.values()):
         raise UserError("what it says of its pre-training (trained_by) is no text; take another checkpoint.")
     return facts, ids
+
+
+def resampling_of_run(origin: Mapping[str, object]) -> str | None:
+    """The rule by which a run resampled its positions (`positions/resampling.py`), None where it did not.
+
+    Runs of earlier versions say it in the words of their load report alone.
+    """
+    encoder, backbone = origin.get("encoder"), origin.get("backbone")
+    if isinstance(encoder, Mapping) and "pos_resampling" in encoder:
+        return _rule(encoder["pos_resampling"])
+    lines = backbone.get("load_report", []) if isinstance(backbone, Mapping) else []
+    resized = [line for line in lines if "resized: pos_embed: " in line]
+    said = [rule for line in resized for rule, words in RULES.items() if f", {words} " in line]
+    return said[0] if said else None
+
+
+def _rule(value: object) -> str:
+    if value not in RULES:
+        raise UserError(f"its run's pos_resampling is {values.told(value)}; known: {', '.join(RULES)}.")
+    return str(value)
 
 
 def spread_table(converted: Converted) -> None:
