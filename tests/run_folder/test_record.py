@@ -158,6 +158,23 @@ def test_foreign_files(content: bytes, tmp_path: Path) -> None:
     assert (records, len(left_out)) == ([], 1)
 
 
+@pytest.mark.parametrize("indent", [None, 1], ids=["by hand", "as written"])
+def test_a_key_that_is_there_twice_is_found_out(indent: int | None, tmp_path: Path) -> None:
+    """On every level; within the history, which tables pass over, where the whole record is read."""
+    whole = small(history=[{"epoch": i, "loss": 0.5} for i in range(3)])
+    text = json.dumps(whole, indent=indent)
+    assert read_record(put(tmp_path, text.encode()), summary=True)["metrics"] == {"box_AP": 50.5}
+    for key in ("seed", "metrics", "history", "box_AP", "optim.lr", "fingerprint", "loss"):
+        at = text.index(f'"{key}":')
+        record = put(tmp_path, f'{text[:at]}"{key}": 0, {text[at:]}'.encode())
+        for summary in (False, True):
+            if (key, indent, summary) == ("loss", 1, True):
+                assert read_record(record, summary=True)
+                continue
+            with pytest.raises(UserError, match=f"the key '{key}' is twice in an object"):
+                read_record(record, summary=summary)
+
+
 def test_a_changed_protocol_is_found_out(tmp_path: Path) -> None:
     put(tmp_path / "a", small())
     put(tmp_path / "b", small(run_id="other", settings=PROTOCOL | {"optim.lr": 1e-4}))
