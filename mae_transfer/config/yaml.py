@@ -4,8 +4,10 @@ PyYAML reads YAML 1.1, in which `no` is false, `1:30` is 90 and `2024-02-30` a d
 keys (`<<: *base`) are read. A text that either version takes for something else is written with quotes.
 """
 
+import copy
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,11 @@ _Loader.add_constructor("tag:yaml.org,2002:bool", _construct_bool)
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
+@lru_cache(16)  # a recipe takes 10 ms, and is read for every run of a suite
+def _loaded(text: str) -> object:
+    return yaml.load(text, Loader=_Loader)
+
+
 def parse_yaml(text: str) -> object:
     """Plain values of a YAML text.
 
@@ -114,7 +121,7 @@ def parse_yaml(text: str) -> object:
         ValueError: what is wrong with it, in one line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return copy.deepcopy(_loaded(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""

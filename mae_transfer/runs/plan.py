@@ -38,7 +38,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Run:
-    """A run to make."""
+    """A run to make, in the folder `path`."""
 
     config: RunConfig
     path: Path
@@ -110,6 +110,12 @@ def plan_runs(
         Run(config, default_output(config, folder) if output is None else Path(output) / _folder(config, point), point)
         for config, point in runs
     ]
+
+
+def of_seed(run: Run, seed: int, folder: Path) -> Run:
+    """The same run with another seed, in a folder of its own in `folder`."""
+    config = run.config.model_copy(update={"seed": seed})
+    return Run(config, default_output(config, folder), run.point)
 
 
 def _folder(config: RunConfig, point: Pairs) -> str:

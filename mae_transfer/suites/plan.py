@@ -16,7 +16,7 @@ from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError, nearest
 from mae_transfer.run_folder.folder import check_same_recipe
 from mae_transfer.runs.names import RUNS, run_label
-from mae_transfer.runs.plan import Pairs, Run, plan_runs
+from mae_transfer.runs.plan import Pairs, Run, of_seed, plan_runs
 from mae_transfer.runs.resolve import backbone_spec, names_data
 from mae_transfer.runs.search import finished_record
 from mae_transfer.runs.tasks import check_transfers, config_class, make_task, protocol_of, task_card
@@ -168,6 +168,8 @@ class _Planner:
     def _transfer(self, row: _Row, task: TaskEntry) -> None:
         preset = task.preset or self.suite.preset
         overrides = (*self.suite.overrides, *row.overrides, *task.overrides, *self.overrides)
+        alike = row.pretrained is None and "seed" not in dict(parse_overrides(overrides))
+        runs: list[Run] = []
         for seed in task.seeds or row.seeds or (tuple(row.pretrained) if row.pretrained else self.suite.seeds):
             title = f"{row.label} {task.label or task.data or task.task} seed {seed}"
             checkpoint = row.checkpoint
@@ -189,19 +191,22 @@ class _Planner:
                 "seed": seed,
             }
             with named_in_errors(title):
-                runs = plan_runs(
-                    task.task,
-                    row.name,
-                    protocol=",".join(task.protocols) or None,
-                    blocks=task.blocks,
-                    shots=task.shots,
-                    draws=task.draws,
-                    search=task.search,
-                    folder=self.output,
-                    allow_unread=True,
-                    overrides=overrides,
-                    **options,
-                )
+                if runs and alike:  # resolving takes 20 ms
+                    runs = [of_seed(run, seed, self.output) for run in runs]
+                else:
+                    runs = plan_runs(
+                        task.task,
+                        row.name,
+                        protocol=",".join(task.protocols) or None,
+                        blocks=task.blocks,
+                        shots=task.shots,
+                        draws=task.draws,
+                        search=task.search,
+                        folder=self.output,
+                        allow_unread=True,
+                        overrides=overrides,
+                        **options,
+                    )
                 for run in runs:
                     if row.pretrained is None:
                         _check_weights(run.config, row.label)

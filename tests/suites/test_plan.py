@@ -106,8 +106,8 @@ def test_the_commands_are_the_runs(tmp_path: Path) -> None:
 
 def test_blocks_are_an_option_of_the_protocol_partial_alone(tmp_path: Path) -> None:
     tasks = [{"task": "folder", "protocol": ["finetune", "partial"], "overrides": ["model.blocks=2"]}]
-    _, runs = plan_suite(written(tmp_path, pretrain=[], seeds=[0], tasks=tasks), output=tmp_path / "out")
-    assert [run.config.protocol for run in runs if "--blocks" in run.arguments] == ["partial"]
+    _, runs = plan_suite(written(tmp_path, pretrain=[], seeds=[0, 7], tasks=tasks), output=tmp_path / "out")
+    assert [run.config.protocol for run in runs if "--blocks" in run.arguments] == ["partial"] * 2
     for run in runs:
         assert resolved_again(run) == (run.config, run.place.path)
 

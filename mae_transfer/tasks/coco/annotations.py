@@ -72,8 +72,8 @@ class CocoAnnotations:
         records = _images(path, images)
         self.image_ids = np.array(sorted(records), dtype=np.int64)
         self.num_annotations = len(annotations)
-        self.warnings = _add_objects(path, annotations, records, {c: k for k, c in enumerate(self.category_ids)})
-        self.has_masks = masks_there(path, annotations)
+        classes = {c: k for k, c in enumerate(self.category_ids)}
+        self.warnings, self.has_masks = _add_objects(path, annotations, records, classes)
         ordered = [records[i] for i in self.image_ids.tolist()]
         self.file_names = [record.file_name for record in ordered]
         self.num_objects = np.array([sum(not o.crowd for o in r.objects) for r in ordered], dtype=np.int64)
@@ -144,10 +144,10 @@ def _images(path: Path, rows: list[dict[str, Any]]) -> dict[int, ImageRecord]:
 
 def _add_objects(
     path: Path, rows: list[dict[str, Any]], images: dict[int, ImageRecord], classes: dict[int, int]
-) -> list[str]:
-    """Append every annotation to its image's objects; returns warnings."""
+) -> tuple[list[str], bool]:
+    """Append every annotation to its image's objects; returns warnings, and whether there are masks."""
     if not rows:
-        return []
+        return [], True
     ids = integers(path, "annotation", rows, "id")
     check_unique(path, "annotation", ids)
     image_ids, category_ids = (integers(path, "annotation", rows, key) for key in ("image_id", "category_id"))
@@ -187,7 +187,7 @@ def _add_objects(
         mask = whole[i] if has_masks else None
         item = ObjectRecord(rows[i]["id"], category, tuple(boxes[i].tolist()), float(areas[i]), bool(crowd[i]), mask)
         owners[i].objects.append(item)
-    return warnings
+    return warnings, has_masks
 
 
 def _whole_polygons(polygons: Polygons) -> Polygons:
