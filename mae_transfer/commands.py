@@ -19,6 +19,7 @@ TOOLS = {
     "inspect": "inspect_checkpoint.py",
     "convert": "convert_detector.py",
     "validate": "validate_results.py",
+    "verify": "verify_model.py",
     "visualize": "visualize_mae.py",
 }
 """Command -> its file in `tools/`."""

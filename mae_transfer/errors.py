@@ -7,6 +7,7 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 3
+EXIT_DIFFERS = 4
 
 
 class UserError(Exception):

@@ -1,7 +1,7 @@
 """What all commands share: the parser's form, the folder of runs, and errors as exit codes.
 
-Exit codes: 0 done, 2 bad input (one line says what, where and what to do), 3 stopped by a signal after saving, 1
-anything else.
+Exit codes: 0 done, 2 bad input (one line says what, where and what to do), 3 stopped by a signal after saving, 4 a
+published number is not reproduced, 1 anything else.
 """
 
 import argparse

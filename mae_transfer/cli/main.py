@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "what a checkpoint is, whether it loads, and how to use it",
     "convert": "a trained detector to detectron2 and back",
     "validate": "check the records of all runs",
+    "verify": "a published model, evaluated against its authors' number",
     "visualize": "pictures of what a masked autoencoder reconstructs",
 }
 

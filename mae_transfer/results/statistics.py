@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -29,6 +29,20 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
+
+
+def wilson_interval(share: float, count: int, of: int | None = None) -> Interval:
+    """Wilson's interval of a share of `count` independent images, of which `share` (0..1) were right.
+
+    of: where the images are a part of a whole of so many, drawn without replacement, the interval of the whole's share;
+    a part that is nearly the whole then tells more.
+    """
+    z = float(ndtri(0.5 + LEVEL / 2))
+    part = of is not None and of > count
+    count_as = count * (of - 1) / (of - count) if of is not None and part else float(count)
+    centre = (share + z**2 / (2 * count_as)) / (1 + z**2 / count_as)
+    half = z / (1 + z**2 / count_as) * math.sqrt(share * (1 - share) / count_as + z**2 / (4 * count_as**2))
+    return Interval(max(centre - half, 0.0), min(centre + half, 1.0))
 
 
 def t_interval(differences: Sequence[float]) -> Interval | None:

@@ -1,0 +1,82 @@
+"""`mae-transfer verify`: a published model, evaluated here, against the number that its authors give for it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_transfer.cli.exit import exit_code, new_parser
+from mae_transfer.commands import as_typed, command
+from mae_transfer.errors import EXIT_DIFFERS, EXIT_DONE, UserError
+
+EXAMPLES = """\
+examples:
+  all published models, with their numbers and sources:
+    mae-transfer verify --list
+  the whole of ImageNet's val images (only val/ is needed), ten minutes on one GPU:
+    mae-transfer verify mae_vit_b_finetuned --checkpoint mae_finetuned_vit_base.pth --data /data/imagenet
+  a first look at 1000 of them, with the interval that such a part has:
+    mae-transfer verify mae_vit_b_finetuned --checkpoint mae_finetuned_vit_base.pth --data /data/imagenet \\
+        --images 1000
+  weights of timm's hub:
+    mae-transfer verify timm_vit_tiny_patch16_224_augreg_in21k_ft_in1k --download --data /data/imagenet
+
+exit code: 0 the number is reproduced, 4 it is not, 2 bad input
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = new_parser(
+        "verify",
+        "Evaluate a trained model that others published, and compare with their number. Nothing is downloaded unless "
+        "asked for.",
+        EXAMPLES,
+    )
+    parser.add_argument("name", nargs="?", help="of the list")
+    parser.add_argument("--list", action="store_true", help="print the published models, their numbers and sources")
+    parser.add_argument("--models", type=Path, help="a list of your own, in the form of published_models.yaml")
+    parser.add_argument("--checkpoint", help="the published file, or a folder that has it")
+    parser.add_argument("--download", action="store_true", help="fetch the weights from where the list says")
+    parser.add_argument("--data", help="root folder of the data set, with val/")
+    parser.add_argument("--images", type=int, help="evaluate only this many val images, always the same ones")
+    parser.add_argument("--output", help="folder of the run; default: results/runs/verify-NAME")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="any field of the configuration, e.g. eval.batch_size=256"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return exit_code(lambda: run(build_parser().parse_intermixed_args(argv)))
+
+
+def run(args: argparse.Namespace) -> int:
+    from mae_transfer.results.published_models import PUBLISHED_MODELS, find_published_model, read_published_models
+
+    models = args.models or PUBLISHED_MODELS
+    if args.list:
+        from mae_transfer.runs.verify import listed
+
+        print(as_typed(listed(read_published_models(models))))
+        return EXIT_DONE
+    if args.name is None:
+        raise UserError(f"name a published model; {command('verify')} --list shows all")
+    model = find_published_model(args.name, models)
+    from mae_transfer.runs.verify import verify
+
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        numbers = ", ".join(f"{metric} {value:g}" for metric, value in model.metrics.items())
+        print(f"{args.name}: {model.task}, {numbers} expected, by {model.source}")
+    options = {key: getattr(args, key) for key in ("checkpoint", "data", "images", "download", "output", "device")}
+    _, verdicts = verify(args.name, model, overrides=args.overrides, progress=True, **options)
+    if first:
+        print("\n".join(verdict.line() for verdict in verdicts))
+    return EXIT_DONE if all(verdict.agrees for verdict in verdicts) else EXIT_DIFFERS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""A published model, evaluated here, against the number that its authors give for it."""
+
+import hashlib
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_transfer.config.overrides import Overrides, parse_overrides
+from mae_transfer.data.synthetic.folder import cache_folder
+from mae_transfer.engine.progress import console
+from mae_transfer.errors import UserError
+from mae_transfer.files import atomic_write
+from mae_transfer.results.published_models import PublishedModel
+from mae_transfer.results.statistics import Interval, wilson_interval
+from mae_transfer.run_folder.record import read_record, write_json
+from mae_transfer.run_folder.schema import RunRecord
+from mae_transfer.runs.names import RUNS, check_output
+from mae_transfer.runs.series import run_series
+from mae_transfer.runs.tasks import task_card
+from mae_transfer.runs.trained import PROTOCOL
+
+_LOG = logging.getLogger(__name__)
+TIMEOUT = 10.0
+"""Seconds to wait for an answer of the authors' address."""
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A metric measured and expected, in percent; `interval` of what the whole benchmark would give, for a part."""
+
+    metric: str
+    measured: float
+    expected: float
+    tolerance: float
+    interval: Interval | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """On the whole benchmark to the tolerance; on a part if the interval and the tolerance reach the number."""
+        low, high = (self.measured,) * 2 if self.interval is None else (self.interval.low, self.interval.high)
+        return low - self.tolerance - 1e-9 <= self.expected <= high + self.tolerance + 1e-9
+
+    def line(self) -> str:
+        verdict = "agrees" if self.agrees else "DIFFERS"
+        found = f"{self.metric}: measured {self.measured:.3f}, expected {self.expected:.3f}"
+        found += f", difference {self.measured - self.expected:+.3f}"
+        if self.interval is None:
+            return f"{found}: {verdict} (tolerance {self.tolerance:g})"
+        within = f"95 % interval of the whole {self.interval.low:.2f} to {self.interval.high:.2f}"
+        return f"{found}, {within}: {verdict} (tolerance {self.tolerance:g})"
+
+
+def verify(
+    name: str,
+    model: PublishedModel,
+    *,
+    checkpoint: str | Path | None = None,
+    data: str | Path | None = None,
+    images: int | None = None,
+    download: bool = False,
+    output: str | Path | None = None,
+    device: str | None = None,
+    overrides: Overrides = (),
+    progress: bool = False,
+) -> tuple[RunRecord, list[Verdict]]:
+    """Evaluate a published model and compare; the record says which model it is, and what was expected.
+
+    Args:
+        checkpoint: the file, or a folder that has it; without it weights are fetched if `download` is set.
+        data: as `--data`.
+        images: evaluate only this many, always the same ones.
+        overrides: win over the settings of the list; a difference is then the user's own.
+
+    Raises:
+        UserError: no weights, and all that an evaluation refuses.
+    """
+    check_output(output)
+    with console() if progress else nullcontext():
+        path = _weights(name, model, checkpoint, download)
+        same_file = None if path is None else _is_published(path, model)
+    settings = {**model.settings, **dict(parse_overrides(overrides))}
+    part = "" if images is None else f"-{images}images"
+    folder = RUNS / f"verify-{name}{part}" if output is None else Path(output)
+    (record,) = run_series(
+        model.task,
+        model.backbone,
+        protocol=PROTOCOL,
+        eval_only=True,
+        checkpoint=path,
+        data=data,
+        subset=images,
+        device=device,
+        output=folder,
+        overrides=settings,
+        progress=progress,
+    )
+    verdicts = compare(model, record)
+    marked: dict[str, object] = {
+        **record,
+        "published_model": {
+            "name": name,
+            **model.model_dump(include={"metrics", "tolerance", "source", "file"}),
+            "published_file": same_file,
+            "agrees": all(verdict.agrees for verdict in verdicts),
+        },
+    }
+    file = folder / "record.json"
+    if os.environ.get("RANK", "0") == "0":
+        write_json(file, marked)
+        record = read_record(file)
+    return record, verdicts
+
+
+def compare(model: PublishedModel, record: RunRecord) -> list[Verdict]:
+    """The verdicts on a record, a metric each; on a part of the benchmark with its interval."""
+    benchmark, data = task_card(model.task).benchmark, record["data"]
+    whole = benchmark is not None and data["name"] == benchmark.title
+    images = data.get("val_images", 0) - len(data.get("skipped_files") or ())
+    found = []
+    for metric, expected in model.metrics.items():
+        measured = record["metrics"].get(metric)
+        if measured is None:
+            raise UserError(f"{model.task} measures no {metric}, which the list expects; correct the list")
+        of = None if benchmark is None else benchmark.val_images
+        interval = None if whole or benchmark is None else wilson_interval(measured / 100, images, of)
+        if interval is not None:
+            interval = Interval(100 * interval.low, 100 * interval.high)
+        found.append(Verdict(metric, measured, expected, model.tolerance, interval))
+    return found
+
+
+def _weights(name: str, model: PublishedModel, checkpoint: str | Path | None, download: bool) -> Path | None:
+    """The path of the weights; None for those of timm's hub, on request."""
+    if checkpoint is not None:
+        path = Path(checkpoint)
+        if model.file is not None and (path / model.file).is_file():
+            path = path / model.file
+        return path
+    if not download:
+        where = f"--checkpoint {model.file} ({model.url})" if model.file else "--checkpoint with its file or folder"
+        raise UserError(f"{name}: pass {where}, or --download; nothing is fetched unasked")
+    if model.url is None or model.file is None:
+        return None
+    path = cache_folder("published_models") / model.file
+    if not path.is_file():
+        _fetch(model.url, path)
+    return path
+
+
+def _is_published(path: Path, model: PublishedModel) -> bool | None:
+    """Whether a file has the hash of the list; None where the authors give none. Another file is said."""
+    if model.digest is None or not path.is_file():
+        return None
+    kind, wanted = model.digest.split()
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    same = digest.hexdigest().startswith(wanted)
+    if not same:
+        _LOG.warning(
+            "%s is not the published file: its %s is %s, the published one begins with %s",
+            *(path, kind, digest.hexdigest(), wanted),
+        )
+    return same
+
+
+def _fetch(url: str, path: Path) -> None:
+    """UserError after `TIMEOUT` seconds without an answer; a file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_write(path) as file:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise UserError(f"{url} cannot be fetched ({reason}); fetch it elsewhere and pass --checkpoint") from error
+
+
+def listed(models: Mapping[str, PublishedModel]) -> str:
+    """A few lines for each model of a list: its numbers, its source, the command."""
+    lines = []
+    for name, model in models.items():
+        numbers = ", ".join(f"{metric} {value:g}" for metric, value in model.metrics.items())
+        file = model.file or "weights of timm's hub"
+        weights = f"--checkpoint {model.file}" if model.file else "--download"
+        lines += [
+            f"{name}: {numbers} ± {model.tolerance:g} ({model.task}, {model.backbone})",
+            f"  {file}; {model.source}",
+            f"  mae-transfer verify {name} {weights} --data /data/{model.task}",
+        ]
+    return "\n".join(lines)

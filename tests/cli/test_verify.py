@@ -1,0 +1,143 @@
+"""`mae-transfer verify`: a number that comes out, one that does not, a part, and what is said of wrong input."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from support.trained import CLASSES, SOURCES, Source
+
+from mae_transfer.cli.verify import main
+from mae_transfer.data.synthetic.classification import draw
+from mae_transfer.results.comparable_runs import comparable_runs
+from mae_transfer.results.long_table import long_table
+from mae_transfer.results.published_models import read_published_models
+from mae_transfer.run_folder.record import find_records, read_record
+from mae_transfer.run_folder.validation import validate
+
+EACH = 4
+MORE = ["--device", "cpu", "data.workers=0", "eval.pictures=0"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for label in range(CLASSES):
+        folder = root / "val" / f"class{label}"
+        folder.mkdir(parents=True)
+        for number in range(EACH):
+            draw(label, 80, 100, np.random.default_rng((label, number))).save(folder / f"{number}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return SOURCES["MAE fine-tuned"](tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def expecting(source: Source, data: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The arguments for a list with one model, of which this top-1 is expected."""
+
+    def arguments(top1: float, **more: object) -> list[str]:
+        model = {
+            "task": "folder",
+            "backbone": source.backbone,
+            "file": source.path.name,
+            "metrics": {"top1": top1},
+            "tolerance": 0.05,
+            "settings": {"data.image_size": 64},
+            "source": "this test",
+            **more,
+        }
+        (tmp_path / "list.yaml").write_text(yaml.safe_dump({"tiny": model}))
+        return ["tiny", "--models", str(tmp_path / "list.yaml"), "--data", str(data), *MORE]
+
+    return arguments
+
+
+def measured(output: Path) -> float:
+    value = read_record(output / "record.json")["metrics"]["top1"]
+    assert value is not None
+    return value
+
+
+def test_a_number_that_comes_out_and_one_that_does_not(
+    expecting: Callable[..., list[str]], source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--output", str(tmp_path / "run")]
+    main([*expecting(0.0), "--checkpoint", str(source.path), *output])
+    top1 = measured(tmp_path / "run")
+    capsys.readouterr()
+    assert main([*expecting(top1), "--checkpoint", str(source.path.parent), *output]) == 0, "the folder that has it"
+    said = capsys.readouterr().out
+    assert f"tiny: folder, top1 {top1:g} expected, by this test" in said
+    assert f"top1: measured {top1:.3f}, expected {top1:.3f}, difference +0.000: agrees (tolerance 0.05)" in said
+    wrong = [*expecting(top1 - 0.3, digest="md5 000000"), "--checkpoint", str(source.path), *output]
+    assert main(wrong) == 4
+    printed = capsys.readouterr()
+    assert f"measured {top1:.3f}, expected {top1 - 0.3:.3f}, difference +0.300: DIFFERS" in printed.out
+    assert "is not the published file: its md5 is" in printed.err
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record["published_model"]["name"] == "tiny"  # type: ignore[typeddict-item]
+    assert record["published_model"]["published_file"] is False  # type: ignore[typeddict-item]
+    assert record["published_model"]["agrees"] is False  # type: ignore[typeddict-item]
+    assert validate(tmp_path) == (1, [])
+
+
+def test_a_part_has_its_interval_and_never_shares_a_cell_with_a_training(
+    expecting: Callable[..., list[str]],
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from mae_transfer.cli.transfer import main as transfer
+
+    monkeypatch.chdir(tmp_path)
+    assert main([*expecting(97.0, task="imagenet"), "--checkpoint", str(source.path), "--images", "12"]) == 4
+    said = capsys.readouterr().out
+    assert "95 % interval of the whole" in said
+    assert "DIFFERS" in said
+    run = Path("results/runs/verify-tiny-12images")
+    at_home = measured(run)
+    assert main([*expecting(at_home, task="imagenet"), "--checkpoint", str(source.path), "--images", "12"]) == 0
+    data = Path(expecting(0)[4])
+    shutil.copytree(data / "val", tmp_path / "whole" / "train")
+    shutil.copytree(data / "val", tmp_path / "whole" / "val")
+    training = ["--task", "imagenet", "--backbone", "mae_vit_nano", "--weights", "random", "--preset", "smoke"]
+    assert transfer([*training, "--data", str(tmp_path / "whole"), "--device", "cpu", "data.image_size=64"]) == 0
+    records, left_out = find_records(tmp_path)
+    assert (len(records), left_out) == (2, [])
+    groups = comparable_runs(long_table(records))
+    assert [group.protocol for group in groups].count("trained") == 1
+    assert len(groups) == 2
+
+
+def test_the_list_and_bad_input(
+    expecting: Callable[..., list[str]], source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--list"]) == 0
+    said = capsys.readouterr().out
+    for name, model in read_published_models().items():
+        assert f"{name}: top1 {model.metrics['top1']:g}" in said
+        assert model.source in said
+    assert "mae-transfer verify mae_vit_b_finetuned --checkpoint mae_finetuned_vit_base.pth" in said
+
+    def refused(text: str, arguments: list[str]) -> None:
+        assert main(arguments) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        assert text in lines[0]
+
+    refused("name a published model", [])
+    refused("no published model 'mae_vit_b_finetune', did you mean mae_vit_b_finetuned", ["mae_vit_b_finetune"])
+    refused("or --download; nothing is fetched unasked", expecting(50.0))
+    away = {"url": "http://127.0.0.1:9/away.pth", "file": f"{tmp_path.name}.pth"}
+    refused("away.pth cannot be fetched (", [*expecting(50.0, **away), "--download"])
+    refused("no such file", [*expecting(50.0), "--checkpoint", str(tmp_path / "none.pth")])
+    refused("tiny: tolerance: Input should be greater than 0", expecting(50.0, tolerance=0))
+    with_other = [*expecting(50.0, metrics={"AP": 3.0}), "--checkpoint", str(source.path)]
+    refused("folder measures no AP", [*with_other, "--output", str(tmp_path / "run")])
