@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: help setup demo smoke test quick lint slow fuzz clean
+.PHONY: help setup demo smoke docs test quick lint slow fuzz clean
 
 help:
 	@echo "make demo   a small study of generated images: MAE pre-training, three transfers, table and page; three minutes"
@@ -12,6 +12,7 @@ help:
 	@echo "make quick  the tests that take seconds, for daily work (under 4 minutes)"
 	@echo "make slow   the long tests: real-size learning and resume checks"
 	@echo "make fuzz   7,600 damaged and odd inputs through all readers"
+	@echo "make docs   the documentation as a site, in site/; warnings are errors (Python 3.11 or later)"
 	@echo "make clean  remove .venv and the runs of demo and smoke"
 
 setup: $(VENV)/installed
@@ -28,6 +29,11 @@ smoke: setup
 	rm -rf results/smoke
 	$(VENV)/bin/mae-transfer transfer --task coco --backbone mae_vit_l --preset smoke --output results/smoke/coco-mae_vit_l
 	$(VENV)/bin/mae-transfer tables --runs results/smoke --output results/smoke/tables.md
+
+docs: setup
+	$(PY) docs/make_config_reference.py
+	$(PY) docs/make_api_reference.py
+	$(VENV)/bin/zensical build --clean --strict
 
 lint: setup
 	$(VENV)/bin/ruff check .
