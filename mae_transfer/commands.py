@@ -13,6 +13,7 @@ TOOLS = {
     "transfer": "run_transfer.py",
     "pretrain": "run_pretrain.py",
     "suite": "run_suite.py",
+    "recipe": "new_recipe.py",
     "tables": "make_tables.py",
     "report": "make_report.py",
     "plots": "make_plots.py",

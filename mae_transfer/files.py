@@ -22,6 +22,11 @@ DIGITS = 1000
 """Longest whole number of JSON that is read."""
 
 
+def user_path(path: str | Path) -> Path:
+    """A path with `~` as the home folder, also where no shell has replaced it; a name that only begins so is kept."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; on success it is synced to disk and renamed to `path`, else removed.

@@ -1,13 +1,22 @@
 """Files written whole or not at all, by processes that are killed and by processes that live; the reader of JSON."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from mae_transfer.files import atomic_write, parse_json
+from mae_transfer.backbones.checkpoints import files
+from mae_transfer.cli.main import COMMANDS
+from mae_transfer.errors import UserError
+from mae_transfer.files import atomic_write, parse_json, user_path
+from mae_transfer.pretrain.tokenizers.load import load_tokenizer
+from mae_transfer.runs.curve import curve_stem
+from mae_transfer.runs.plan import plan_runs
 
 WRITER = """
 import sys
@@ -87,3 +96,20 @@ def test_limits_are_no_narrower_than_said() -> None:
 
 def test_objects_may_be_replaced_as_they_are_read() -> None:
     assert parse_json(b'[{"a": {"b": 1}}, 2]', lambda found: sorted(found)) == [["a"], 2]
+
+
+def test_a_home_folder_is_found_without_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert user_path("~/x") == tmp_path / "x"
+    assert user_path("~no_such_user.pth") == Path("~no_such_user.pth"), "a name that only begins so"
+    for name in COMMANDS:  # no option is a path that keeps its `~`
+        parser = importlib.import_module(f"mae_transfer.cli.{name}").build_parser()
+        assert not [action.dest for action in parser._actions if action.type is Path], name
+    save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    assert files.find("~/weights.safetensors") == tmp_path / "weights.safetensors"
+    run = plan_runs("folder", "vit_ti", protocol="knn", output="~/run")[0]
+    assert run.path == tmp_path / "run"
+    assert curve_stem(run, "~/run") == tmp_path / "run" / "partial_curve"
+    with pytest.raises(UserError, match=f"tokenizer {tmp_path}/tokens"):
+        load_tokenizer("~/tokens")

@@ -11,6 +11,7 @@ from mae_transfer.cli import report, suite
 from mae_transfer.cli.exit import exit_code, new_parser, records_of
 from mae_transfer.commands import as_typed
 from mae_transfer.errors import EXIT_DONE
+from mae_transfer.files import user_path
 
 EXAMPLES = """\
 examples:
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         "them: two to three minutes on two CPU cores, with nothing to download.",
         EXAMPLES,
     )
-    parser.add_argument("--output", type=Path, default=Path("results/demo"), help="default: results/demo")
+    parser.add_argument("--output", type=user_path, default=Path("results/demo"), help="default: results/demo")
     parser.add_argument("--jobs", type=int, help="runs at a time, each about 1 GB; default: 2, or 1 on a single core")
     return parser
 

@@ -27,6 +27,7 @@ from mae_transfer.errors import (
     StoppedBySignal,
     UserError,
 )
+from mae_transfer.files import user_path
 
 RESUME = "--resume goes on from the newest checkpoint, if there is one"
 
@@ -48,7 +49,7 @@ def new_parser(name: str, description: str, epilog: str) -> argparse.ArgumentPar
 
 def add_runs_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--runs", type=Path, default=Path("results/runs"), help="folder with runs; default: results/runs"
+        "--runs", type=user_path, default=Path("results/runs"), help="folder with runs; default: results/runs"
     )
 
 

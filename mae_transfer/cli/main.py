@@ -14,6 +14,7 @@ COMMANDS = {
     "transfer": "transfer an encoder to a task and record how well it does",
     "pretrain": "pre-train an encoder, as a checkpoint for transfer",
     "suite": "make all runs of a file of pre-trainings, encoders, tasks and seeds",
+    "recipe": "copy a recipe into a file of your own",
     "tables": "tables of all runs, beside the published numbers",
     "report": "one HTML page of tables, plots, runs and pictures",
     "plots": "plots of all runs as PNG, SVG and CSV files",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mae_transfer.cli.exit import add_runs_option, exit_code, new_parser, records_of
 from mae_transfer.errors import EXIT_DONE
+from mae_transfer.files import user_path
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -16,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
         "example:\n  mae-transfer plots --runs results/runs --output results/plots",
     )
     add_runs_option(parser)
-    parser.add_argument("--output", type=Path, default=Path("results/plots"), help="default: results/plots")
+    parser.add_argument("--output", type=user_path, default=Path("results/plots"), help="default: results/plots")
     return parser
 
 

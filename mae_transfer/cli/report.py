@@ -8,7 +8,7 @@ from pathlib import Path
 from mae_transfer.cli.exit import add_runs_option, exit_code, make_folder, new_parser, records_of
 from mae_transfer.commands import command
 from mae_transfer.errors import EXIT_DONE, UserError
-from mae_transfer.files import atomic_write
+from mae_transfer.files import atomic_write, user_path
 
 EXAMPLES = """\
 examples:
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_runs_option(parser)
     parser.add_argument(
-        "--output", type=Path, default=Path("results/report/index.html"), help="default: results/report/index.html"
+        "--output", type=user_path, default=Path("results/report/index.html"), help="default: results/report/index.html"
     )
     parser.add_argument(
         "--picture-mb", type=float, default=24, help="the most that pictures take of the page, in MB; default: 24"

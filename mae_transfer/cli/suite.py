@@ -12,6 +12,7 @@ from pathlib import Path
 from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.config.overrides import parse_override
 from mae_transfer.errors import EXIT_DONE, UserError
+from mae_transfer.files import user_path
 from mae_transfer.suites.launcher import LAUNCHERS, Launcher, Options, check_counts, gpus_of, launcher_card
 
 EXAMPLES = """\
@@ -38,12 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
         "Make all runs of a suite that are not done yet: pre-trainings, then transfers to every task.",
         EXAMPLES,
     )
-    parser.add_argument("suite", type=Path, help="YAML file; configs/suites/ has examples, docs/suites.md the keys")
+    parser.add_argument("suite", type=user_path, help="YAML file; examples: configs/suites/, keys: docs/suites.md")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders of the suite's data sets")
     parser.add_argument(
         "--checkpoint", nargs="+", default=[], metavar="LABEL=PATH", help="weights files of the suite's backbones"
     )
-    parser.add_argument("--output", type=Path, help="folder of the runs; default: results/runs/<name of the suite>")
+    parser.add_argument("--output", type=user_path, help="folder of the runs; default: results/runs/<suite's name>")
     parser.add_argument("--preset", help="full, mini or smoke, where an entry of the suite names none")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every run")
     parser.add_argument("--retry", action="store_true", help="also make the runs again that failed")

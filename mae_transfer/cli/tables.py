@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mae_transfer.cli.exit import add_runs_option, exit_code, make_folder, new_parser, records_of
 from mae_transfer.errors import EXIT_DONE
-from mae_transfer.files import atomic_write
+from mae_transfer.files import atomic_write, user_path
 
 EXAMPLES = """\
 examples:
@@ -26,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_runs_option(parser)
     parser.add_argument("--format", choices=list(SUFFIXES), default="markdown", help="default: markdown")
-    parser.add_argument("--output", type=Path, help="default: results/tables.md, or .tex, .csv, .html by the format")
+    parser.add_argument(
+        "--output", type=user_path, help="default: results/tables.md, .tex, .csv or .html by the format"
+    )
     parser.add_argument(
         "--control",
         metavar="INIT",

@@ -3,10 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
+from mae_transfer.files import user_path
 
 EXAMPLES = """\
 examples:
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         "line for each that is wrong. Exit code 0: all are right; 2: some are not.",
         EXAMPLES,
     )
-    parser.add_argument("folder", nargs="+", type=Path, help="folder with runs")
+    parser.add_argument("folder", nargs="+", type=user_path, help="folder with runs")
     return parser
 
 

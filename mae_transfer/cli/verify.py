@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.commands import as_typed, command
 from mae_transfer.errors import EXIT_DIFFERS, EXIT_DONE, UserError
+from mae_transfer.files import user_path
 
 EXAMPLES = """\
 examples:
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", help="of the list")
     parser.add_argument("--list", action="store_true", help="print the published models, their numbers and sources")
-    parser.add_argument("--models", type=Path, help="a list of your own, in the form of published_models.yaml")
+    parser.add_argument("--models", type=user_path, help="a list of your own, in the form of published_models.yaml")
     parser.add_argument("--checkpoint", help="the published file, or a folder that has it")
     parser.add_argument("--download", action="store_true", help="fetch the weights from where the list says")
     parser.add_argument("--data", help="root folder of the data set, with val/")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mae_transfer.cli.exit import exit_code, new_parser
 from mae_transfer.errors import EXIT_DONE, UserError
+from mae_transfer.files import user_path
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     batch = batch_of_files(files, MaeViews(config), seed=args.seed)
     caption = note(model.target, honest=args.honest)
     stages = reconstruct(model, batch, config.mask.ratio, honest=args.honest)
-    write_png(rows(stages, caption), Path(args.output))
+    write_png(rows(stages, caption), user_path(args.output))
     print(f"{args.output}: {len(files)} images; original, visible, reconstruction, reconstruction with the visible")
     if caption:
         print(caption if args.honest else f"{caption}; --honest shows what the network knows")
@@ -75,7 +76,7 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     """The files of paths and patterns, in order; UserError for one that matches none."""
     found: list[str] = []
     for pattern in patterns:
-        files = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+        files = sorted(name for name in glob.glob(str(user_path(pattern)), recursive=True) if Path(name).is_file())
         if not files:
             raise UserError(f"--images {pattern}: no such file; quote patterns, as in 'photos/*.jpg'")
         found += files

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from mae_transfer.config.yaml import parse_yaml
 from mae_transfer.errors import UserError, nearest
@@ -87,6 +88,14 @@ def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             keys.append(prefix + name)
     return keys
+
+
+def field_of(schema: type[BaseModel], key: str) -> FieldInfo:
+    """The field of a dotted key, which is there."""
+    name, _, rest = key.partition(".")
+    field = schema.model_fields[name]
+    inner = field.annotation
+    return field_of(inner, rest) if rest and isinstance(inner, type) and issubclass(inner, BaseModel) else field
 
 
 def check_key(schema: type[BaseModel], key: str) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from mae_transfer.config.yaml import read_yaml
 from mae_transfer.errors import UserError, nearest
+from mae_transfer.files import user_path
 
 LAYERS = {"base": 1, "sizes": 2, "inits": 2, "tasks": 2, "rotary": 1, "presets": 2, "search": 2}
 """Section -> levels of mappings that are there whatever the task: of `presets` the presets and their keys."""
@@ -36,7 +37,7 @@ def read_recipe(folder: str, name: str, _above: tuple[str, ...] = ()) -> dict[st
     Its `extends: <recipe>` takes over all of another recipe, and what the file itself says wins.
     """
     own = name.endswith((".yaml", ".yml"))
-    path = Path(name).expanduser() if own else recipe_folder(folder) / f"{name}.yaml"
+    path = user_path(name) if own else recipe_folder(folder) / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in recipe_folder(folder).glob("*.yaml"))
         raise UserError(

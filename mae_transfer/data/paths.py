@@ -7,6 +7,7 @@ from typing import Any
 
 from mae_transfer.config.sections import DataSection
 from mae_transfer.errors import UserError
+from mae_transfer.files import user_path
 
 
 def find_paths(config: Any, layout: Mapping[str, str], expected: str) -> dict[str, Path]:
@@ -20,12 +21,12 @@ def find_paths(config: Any, layout: Mapping[str, str], expected: str) -> dict[st
     Raises:
         UserError: a path is neither given nor in the root, or is not there.
     """
-    root = None if config.root is None else Path(config.root).expanduser()
+    root = None if config.root is None else user_path(config.root)
     paths = {}
     for key, place in layout.items():
         own = getattr(config, key)
         if own is not None:
-            path, source = Path(own).expanduser(), f"data.{key}"
+            path, source = user_path(own), f"data.{key}"
         elif root is None:
             raise UserError(f"neither data.root (--data) nor data.{key} is given; {expected}")
         elif not root.is_dir():

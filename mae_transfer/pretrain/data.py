@@ -27,6 +27,7 @@ from mae_transfer.data.names import IMAGE_SUFFIXES, Names, walk_files
 from mae_transfer.data.synthetic.classification import cached_classification
 from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
+from mae_transfer.files import user_path
 from mae_transfer.pretrain.config import DataConfig
 from mae_transfer.pretrain.shards import find_shards, is_shards, open_shards
 from mae_transfer.pretrain.views import Views, to_tensor
@@ -123,7 +124,7 @@ def find_images(data: DataConfig) -> ImageSet:
         if data.channels not in (1, 3):
             raise UserError(f"data.channels={data.channels}: the generated images are RGB; give --data .npy files")
         return find_images(data.model_copy(update={"root": str(cached_classification("folder"))}))
-    root = Path(data.root).expanduser()
+    root = user_path(data.root)
     if is_shards(data.root):
         train_shards, val_shards = find_shards(data.root)
         train: Source = open_shards(train_shards)
@@ -160,7 +161,7 @@ def find_images(data: DataConfig) -> ImageSet:
 def _open_val(text: str, channels: int) -> Source:
     if is_shards(text):
         return open_shards(find_shards(text)[0])
-    folder = Path(text).expanduser()
+    folder = user_path(text)
     if not folder.is_dir():
         raise UserError(f"data.val_root={text} is not there; give a folder of images or .tar shards")
     return _list(folder, channels)

@@ -31,7 +31,7 @@ from mae_transfer.data.identity import identify_members, known_names
 from mae_transfer.data.images import ImageError
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write, parse_json
+from mae_transfer.files import atomic_write, parse_json, user_path
 
 _LOG = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def is_shards(data: str | Path) -> bool:
     text = str(data)
     if text.endswith(".tar"):
         return True
-    folder = Path(text).expanduser()
+    folder = user_path(text)
     return any(any(place.glob("*.tar")) for place in (folder / "train", folder))
 
 
@@ -117,7 +117,7 @@ def find_shards(data: str | Path) -> tuple[list[Path], list[Path]]:
 
     Raises UserError if there is none, or if one of a range is missing.
     """
-    text = str(Path(data).expanduser())
+    text = str(user_path(data))
     if text.endswith(".tar"):
         return expand(text), []
     folder = Path(text)
@@ -163,7 +163,7 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     stats = [path.stat() for path in paths]
     state = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     digest = hashlib.sha256(json.dumps([VERSION, state]).encode()).hexdigest()[:24]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mae_transfer"
+    cache = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "mae_transfer"
     file = cache / f"shards_{digest}.npz"
     with _locked(file.with_suffix(".lock")) as writable:  # of the processes of a node, one makes it
         stored = _stored_index(file)

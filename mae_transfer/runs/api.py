@@ -10,6 +10,7 @@ from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import make_fabric, shut_down
 from mae_transfer.engine.progress import console
+from mae_transfer.files import user_path
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.names import check_output, default_output
 from mae_transfer.runs.resolve import resolve_config
@@ -126,7 +127,7 @@ def run_pretrain(
 
 def _run(config: RunConfig, output: str | Path | None, *, resume: bool, eval_only: bool, progress: bool) -> RunRecord:
     check_output(output)
-    path = Path(output) if output is not None else default_output(config)
+    path = user_path(output) if output is not None else default_output(config)
     fabric = make_fabric(config.device, config.train.precision)
     with console() if progress else nullcontext():
         record = run_task(fabric, make_task(config), path, resume=resume, eval_only=eval_only, progress=progress)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mae_transfer.files import user_path
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.plots.comparisons import main_metrics, partial_plots
 from mae_transfer.results.plots.figure import Plot, write_plot
@@ -35,7 +36,7 @@ def draw_curves(records: Sequence[RunRecord], stem: Path) -> None:
 def curve_stem(run: Run, output: str | Path | None) -> Path:
     """Where the curve of a series goes: into `output`, or beside the first run."""
     if output is not None:
-        return Path(output) / "partial_curve"
+        return user_path(output) / "partial_curve"
     name = run.config.backbone.name.replace(":", "-").replace("/", "-")
     return run.path.parent / f"{run.config.task}-partial-{name}-{run.config.preset}-seed{run.config.seed}"
 

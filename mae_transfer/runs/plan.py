@@ -10,10 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_transfer.config.overrides import INSTEAD_OF, Overrides, check_key, leaf_keys, parse_overrides
+from pydantic import TypeAdapter, ValidationError
+
+from mae_transfer.config.overrides import (
+    INSTEAD_OF,
+    Overrides,
+    check_key,
+    field_of,
+    leaf_keys,
+    parse_override,
+    parse_overrides,
+)
 from mae_transfer.config.recipe import read_recipe
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
+from mae_transfer.files import user_path
 from mae_transfer.runs.names import RUNS, check_output, default_output, run_label
 from mae_transfer.runs.resolve import backbone_spec, resolve_config
 from mae_transfer.runs.tasks import config_class, protocol_of, task_card
@@ -84,6 +95,7 @@ def plan_runs(
         UserError: options that do not go together, overrides without effect, and all that `resolve_config` refuses.
     """
     check_output(output)
+    output = None if output is None else user_path(output)
     card, given = task_card(task), parse_overrides(overrides)
     if search and (blocks is not None or shots is not None or draws is not None):
         raise UserError("--search makes a run for each value of a grid; leave out --blocks, --shots and --draws")
@@ -91,6 +103,7 @@ def plan_runs(
     _check_reach([choice.protocol or "" for choice in variants], given)
     points = _search_points(card, backbone, protocol, options, given) if search else [()]
     tried = {key for key, _ in points[0]}
+    asked = [key for key, _ in given]
     given = [(key, value) for key, value in given if key not in tried]  # lists of values are in the points
     draws_of = _draws(card, shots, draws)
     if len(variants) * len(points) * len(draws_of) > MOST_RUNS:
@@ -102,10 +115,10 @@ def plan_runs(
         planned.setdefault(config.model_dump_json(), (config, point))
     runs = list(planned.values())
     if not allow_unread:
-        refuse_unread((config, [key for key, _ in given]) for config, _ in runs)
+        refuse_unread((config, asked) for config, _ in runs)
     if len(runs) == 1 and not search:
         config, point = runs[0]
-        return [Run(config, Path(output) if output is not None else default_output(config, folder), point)]
+        return [Run(config, default_output(config, folder) if output is None else Path(output), point)]
     return [
         Run(config, default_output(config, folder) if output is None else Path(output) / _folder(config, point), point)
         for config, point in runs
@@ -169,28 +182,60 @@ def _search_points(
     given: Sequence[tuple[str, object]],
 ) -> list[Pairs]:
     """Every combination of the values that the recipe documents for the preset, and for the encoder's initialisation
-    where that differs; UserError if it documents none."""
+    where that differs, with those of `key=value,value`; UserError if there are none."""
     if protocol is not None and "," in protocol:
         raise UserError("--search goes with one protocol")
     chosen, assigned = protocol_of(card, protocol), dict(given)
     name = str(assigned.get("recipe", chosen.recipe if chosen else card.recipe))
     search, preset = read_recipe(card.folder, name).get("search", {}), options.get("preset", "full")
-    if not search.get(preset):
-        raise UserError(f"recipe {name} documents no search for the preset {preset}: add its section search.{preset}")
+    schema = config_class(card, chosen)
+    tried = {key: values for key, value in given if (values := _values(schema, key, value)) is not None}
+    if not search.get(preset) and not tried:
+        raise UserError(
+            f"recipe {name} documents no search for the preset {preset}: give values to try, such as --search "
+            f"optim.lr=1e-4,2e-4, or add its section search.{preset}"
+        )
     random = (options.get("weights") or assigned.get("backbone.weights")) == "random"
     init = "random" if random else backbone_spec(backbone).init
-    grid = search[preset] | ((search.get(init) or {}).get(preset) or {})
-    schema = config_class(card, chosen)
+    grid = (search.get(preset) or {}) | ((search.get(init) or {}).get(preset) or {})
     for key in grid:
         check_key(schema, key)
     instead = {key: list(map(_number, v)) for key, v in assigned.items() if key in grid and isinstance(v, list)}
+    instead = tried | instead
     for key, values in instead.items():
         if not values or any(isinstance(value, list | dict) for value in values):
-            example = ",".join(map(str, grid[key]))
+            example = ",".join(map(str, grid.get(key, [1, 2])))
             raise UserError(f"{key}={values}: give a list of values to try, such as {key}='[{example}]'")
     fixed = {*assigned, *(other for key, other in INSTEAD_OF if key in assigned)} - instead.keys()
     free = {key: values for key, values in (grid | instead).items() if key not in fixed}
     return [tuple(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
+
+
+def _values(schema: type[RunConfig], key: str, value: object) -> list[Any] | None:
+    """The values to try of `optim.lr=1e-4,2e-4` or `optim.lr=[1e-4,2e-4]`; None of a single value.
+
+    A field that takes the whole, such as `optim.betas=[0.9,0.95]` or a path with a comma in it, has one value.
+    """
+    if isinstance(value, str) and "," in value:
+        parts = [parse_override(f"{key}={part}")[1] for part in value.split(",")]
+    elif isinstance(value, list) and value:
+        parts = value
+    else:
+        return None
+    check_key(schema, key)
+    annotation = field_of(schema, key).annotation
+    assert annotation is not None
+    kind: TypeAdapter[object] = TypeAdapter(annotation)
+    takes = [not _refused(kind, each) for each in (value, *parts)]
+    return [_number(part) for part in parts] if not takes[0] and all(takes[1:]) else None
+
+
+def _refused(kind: TypeAdapter[object], value: object) -> bool:
+    try:
+        kind.validate_python(value)
+    except ValidationError:
+        return True
+    return False
 
 
 def _number(value: object) -> Any:

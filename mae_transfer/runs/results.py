@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mae_transfer.errors import UserError
+from mae_transfer.files import user_path
 from mae_transfer.results.tables.build import build_tables
 from mae_transfer.results.tables.frames import Tables
 from mae_transfer.run_folder import record
@@ -29,7 +30,7 @@ def find_records(folder: str | Path = RUNS, *, summary: bool = False) -> list[Ru
     Raises:
         UserError: there is no such folder.
     """
-    place = Path(folder).expanduser()
+    place = user_path(folder)
     if not place.is_dir():
         raise UserError(f"no folder {place}; name the folder of the runs")
     records, left_out = record.find_records(place, summary=summary)

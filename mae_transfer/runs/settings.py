@@ -1,13 +1,12 @@
 """The settings of a run: its configuration, without what tables compare and what cannot change a metric."""
 
-from pathlib import Path
 from typing import Any
 
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.config.overrides import flatten
 from mae_transfer.config.roles import no_setting
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.files import file_digest
+from mae_transfer.files import file_digest, user_path
 from mae_transfer.run_folder.record import read_record
 
 
@@ -27,6 +26,8 @@ def make_settings(
         settings["tokenizer.kind"] = tokenizer_identity(settings["tokenizer.kind"])
     if settings.get("backbone.window_rope") == "window":
         del settings["backbone.window_rope"]  # younger than the settings ids of earlier runs, all of which had this
+    if settings.get("eval.images", "") is None:
+        del settings["eval.images"]  # likewise
     if spec is not None and spec.pos_resampling != "bicubic":
         native = {spec.img_size} if isinstance(spec.img_size, int) else {*spec.img_size}
         size = settings.get("data.image_size")
@@ -41,7 +42,7 @@ def tokenizer_identity(kind: str) -> str:
     A run folder is named by the settings id of the run that trained it, whose seeds may share a cell as those of other
     pre-trainings do; a file by its hash. Other names are themselves.
     """
-    path = Path(kind).expanduser()
+    path = user_path(kind)
     if (path / "record.json").is_file():
         return f"run {read_record(path / 'record.json')['settings_id']}"
     return f"file {file_digest(path)[:12]}" if path.is_file() else kind

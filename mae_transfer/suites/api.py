@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mae_transfer.config.overrides import Overrides, override_texts
 from mae_transfer.errors import EXIT_FAILED, EXIT_STOPPED, RunsFailed, StoppedBySignal
+from mae_transfer.files import user_path
 from mae_transfer.run_folder.record import read_record
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.suites.launcher import Options, check_counts, gpus_of, launcher_card
@@ -59,10 +60,10 @@ def run_suite(
         StoppedBySignal: the runs were stopped after saving.
     """
     check_counts(jobs=jobs, gpus=gpus, nodes=nodes, slurm_minutes=slurm_minutes)
-    card, path = launcher_card(launcher), Path(suite).expanduser()
+    card, path = launcher_card(launcher), user_path(suite)
     folder, runs = plan_suite(
         path,
-        output=None if output is None else Path(output).expanduser(),
+        output=None if output is None else user_path(output),
         data={name: str(place) for name, place in (data or {}).items()},
         checkpoints={label: str(file) for label, file in (checkpoints or {}).items()},
         preset=preset,

@@ -31,8 +31,17 @@ class PretrainEntry(Section):
     overrides: Overrides = ()
 
 
-class BackboneEntry(Section):
-    """An encoder that is there already."""
+class _Named(Section):
+    """An entry that a plain text stands for: its first field."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return {next(iter(cls.model_fields)): value} if isinstance(value, str) else value
+
+
+class BackboneEntry(_Named):
+    """An encoder that is there already. `mae_vit_b` is short for `{name: mae_vit_b}`."""
 
     name: str
     """A registered name such as mae_vit_b, or timm:<model>."""
@@ -45,8 +54,8 @@ class BackboneEntry(Section):
     overrides: Overrides = ()
 
 
-class TaskEntry(Section):
-    """A task, with one or several protocols, that every backbone is transferred to."""
+class TaskEntry(_Named):
+    """A task, with one or several protocols, that every backbone is transferred to. `coco` is `{task: coco}`."""
 
     task: str
     label: Label = ""

@@ -14,6 +14,7 @@ from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.loop import check_plan, micro_batch_sizes
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError, nearest
+from mae_transfer.files import user_path
 from mae_transfer.run_folder.folder import check_same_recipe
 from mae_transfer.runs.names import RUNS, run_label
 from mae_transfer.runs.plan import Pairs, Run, of_seed, plan_runs
@@ -343,7 +344,7 @@ def _option(name: str, value: object) -> list[str]:
 def _check_weights(config: RunConfig, label: str) -> None:
     """UserError for a weights file that is not there; whether it fits is found when it is loaded."""
     name, checkpoint = config.backbone.name, config.backbone.checkpoint
-    if checkpoint is not None and not Path(checkpoint).expanduser().exists():
+    if checkpoint is not None and not user_path(checkpoint).exists():
         raise UserError(f"no weights file {checkpoint}; give another by --checkpoint {label}=PATH")
     if config.backbone.weights == "random" or checkpoint is not None or name.startswith(registry.TIMM_PREFIX):
         return

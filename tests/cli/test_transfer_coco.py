@@ -39,6 +39,10 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     assert names <= record["metrics"].keys()
     assert "box_AP/circle" in record["metrics"]
     assert record["steps"] == 4
+    assert record["settings"]["eval.images"] == record["data"]["val_images"] == 2, (
+        "the smoke preset says its few images"
+    )
+    assert record["data"]["name"] == "coco (5 train, 2 val images)"
     assert record["backbone"]["init"] == "random"
     assert yaml.safe_load((output / "config.yaml").read_text())["data"]["image_size"] == 64
     steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]

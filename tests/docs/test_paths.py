@@ -118,7 +118,7 @@ def test_command_lines_parse(name: str) -> None:
             pytest.fail(f"{name}: {line}")
         task = getattr(args, "task", command)
         if task in {card.name for card in task_cards()}:
-            assert {override.partition("=")[0] for override in args.overrides} <= keys_of(task), line
+            assert {override.partition("=")[0] for override in getattr(args, "overrides", ())} <= keys_of(task), line
 
 
 @pytest.mark.parametrize("name", NAMES)

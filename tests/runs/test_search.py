@@ -63,6 +63,28 @@ def test_a_list_widens_the_grid_and_keeps_the_folders(tmp_path: Path) -> None:
         grid("coco", overrides=["optim.lr=[]"])
 
 
+def test_values_on_the_command_line_need_no_documented_grid() -> None:
+    def points(*overrides: str, protocol: str = "finetune") -> list[dict[str, Any]]:
+        runs = plan_runs("folder", "mae_vit_b", protocol=protocol, search=True, overrides=list(overrides))
+        return [dict(run.point) for run in runs]
+
+    with pytest.raises(
+        UserError, match=r"no search for the preset full: give values to try, such as --search optim.lr="
+    ):
+        points("optim.betas=[0.9,0.95]")
+    assert points("optim.lr=1e-4,2e-4", "optim.betas=[0.9,0.95]") == [{"optim.lr": 1e-4}, {"optim.lr": 2e-4}]
+    two = points("optim.weight_decay=[0.05,0.1]", "schedule.kind=cosine,poly", "data.train_list=a,b.csv")
+    assert [tuple(point.values()) for point in two] == [(d, k) for d in (0.05, 0.1) for k in ("cosine", "poly")]
+    with pytest.raises(UserError, match="optim.momentum: optim.kind=adamw never reads it"):
+        points("optim.momentum=0.8,0.9")
+    with pytest.raises(UserError, match="'optim.lrr', did you mean optim.lr"):
+        points("optim.lrr=1,2")
+    beside = grid("ade20k", preset="mini", overrides=["schedule.power=0.9,1.0", "optim.lr=1e-4,3e-4"])
+    assert sorted(sorted(point.items()) for point in beside) == sorted(
+        [("optim.lr", lr), ("schedule.power", power)] for lr in (1e-4, 3e-4) for power in (0.9, 1.0)
+    )
+
+
 def test_a_best_value_on_the_boundary_is_said() -> None:
     """Li et al. 2.4: "If a local optimum is not found (i.e. the best value is a boundary value)", the search grows."""
     higher = metric("mIoU", "mIoU")

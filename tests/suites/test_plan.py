@@ -24,6 +24,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.run_folder.schema import SCHEMA
 from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.resolve import resolve_config
+from mae_transfer.suites.config import SuiteConfig
 from mae_transfer.suites.estimate import Estimator
 from mae_transfer.suites.matrix import duration, show_matrix
 from mae_transfer.suites.plan import SuiteRun, check_runs, plan_suite
@@ -102,6 +103,18 @@ def test_the_commands_are_the_runs(tmp_path: Path) -> None:
             assert run.needs == (of_label["tokens", run.seed],)
     order = [run.place.path for run in runs]
     assert all(order.index(path) < order.index(run.place.path) for run in runs for path in run.needs)
+
+
+def test_a_plain_text_is_an_entry(tmp_path: Path) -> None:
+    short = {"name": "s", "backbones": ["mae_vit_b"], "tasks": ["coco", {"task": "ade20k", "seeds": [1]}]}
+    long = short | {"backbones": [{"name": "mae_vit_b"}], "tasks": [{"task": "coco"}, {"task": "ade20k", "seeds": [1]}]}
+    assert SuiteConfig.model_validate(short) == SuiteConfig.model_validate(long)
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(short | {"tasks": ["cocoo"]}))
+    with pytest.raises(UserError, match="tasks: unknown task 'cocoo', did you mean coco"):
+        plan_suite(tmp_path / "suite.yaml")
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(short | {"tasks": [3]}))
+    with pytest.raises(UserError, match="tasks.0: Input should be a valid dictionary"):
+        plan_suite(tmp_path / "suite.yaml")
 
 
 def test_blocks_are_an_option_of_the_protocol_partial_alone(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import final_norm_name, resolve
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write
+from mae_transfer.files import atomic_write, user_path
 
 FORMATS = ("official", "official_full", "timm", "hf")
 _DECODER = ("mask_token", "decoder_")
@@ -35,7 +35,7 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
     preprocessor_config.json). Raises UserError if the weights do not load, have
     parts that the form has no place for, or `out` cannot be written.
     """
-    out, file = Path(out), files.find(path)
+    out, file = user_path(out), files.find(path)
     raw, config = files.read(file), hf_config.beside(file)
     vit, report = loader.load(resolve(backbone), raw, str(file), key=key, config=config)
     state, _ = unwrap(raw, str(file), key)

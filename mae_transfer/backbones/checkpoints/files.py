@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from mae_transfer.backbones.checkpoints import numpy_pickle
 from mae_transfer.backbones.checkpoints.json_file import read_json
 from mae_transfer.errors import UserError
-from mae_transfer.files import damaged_member, parse_json, reading
+from mae_transfer.files import damaged_member, parse_json, reading, user_path
 from mae_transfer.run_folder.checkpoints import list_checkpoints, verify
 
 # what torch's restricted unpickler, numpy and the zip readers raise on bytes that are no checkpoint
@@ -62,7 +62,7 @@ _MOST_RATIO = 4
 
 def find(path: str | Path) -> Path:
     """The weights file that a path means: itself, a run folder's newest checkpoint, or a model folder's weights."""
-    path = Path(path)
+    path = user_path(path)
     if not os.path.isdir(path):
         return _existing(path)
     with reading(path):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mae_transfer.errors import UserError
-from mae_transfer.files import parse_json
+from mae_transfer.files import parse_json, user_path
 
 PARAMETERS_FILE = "synthetic.json"
 
@@ -46,7 +46,7 @@ def make_folder(folder: str | Path, parameters: dict[str, object], write: Callab
 
 def cache_folder(name: str) -> Path:
     """A folder of this name in the user's cache, whether it is there or not."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mae_transfer" / name
+    return user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "mae_transfer" / name
 
 
 def _is_ready(folder: Path, parameters: dict[str, object]) -> bool:

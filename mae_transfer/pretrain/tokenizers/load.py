@@ -16,7 +16,7 @@ from torch import Tensor
 from mae_transfer.backbones.checkpoints import files
 from mae_transfer.backbones.checkpoints.values import told
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write, parse_json
+from mae_transfer.files import atomic_write, parse_json, user_path
 from mae_transfer.pretrain.tokenizers import dalle
 from mae_transfer.pretrain.tokenizers.base import Tokenizer
 from mae_transfer.pretrain.tokenizers.dvae import DVAETokenizer, facts_of
@@ -40,7 +40,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     UserError, one line, for anything else.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         path = path / FILE if (path / FILE).is_file() else files.find(path)
     if not path.is_file():

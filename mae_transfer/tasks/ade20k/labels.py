@@ -12,6 +12,7 @@ import numpy as np
 from mae_transfer.data.decode import open_image, read_bytes
 from mae_transfer.data.images import ImageError
 from mae_transfer.errors import UserError
+from mae_transfer.files import user_path
 from mae_transfer.tasks.ade20k.config import PairsConfig
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
@@ -26,7 +27,7 @@ def class_names(config: PairsConfig) -> list[str]:
         from mmseg.utils import ade_classes
 
         return [name.strip() for name in ade_classes()]
-    path = Path(config.class_names).expanduser()
+    path = user_path(config.class_names)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mae_transfer.data.images import choose_subset
 from mae_transfer.errors import UserError
+from mae_transfer.files import user_path
 from mae_transfer.tasks.classification.config import ClassificationConfig
 from mae_transfer.tasks.classification.data import ClassificationEval
 from mae_transfer.tasks.classification.evaluate import count
@@ -64,10 +65,10 @@ def find_sets(config: ClassificationConfig, class_names: Sequence[str]) -> list[
         root = getattr(config.data, name)
         if root is not None:
             masked = name in MASKED and config.eval.mask_classes
-            sets.append(_one_set(name, Path(root).expanduser(), config, class_names, EvalTransform(config), masked))
+            sets.append(_one_set(name, user_path(root), config, class_names, EvalTransform(config), masked))
     if config.data.imagenet_c is not None:
         crops = EvalTransform(config, crop_pct=1.0)
-        root = Path(config.data.imagenet_c).expanduser()
+        root = user_path(config.data.imagenet_c)
         for corruption in ALEXNET_ERRORS:
             folder = _corruption_folder(root, corruption)
             for severity in SEVERITIES:

@@ -87,6 +87,8 @@ class EvalConfig(EvalSection):
     """Overlap above which of two boxes of a class the lower one is dropped."""
     max_detections: int = Field(100, ge=1)
     """Detections of an image that are kept, the highest scores."""
+    images: Annotated[int | None, Role.EVALUATION] = Field(None, ge=1)
+    """Evaluate only this many val images with objects, always the same ones; None is all."""
     per_class: Annotated[bool, Role.OPERATIONAL] = False
     """Also record AP per category."""
 

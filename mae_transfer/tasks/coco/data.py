@@ -128,13 +128,25 @@ class CocoTrain(_CocoImages):
 class CocoEval(_CocoImages):
     """All images, also those without objects, resized for evaluation; keyed by int.
 
+    images: take only so many, of those with objects.
+
     A sample is one of CocoTrain without target; its image is None when it cannot be decoded and may be skipped.
     """
 
     def __init__(
-        self, annotations: CocoAnnotations, folder: Path, config: DataConfig, *, subset: int | None = None
+        self,
+        annotations: CocoAnnotations,
+        folder: Path,
+        config: DataConfig,
+        *,
+        subset: int | None = None,
+        images: int | None = None,
     ) -> None:
-        super().__init__(annotations, folder, config, choose_subset(annotations.image_ids, subset))
+        chosen = choose_subset(annotations.image_ids, subset)
+        if images is not None:
+            chosen = chosen[annotations.num_objects[chosen] > 0]
+            chosen = chosen[choose_subset(annotations.image_ids[chosen], images)]
+        super().__init__(annotations, folder, config, chosen)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record, image = self.record(index), self.read_or_skip(index)

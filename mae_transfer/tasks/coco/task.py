@@ -64,7 +64,7 @@ class CocoTask(BaseTask):
         self.num_classes, self.has_masks = len(train.names), train.has_masks
         self.warnings = train.warnings + val.warnings + warnings
         self.train_dataset = CocoTrain(train, paths.train_images, data, seed=config.seed, subset=config.subset)
-        self.eval_dataset = CocoEval(val, paths.val_images, data, subset=config.subset)
+        self.eval_dataset = CocoEval(val, paths.val_images, data, subset=config.subset, images=config.eval.images)
         if not val.num_objects[self.eval_dataset.indices].any():
             raise UserError(f"{paths.val_json}: no val image has an object that is no crowd; nothing to evaluate")
         self.warnings += check_same_kind(train, val)
@@ -84,9 +84,10 @@ class CocoTask(BaseTask):
         digest.update(str(self.config.subset).encode())
         train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
         data, whole = self.config.data, (BENCHMARK.train_images, BENCHMARK.val_images, BENCHMARK.classes)
+        all_used = self.config.subset is None and val_images == sizes[1]
         if data.name is None and self.is_synthetic:
             name = "generated images"
-        elif data.name is None and (*sizes, self.num_classes) == whole and self.config.subset is None:
+        elif data.name is None and (*sizes, self.num_classes) == whole and all_used:
             name = BENCHMARK.title
         else:
             called = set_name(data, (data.train_json, data.train_images, data.val_json, data.val_images))

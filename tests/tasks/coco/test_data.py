@@ -35,9 +35,9 @@ def train_set(folder: Path, seed: int = 0, subset: int | None = None, **changes:
     return CocoTrain(annotations, folder / "train2017", config(**changes), seed=seed, subset=subset)
 
 
-def eval_set(folder: Path, subset: int | None = None, **changes: Any) -> CocoEval:
+def eval_set(folder: Path, subset: int | None = None, images: int | None = None, **changes: Any) -> CocoEval:
     annotations = CocoAnnotations(folder / "annotations/instances_val2017.json")
-    return CocoEval(annotations, folder / "val2017", config(**changes), subset=subset)
+    return CocoEval(annotations, folder / "val2017", config(**changes), subset=subset, images=images)
 
 
 def damage(path: Path) -> None:
@@ -125,6 +125,9 @@ def test_subset_is_fixed_nested_and_in_order(coco):
     assert len(chosen) == 1
     assert len(chosen.pop()) == 3
     assert len(eval_set(coco, subset=2)) == 2
+    some = eval_set(coco, subset=3, images=2)
+    assert len(some) == 2
+    assert set(some.image_ids) <= set(eval_set(coco, subset=3).image_ids)
 
 
 def test_a_set_of_crowds_alone_is_refused(coco, tmp_path):

@@ -21,6 +21,7 @@ import numpy as np
 
 from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
+from mae_transfer.files import user_path
 from mae_transfer.tasks.classification.config import DataConfig
 from mae_transfer.tasks.classification.layouts.folders import from_folders
 from mae_transfer.tasks.classification.layouts.inat import from_inat
@@ -58,7 +59,7 @@ def _found(task: str, data: DataConfig, train: bool) -> Found:
         raise UserError(
             f"no data: give --data with {EXPECTED[task]}, or CSV or Parquet by data.train_list= and data.val_list="
         )
-    root = Path(data.root).expanduser()
+    root = user_path(data.root)
     if not root.is_dir():
         raise UserError(f"data folder {root} (--data) is not there; expected is {EXPECTED[task]}")
     if task.startswith("inat"):

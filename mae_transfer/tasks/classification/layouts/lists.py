@@ -11,6 +11,7 @@ import pandas as pd
 
 from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
+from mae_transfer.files import user_path
 from mae_transfer.tasks.classification.layouts.listing import Found, Listing, check_numbers
 
 # of pandas and pyarrow, whose parsing errors are ValueErrors, and of what unpacks .gz, .zip, .xz and .tar for them
@@ -21,7 +22,7 @@ _UNREADABLE = (
 
 
 def from_lists(train: Path, val: Path, root: str | None) -> Found:
-    paths = (train.expanduser(), val.expanduser())
+    paths = (user_path(train), user_path(val))
     tables = [_read_list(path) for path in paths]
     are_numbers = {pd.api.types.is_integer_dtype(table["label"]) for table in tables}
     if len(are_numbers) > 1:
@@ -39,7 +40,7 @@ def from_lists(train: Path, val: Path, root: str | None) -> Found:
         if labels.isna().any():
             row = table.iloc[int(np.flatnonzero(labels.isna())[0])]
             raise UserError(f"{path}: {row['path']} has label {row['label']}, which {train} has not")
-        folder = Path(root).expanduser() if root is not None else path.parent
+        folder = user_path(root) if root is not None else path.parent
         listings.append(Listing(folder, Names(table["path"].astype(str)), labels.to_numpy(dtype=np.int64)))
     return listings[0], listings[1], class_names, []
 

@@ -19,7 +19,7 @@ from mae_transfer.adapters.vit_fpn import ViTFPN
 from mae_transfer.backbones.checkpoints import files
 from mae_transfer.backbones.checkpoints.loader import unwrap
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write
+from mae_transfer.files import atomic_write, user_path
 from mae_transfer.tasks.coco.detector.cascade import CascadeRoIHeads
 from mae_transfer.tasks.coco.detector.roi_heads import RoIHeads
 from mae_transfer.tasks.coco.detector.rpn import RPN
@@ -47,7 +47,7 @@ def convert(source: str | Path, out: str | Path, to: Form) -> list[str]:
         UserError: a file that cannot be read or is not one of a whole detector of the other side, with the first
             tensor that is wrong.
     """
-    out, file = Path(out), files.find(source)
+    out, file = user_path(out), files.find(source)
     if out.suffix != ".pth":
         raise UserError(f"output {out}: name it .pth, the format that both sides read; detectron2 goes by the ending")
     raw = files.read(file)
