@@ -49,7 +49,12 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         raise UserError(f"no run record below {args.runs}; run {command('transfer')} first or name another --runs")
     page = make_page(
-        records, left_out, picture_bytes=int(args.picture_mb * 1e6), control=args.control, descriptions=descriptions()
+        records,
+        left_out,
+        picture_bytes=int(args.picture_mb * 1e6),
+        control=args.control,
+        descriptions=descriptions(),
+        progress=True,
     )
     make_folder(args.output.parent)
     with atomic_write(args.output) as file:

@@ -1,6 +1,5 @@
 """What the evaluations of all tasks share: each image once over any number of processes, and a progress bar."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -9,8 +8,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from mae_transfer.bars import Bar
 from mae_transfer.engine.loader import allow_open_files, init_worker
 
 
@@ -69,15 +68,8 @@ def evaluation_batches(
         worker_init_fn=init_worker,
         generator=torch.Generator(),  # else workers' seeds are drawn from the generator that training uses
     )
-    bar = tqdm(
-        total=len(dataset),
-        unit="img",
-        desc=title,
-        disable=not (progress and fabric.is_global_zero),
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # in a log file a line now and then
-    )
-    with bar:
+    with Bar(len(dataset), title=title, unit="img", show=progress and fabric.is_global_zero) as bar:
         for number, batch in enumerate(loader, start=1):
             yield batch
             done = min(number * batch_size, len(mine)) * fabric.world_size
-            bar.update(min(done, len(dataset)) - bar.n)
+            bar.to(min(done, len(dataset)))

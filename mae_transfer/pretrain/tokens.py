@@ -112,7 +112,9 @@ def prepare_tokens(
             return load_tokenizer(file)
         tokenizer = tokenizer_from_config(options)
         if tokenizer is None:
-            _LOG.info("k-means: %d tokens of patches of %d pixels", options.vocab_size, patch_size)
+            images = min(options.fit_images, len(dataset))
+            what = "k-means: reading %d images for %d tokens of patches of %d pixels"
+            _LOG.info(what, images, options.vocab_size, patch_size)
             tokenizer = fit_kmeans(
                 _sample(dataset, options.fit_images),
                 vocab_size=options.vocab_size,

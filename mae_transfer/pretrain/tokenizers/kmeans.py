@@ -3,6 +3,8 @@
 The distance is Euclidean over the patch's pixel values in 0 .. 1, all channels.
 """
 
+import logging
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.tokenizers.base import Tokenizer
 
+_LOG = logging.getLogger(__name__)
 PIECE = 2**26
 """Distances computed at once: 256 MiB."""
 
@@ -67,6 +70,8 @@ def fit_kmeans(
             f"k-means: {vocab_size} tokens cannot be made of {len(points)} patches ({len(sample)} images); lower "
             "tokenizer.vocab_size or raise tokenizer.fit_images"
         )
+    _LOG.info("k-means: %d centres of %d patches; up to 20 passes over them", vocab_size, len(points))
+    started = time.perf_counter()
     from sklearn.cluster import MiniBatchKMeans  # here: slow to import, and only fitting needs it
 
     clusters = MiniBatchKMeans(
@@ -78,4 +83,5 @@ def fit_kmeans(
         n_init=1,
         compute_labels=False,
     ).fit(points)
+    _LOG.info("k-means: %d steps, %.1f s", clusters.n_steps_, time.perf_counter() - started)
     return KMeansTokenizer(torch.from_numpy(clusters.cluster_centers_), patch_size=patch_size)

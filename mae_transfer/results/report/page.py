@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from mae_transfer.bars import shown
 from mae_transfer.results.data_names import data_names, task_heading
 from mae_transfer.results.names import init_title
 from mae_transfer.results.plots.comparisons import comparison_plots
@@ -40,18 +41,21 @@ def make_page(
     picture_bytes: int,
     control: str | None = None,
     descriptions: Sequence[Mapping[str, object]] = (),
+    progress: bool = False,
 ) -> str:
     """The HTML of all records (`find_records`); `left_out` names what was found and could not be counted.
 
     picture_bytes: the most that pictures may take, as they are in the page.
     control, descriptions: as of `tables.build_tables`.
+    progress: show on standard error how far it is.
     """
     warnings: list[str] = []
     tables = build_tables(records, control=control, descriptions=descriptions, warnings=warnings)
     names = data_names(records)
-    runs = [read_run(record, number, names[record["run_id"]]) for number, record in enumerate(records, 1)]
+    numbered = shown(list(enumerate(records, 1)), title="read", unit="runs", show=progress)
+    runs = [read_run(record, number, names[record["run_id"]]) for number, record in numbered]
     tell_apart(runs)
-    notes = [*_add_curves(runs), *_add_pictures(runs, picture_bytes)]
+    notes = [*_add_curves(runs, progress), *_add_pictures(runs, picture_bytes)]
     plots = [page_svg(plot, f"p{number}-") for number, plot in enumerate(comparison_plots(records), 1)]
     script, style = (HERE / "page.js").read_text(), (HERE / "page.css").read_text()
     environment = Environment(
@@ -75,8 +79,8 @@ def make_page(
     )
 
 
-def _add_curves(runs: Sequence[Run]) -> list[str]:
-    drawn = [_drawn(run) for run in runs]
+def _add_curves(runs: Sequence[Run], progress: bool) -> list[str]:
+    drawn = [_drawn(run) for run in shown(runs, title="draw curves", unit="runs", show=progress)]
     counts = within([[len(svg) for svg in svgs] for svgs in drawn], CURVES)
     for run, svgs, count in zip(runs, drawn, counts, strict=True):
         run.svgs = [Markup(svg) for svg in svgs[:count]]
