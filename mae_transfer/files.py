@@ -1,5 +1,6 @@
 """Read files with one-line errors, write them whole or not at all, parse JSON, find damage in a zip archive."""
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -60,6 +61,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def lacks_locks(error: OSError) -> bool:
+    """Whether a lock failed because the file system has none."""
+    return error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def _temporary(path: Path) -> tuple[int, str]:

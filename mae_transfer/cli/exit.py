@@ -12,7 +12,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -45,6 +45,28 @@ def new_parser(name: str, description: str, epilog: str) -> argparse.ArgumentPar
     )
     parser.add_argument("--version", action="version", version=f"mae-transfer {__version__}")
     return parser
+
+
+def add_resume_option(parser: argparse.ArgumentParser) -> None:
+    """`--resume` and, of words that went through `resume_auto`, `--resume auto`."""
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint in the output folder; --resume auto also starts a run that is not there "
+        "and leaves one that is done: one command for a start and for restarts by torchrun, SLURM or cron",
+    )
+    parser.add_argument("--resume-auto", dest="resume", action="store_const", const="auto", help=argparse.SUPPRESS)
+
+
+def resume_auto(argv: Sequence[str] | None) -> list[str]:
+    """The words with `--resume auto` as one: as an option with a value, plain `--resume` would take the next word."""
+    words: list[str] = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if word == "auto" and words[-1:] == ["--resume"]:
+            words[-1] = "--resume-auto"
+        else:
+            words.append("--resume-auto" if word == "--resume=auto" else word)
+    return words
 
 
 def add_runs_option(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mae_transfer.cli.exit import RESUME, exit_code, new_parser
+from mae_transfer.cli.exit import RESUME, add_resume_option, exit_code, new_parser, resume_auto
 from mae_transfer.errors import EXIT_DONE
 from mae_transfer.runs.tasks import task_card
 
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--subset", type=int, help="use only this many images of each split, always the same ones")
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--output", help="folder of the run; default: a name under results/runs/ made from the options")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    add_resume_option(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate again what the output folder holds")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument(
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return exit_code(lambda: run(build_parser().parse_intermixed_args(argv)), after_ctrl_c=RESUME)
+    return exit_code(lambda: run(build_parser().parse_intermixed_args(resume_auto(argv))), after_ctrl_c=RESUME)
 
 
 def run(args: argparse.Namespace) -> int:

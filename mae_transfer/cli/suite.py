@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         print(matrix(), end="\n\n")
         for run in runs:
             if not run.place.record.exists():
-                command = run.command(resume=run.place.begun, processes=max(1, gpus) if card.here else 1)
+                command = run.command(max(1, gpus) if card.here else 1)
                 print(f"# {run.title}\n{shlex.join(command)}")
         return EXIT_DONE
     launcher = make_launcher(args, output, gpus, visible, slurm)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mae_transfer.backbones import registry
 from mae_transfer.backbones.plugins import plugin_names
-from mae_transfer.cli.exit import RESUME, exit_code, new_parser
+from mae_transfer.cli.exit import RESUME, add_resume_option, exit_code, new_parser, resume_auto
 from mae_transfer.errors import EXIT_DONE, UserError
 from mae_transfer.runs.tasks import check_transfers, task_cards
 from mae_transfer.tasks.card import TaskCard
@@ -55,6 +55,8 @@ examples:
         --shots 5 --draws 3
   go on after a stop; evaluate again what a run has trained:
     mae-transfer transfer <the same options> --resume
+  the same command for the start and for every restart, here by torchrun after a failure:
+    torchrun --max-restarts 3 --nproc-per-node 8 -m mae_transfer transfer <the same options> --resume auto
     mae-transfer transfer <the same options> --eval-only
   evaluate a classifier that was trained elsewhere, as it is:
     mae-transfer transfer --task imagenet --eval-only --checkpoint mae_finetuned_vit_base.pth --data /data/imagenet
@@ -116,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of the run, or that in which several runs have theirs; default: names under results/runs/ made "
         "from the options",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    add_resume_option(parser)
     parser.add_argument(
         "--eval-only",
         action="store_true",
@@ -149,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return exit_code(lambda: run(build_parser().parse_intermixed_args(argv)), after_ctrl_c=RESUME)
+    return exit_code(lambda: run(build_parser().parse_intermixed_args(resume_auto(argv))), after_ctrl_c=RESUME)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -80,7 +80,9 @@ def make_fabric(device: str, precision: str) -> Fabric:
     for module in KEEP_THE_GROUP if environment else ():
         importlib.import_module(module)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    ddp = DDPStrategy(process_group_backend="gloo" if accelerator == "cpu" else "nccl")
+    backend = "gloo" if accelerator == "cpu" else "nccl"
+    _meet_anew(backend)
+    ddp = DDPStrategy(process_group_backend=backend)
     fabric = Fabric(
         accelerator=accelerator,
         devices=per_node,
@@ -201,6 +203,23 @@ def _processes() -> tuple[ClusterEnvironment | None, int, int]:
         per_node = int(os.environ["SLURM_NTASKS_PER_NODE"])
         return SLURMEnvironment(auto_requeue=False), per_node, int(os.environ.get("SLURM_NNODES", "1"))
     return None, 1, 1
+
+
+def _meet_anew(backend: str) -> None:
+    """Make the process group of ranks that torchrun has started again on its one node.
+
+    They get the store of those before them, where their addresses still are, and would wait for processes that are
+    gone (seen with torch 2.14 and gloo): so their keys get a prefix. On several nodes the numbers of restarts may
+    differ; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each start a store of its own.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    one_node = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    if restart == "0" or not shared or not one_node or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    store, rank, world_size = next(iter(dist.rendezvous("env://")))
+    store = dist.PrefixStore(f"restart {restart}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def _precision(precision: str, accelerator: str) -> Precision:

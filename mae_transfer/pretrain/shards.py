@@ -31,7 +31,7 @@ from mae_transfer.data.identity import identify_members, known_names
 from mae_transfer.data.images import ImageError
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write, parse_json, user_path
+from mae_transfer.files import atomic_write, lacks_locks, parse_json, user_path
 
 _LOG = logging.getLogger(__name__)
 
@@ -314,5 +314,10 @@ def _locked(path: Path) -> Iterator[bool]:
         yield False
         return
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if not lacks_locks(error):
+                raise
+            _LOG.warning("%s: this file system has no locks; each process indexes the shards by itself", path.parent)
         yield True

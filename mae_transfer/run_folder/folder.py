@@ -5,14 +5,11 @@
     metrics.jsonl   one line per step, and one per evaluation during training
     log.txt         what is logged under `mae_transfer`
     checkpoints/    see checkpoints.py
-    run.lock        held while a process works here
+    run.lock        held while a process works here (lock.py)
 
-Only rank 0 has a run folder; the other ranks write nothing. The lock is a POSIX record lock: the kernel frees
-it when the process ends, however it ends, and loader processes forked from it do not inherit it (they would inherit
-`flock`, and keep a killed run's folder locked for the seconds they need to notice).
+Only rank 0 has a run folder; the other ranks write nothing.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -33,12 +30,10 @@ from mae_transfer.config.sections import RunConfig
 from mae_transfer.config.yaml import dump_yaml, read_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, remove_unfinished
+from mae_transfer.run_folder.lock import FolderLock
 from mae_transfer.run_folder.metrics import read_metrics
 
 _LOG = logging.getLogger("mae_transfer")
-# A record lock does not keep a process from locking twice, and closing ANY descriptor of the file gives it up: so a
-# folder that this process holds must not even be opened again.
-_held: set[Path] = set()
 _TEMPORARY = re.compile(r"\..+\.(json|npz|npy|png)\.[a-z0-9_]{8}")
 """Names that `atomic_write` gives."""
 
@@ -65,7 +60,7 @@ class RunFolder:
             )
         with _writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = self._take_lock()
+            self._lock = FolderLock(self.path)
         try:
             self._check_and_write_config(resume and has_config)
             remove_unfinished(self.checkpoints)
@@ -93,8 +88,7 @@ class RunFolder:
                 self._log.close()
         if self._metrics is not None:
             os.close(self._metrics)
-        os.close(self._lock)
-        _held.discard(self.path.resolve())
+        self._lock.release()
 
     def start_metrics(self, step: int) -> None:
         """Cut metrics.jsonl down to the lines of the first `step` steps, whole ones only, and open it to append.
@@ -125,19 +119,6 @@ class RunFolder:
         assert self._metrics is not None, "start_metrics comes first"
         with _writing(self.path / "metrics.jsonl"):
             os.fsync(self._metrics)
-
-    def _take_lock(self) -> int:
-        in_use = UserError(f"output folder {self.path} is in use by another run; wait for it or give another --output")
-        if self.path.resolve() in _held:
-            raise in_use
-        descriptor = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            os.close(descriptor)
-            raise in_use from error
-        _held.add(self.path.resolve())
-        return descriptor
 
     def _check_and_write_config(self, resume: bool) -> None:
         path = self.path / "config.yaml"

@@ -8,14 +8,16 @@ from torch import nn
 from mae_transfer.backbones.plugins import register_module
 from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.engine.distributed import make_fabric, shut_down
+from mae_transfer.engine.distributed import on_rank_zero, shut_down
 from mae_transfer.engine.progress import console
 from mae_transfer.files import user_path
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.names import check_output, default_output
+from mae_transfer.runs.plan import Run
 from mae_transfer.runs.resolve import resolve_config
-from mae_transfer.runs.run import run_task
-from mae_transfer.runs.tasks import check_transfers, make_task
+from mae_transfer.runs.series import make_fabrics, make_runs
+from mae_transfer.runs.state import Resume, State, state_of
+from mae_transfer.runs.tasks import check_transfers
 from mae_transfer.runs.unread import refuse_unread
 
 
@@ -31,7 +33,7 @@ def run_transfer(
     subset: int | None = None,
     seed: int | None = None,
     output: str | Path | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     eval_only: bool = False,
     engine: str | None = None,
     device: str | None = None,
@@ -43,6 +45,7 @@ def run_transfer(
 
     Args:
         backbone: a name, or a module of one's own (docs/extending/encoder.md), of which the run trains a copy.
+        resume: True goes on with the run in `output`; "auto" also starts it, or reads its record if it is done.
         allow_unread: take overrides without effect too, such as `probe.k=5` in fine-tuning.
         overrides: for any field of the configuration: `key=value` strings, or a mapping such as {"optim.lr": 4e-5}.
         progress: show progress on standard error.
@@ -85,7 +88,7 @@ def run_pretrain(
     subset: int | None = None,
     seed: int | None = None,
     output: str | Path | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     eval_only: bool = False,
     device: str | None = None,
     allow_unread: bool = False,
@@ -98,6 +101,7 @@ def run_pretrain(
         method: mae, beit, supervised, or dvae (which trains a tokenizer).
         backbone: vit_ti, vit_s, vit_b, vit_l or vit_h, with `_p8` and the like for another patch.
         tokenizer: kmeans, or a tokenizer's file or run folder, for a method that predicts tokens.
+        resume: as of `run_transfer`.
         allow_unread: take overrides without effect too.
         overrides: for any field of the configuration: `key=value` strings, or a mapping.
 
@@ -125,11 +129,17 @@ def run_pretrain(
     return _run(config, output, resume=resume, eval_only=eval_only, progress=progress)
 
 
-def _run(config: RunConfig, output: str | Path | None, *, resume: bool, eval_only: bool, progress: bool) -> RunRecord:
+def _run(config: RunConfig, output: str | Path | None, *, resume: Resume, eval_only: bool, progress: bool) -> RunRecord:
     check_output(output)
-    path = user_path(output) if output is not None else default_output(config)
-    fabric = make_fabric(config.device, config.train.precision)
+    run = Run(config, user_path(output) if output is not None else default_output(config))
+    fabrics = make_fabrics([run])
     with console() if progress else nullcontext():
-        record = run_task(fabric, make_task(config), path, resume=resume, eval_only=eval_only, progress=progress)
+        state: State = "stopped" if resume else "new"
+        if resume == "auto":
+            state = on_rank_zero(
+                fabrics[config.train.precision], lambda: state_of(run, resume=True, eval_only=eval_only)
+            )
+        (record,) = make_runs([run], [state], fabrics, eval_only=eval_only, progress=progress)
+    assert record is not None, "a run that diverges raises"
     shut_down()
     return record

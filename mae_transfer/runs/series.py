@@ -24,7 +24,7 @@ from mae_transfer.runs.names import data_places
 from mae_transfer.runs.plan import Run, plan_runs
 from mae_transfer.runs.run import check_run, run_task
 from mae_transfer.runs.same_data import check_same_data
-from mae_transfer.runs.state import State, state_of
+from mae_transfer.runs.state import Resume, State, state_of
 from mae_transfer.runs.tasks import make_task
 from mae_transfer.runs.trained import of_file
 
@@ -35,7 +35,7 @@ def run_series(
     task: str,
     backbone: str | None,
     *,
-    resume: bool = False,
+    resume: Resume = False,
     eval_only: bool = False,
     progress: bool = False,
     **options: Any,
@@ -43,8 +43,9 @@ def run_series(
     """Make the runs of `plan_runs(task, backbone, **options)`; their records.
 
     With `resume`, finished runs of a series are passed over, one that was stopped goes on, and the others start. A
-    series with several numbers of blocks ends with their curve, as a picture and as numbers. `eval_only` with a
-    checkpoint and no run folder evaluates a trained model (`trained.py`), whose file then tells the backbone.
+    series with several numbers of blocks ends with their curve, as a picture and as numbers. With `auto` the same goes
+    for a single run. `eval_only` with a checkpoint and no run folder evaluates a trained model (`trained.py`), whose
+    file then tells the backbone.
     """
     with console() if progress else nullcontext():
         backbone, options["protocol"], eval_only = of_file(
@@ -58,7 +59,7 @@ def run_series(
         runs = plan_runs(task, backbone, **options)
         fabrics = make_fabrics(runs)
         first = next(iter(fabrics.values()))
-        if len(runs) > 1:
+        if len(runs) > 1 or resume == "auto":
             states = on_rank_zero(first, lambda: [state_of(run, resume=resume, eval_only=eval_only) for run in runs])
         else:  # a run that is done is resumed too: it writes its record again
             states = ["stopped" if resume else "new"]
@@ -102,7 +103,7 @@ def make_runs(
     first = next(iter(fabrics.values()))
     task = _check_runs(runs, states, fabrics, eval_only=eval_only)
     for number, (run, state) in enumerate(zip(runs, states, strict=True), 1):
-        if len(runs) > 1 and first.is_global_zero:
+        if (len(runs) > 1 or state == "done") and first.is_global_zero:
             what = "finished before: " if state == "done" else ""
             point = f" ({run.point_label})" if run.point else ""
             _LOG.info("run %d of %d%s: %s%s", number, len(runs), point, what, run.path)

@@ -6,9 +6,12 @@ from mae_transfer.run_folder.folder import check_begun, check_free, check_same_r
 from mae_transfer.runs.plan import Run
 
 State = Literal["new", "stopped", "done"]
+Resume = bool | Literal["auto"]
+"""True: go on with what is there. `auto`: also start where there is nothing, and pass over a run that is done, so that
+one command serves for a start and for every restart."""
 
 
-def state_of(run: Run, *, resume: bool, eval_only: bool = False) -> State:
+def state_of(run: Run, *, resume: Resume, eval_only: bool = False) -> State:
     """The state of a run; UserError if its folder does not allow what is asked.
 
     Args:

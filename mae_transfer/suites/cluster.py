@@ -28,13 +28,11 @@ class RunJob:
     """What a job does on its node, in each of its tasks: the run as a process of its own.
 
     SLURM's warning (submitit asks for SIGUSR2) stops the run after its step, with a checkpoint; submitit then puts the
-    job back into the queue, to go on with --resume.
+    job back into the queue, to go on.
     """
 
     place: RunPlace
     command: tuple[str, ...]
-    resume: bool
-    """Decided once for all tasks: they would not see the folder at the same moment."""
     _process: subprocess.Popen | None = field(default=None, repr=False)
 
     def __call__(self) -> int:
@@ -44,7 +42,7 @@ class RunJob:
         log = self.place.log if rank == 0 else self.place.log.with_suffix(f".rank{rank}.log")
         with log.open("ab") as file:
             self._process = subprocess.Popen(
-                [*self.command, *(["--resume"] if self.resume else [])],
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -64,7 +62,7 @@ class RunJob:
             self._process.terminate()
             # Popen.wait would block on the lock that the interrupted poll may hold
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(replace(self, resume=self.place.begun, _process=None))
+        return DelayedSubmission(replace(self, _process=None))
 
     def _stop(self, number: int, frame: object) -> None:
         if self._process is not None:
@@ -136,7 +134,7 @@ class ClusterLauncher:
         return sys.maxsize if self._limit is None else self._limit - len(self._active)
 
     def start(self, runs: Sequence[tuple["SuiteRun", int]]) -> list["Job"]:
-        functions = [RunJob(run.place, tuple(run.command(resume=False)), run.place.begun) for run, _ in runs]
+        functions = [RunJob(run.place, tuple(run.command())) for run, _ in runs]
         starts = [run.place.log.stat().st_size if run.place.log.exists() else 0 for run, _ in runs]
         with self._executor.batch():
             submitted = [self._executor.submit(function) for function in functions]

@@ -18,7 +18,7 @@ class LocalJob:
         with self._log.open("ab") as log:
             self._start = log.tell()
             self._process = subprocess.Popen(
-                run.command(resume=run.place.begun, processes=processes),
+                run.command(processes),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -39,7 +39,7 @@ class SuiteRun:
     config: RunConfig
     place: RunPlace
     arguments: tuple[str, ...]
-    """Of the task's command line, all but --resume."""
+    """Of the task's command line, all but `--resume auto`."""
     needs: tuple[Path, ...] = ()
     """Folders of the runs that have to be done before."""
     point: Pairs = ()
@@ -50,13 +50,13 @@ class SuiteRun:
         point = " ".join(f"{key}={value}" for key, value in self.point)
         return " ".join(filter(None, (self.row, self.column, f"seed {self.seed}", point)))
 
-    def command(self, *, resume: bool, processes: int = 1) -> list[str]:
-        """What starts it: `processes` on this machine, under torchrun if more than one."""
+    def command(self, processes: int = 1) -> list[str]:
+        """What starts it or goes on with it: `processes` on this machine, under torchrun if more than one."""
         launcher = ["-m"]
         if processes > 1:
             launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
         name = "transfer" if task_card(self.config.task).transfers else "pretrain"
-        return [sys.executable, *launcher, "mae_transfer", name, *self.arguments, *(["--resume"] if resume else [])]
+        return [sys.executable, *launcher, "mae_transfer", name, *self.arguments, "--resume", "auto"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from mae_transfer.errors import UserError
-from mae_transfer.files import JSON, parse_json
+from mae_transfer.files import JSON, lacks_locks, parse_json
+from mae_transfer.run_folder.lock import is_owned
 from mae_transfer.run_folder.record import write_json
 
 State = Literal["done", "running", "failed", "stopped", "missing"]
@@ -102,7 +103,11 @@ def take_claim(place: RunPlace) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
-    return descriptor
+    except OSError as error:
+        if not lacks_locks(error):
+            os.close(descriptor)
+            raise UserError(f"cannot lock {place.claim}: {error.strerror}; change --output") from None
+    return descriptor  # without locks a run that two runners start is refused to one of them by its own folder
 
 
 def is_locked(path: Path) -> bool:
@@ -121,6 +126,10 @@ def is_locked(path: Path) -> bool:
         raise UserError(f"cannot read {path}: {error.strerror}; run the suite as the user whose folder it is") from None
     try:
         answer = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *ask)))
+    except OSError as error:
+        if not lacks_locks(error):
+            raise
+        return is_owned(path.parent)
     finally:
         os.close(descriptor)
     return answer[3 if sys.platform == "darwin" else 0] != fcntl.F_UNLCK
