@@ -24,8 +24,8 @@ def summary_table(records: Iterable[RunRecord], control: str) -> Table:
         head += [init_title(init), f"{init_title(init)} − {init_title(control)}"]
     rows = []
     comparison = Comparison(control)
-    keys = ["task", "task_title", "data", "data_fingerprint", "protocol", "recipe"]
-    for (_, title, data, _, protocol, _), of_task in table.groupby(keys, sort=True):
+    keys = ["task", "heading", "data", "data_fingerprint", "protocol", "recipe"]
+    for (_, heading, data, _, protocol, _), of_task in table.groupby(keys, sort=True):
         for metric, metric_title in dict(zip(of_task["metric"], of_task["metric_title"], strict=True)).items():
             groups = {group.init: group for group in reversed(comparable_runs(of_task[of_task["metric"] == metric]))}
             against = groups.get(control)
@@ -34,6 +34,6 @@ def summary_table(records: Iterable[RunRecord], control: str) -> Table:
                 group = groups.get(init)
                 cells.append(group.cell(metric) if group else MISSING)
                 cells.append(difference(group, against, metric, comparison) if group and against else MISSING)
-            name = data if data == title else f"{title}: {data}"
+            name = heading if data.lower() == heading.lower() else f"{heading}: {data}"
             rows.append((f"{name}{f', {protocol}' if protocol else ''}: {metric_title}", tuple(cells)))
     return Table("Transfer", NOTE, tuple(head), tuple(rows))
