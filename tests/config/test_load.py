@@ -109,6 +109,7 @@ def test_one_length_replaces_the_other() -> None:
     ("task", "backbone", "preset", "overrides", "expected"),
     [
         ("cocoo", "mae_vit_b", "full", [], "unknown task 'cocoo', did you mean coco?"),
+        ("COCO", "mae_vit_b", "full", [], "unknown task 'COCO', did you mean coco?"),
         ("coco", "mae_vit_bb", "full", [], "mae_vit_b"),
         ("coco", "mae_vit_b", "smok", [], "did you mean smoke?"),
         ("coco", "mae_vit_b", "full", ["lr=1"], "unknown config key 'lr', did you mean optim.lr?"),

@@ -18,7 +18,10 @@ class Tables(Mapping[str, pd.DataFrame]):
     """
 
     def __init__(self, tables: Sequence[Table]) -> None:
-        self._tables = {table.title: table for table in tables}
+        self._tables: dict[str, Table] = {}
+        for table in tables:  # tasks of two packages may share a title
+            same = sum(other.title == table.title for other in self._tables.values())
+            self._tables[f"{table.title} ({same + 1})" if same else table.title] = table
 
     def __getitem__(self, title: str) -> pd.DataFrame:
         return self._frame(title, lambda cell: float("nan") if cell.value is None else cell.value)

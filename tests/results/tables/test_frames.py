@@ -9,6 +9,8 @@ from support.paths import ROOT
 
 import mae_transfer as mt
 from mae_transfer.errors import UserError
+from mae_transfer.results.tables.frames import Tables
+from mae_transfer.results.tables.table import Table, number
 
 STUDY = ROOT / "results" / "small_study"
 
@@ -44,6 +46,13 @@ def test_a_notebook_shows_every_cell_and_a_program_reads_each() -> None:
     assert cells["n"].max() >= 3
     with pytest.raises(KeyError, match="did you mean ADE20K: ADE20K val"):
         tables[next(iter(tables)).lower()]
+
+
+def test_no_table_is_lost_to_another_of_its_title() -> None:
+    one, other = (Table("T", "", ("a", "b"), (("r", (number(value),)),)) for value in (1.0, 2.0))
+    tables = Tables([one, other])
+    assert [frame.loc["r", "b"] for frame in tables.values()] == [1.0, 2.0]
+    assert list(tables) == ["T", "T (2)"]
 
 
 def test_records_are_found_and_what_is_left_out_is_said(tmp_path: Path) -> None:
