@@ -47,7 +47,8 @@ def run_transfer(
         backbone: a name, or a module of one's own (docs/extending/encoder.md), of which the run trains a copy.
         resume: True goes on with the run in `output`; "auto" also starts it, or reads its record if it is done.
         allow_unread: take overrides without effect too, such as `probe.k=5` in fine-tuning.
-        overrides: for any field of the configuration: `key=value` strings, or a mapping such as {"optim.lr": 4e-5}.
+        overrides: for any field of the configuration: `key=value` strings, or a mapping such as
+            {"optim.lr": 4e-5} or {"optim": {"lr": 4e-5}}.
         progress: show progress on standard error.
 
     Returns:
