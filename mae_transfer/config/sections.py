@@ -4,7 +4,7 @@ Unknown keys and values out of range are errors (`load.py` turns them into one l
 live in `configs/`, each with its source; the defaults here are only those that are no part of a recipe.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -123,6 +123,9 @@ class TrainConfig(Section):
     """Also write TensorBoard event files (needs the `tensorboard` package)."""
 
 
+Workers: TypeAlias = Annotated[int, Field(ge=0)] | Literal["auto"]
+
+
 class DataSection(Section):
     """What the `data` sections of all tasks hold; a task adds its own."""
 
@@ -133,8 +136,9 @@ class DataSection(Section):
     on_bad_image: Annotated[Literal["error", "skip"], Role.EVALUATION] = "error"
     """What to do with an image that cannot be decoded; `skip` counts and reports them. A resume may change it, since a
     bad val image may be met only after the whole training."""
-    workers: Annotated[int, Role.OPERATIONAL] = Field(2, ge=0)
-    """Loader processes per device."""
+    workers: Annotated[Workers, Role.OPERATIONAL] = "auto"
+    """Loader processes per device; `auto` is the cores of the machine over its GPUs in use, 16 at most, and 2 on a CPU,
+    whose cores train."""
 
 
 class EvalSection(Section):

@@ -34,6 +34,8 @@ from mae_transfer.errors import UserError
 
 T = TypeVar("T")
 
+_on_host: dist.ProcessGroup | None = None
+
 KEEP_THE_GROUP = (
     "torch.distributed.nn.functional",
     "torch.distributed.optim.zero_redundancy_optimizer",
@@ -59,6 +61,7 @@ def make_fabric(device: str, precision: str) -> Fabric:
 
     UserError where the device or the processes asked for are not there.
     """
+    global _on_host
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={device!r}: must be auto, cpu or cuda (choose GPUs by CUDA_VISIBLE_DEVICES)")
     if device == "cuda" and not torch.cuda.is_available():
@@ -92,7 +95,18 @@ def make_fabric(device: str, precision: str) -> Fabric:
         plugins=[_precision(precision, accelerator), environment or LightningEnvironment()],
     )
     fabric.launch()
+    if fabric.world_size > 1 and backend == "nccl" and _on_host is None:
+        _on_host = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
     return fabric
+
+
+def host_group() -> dist.ProcessGroup | None:
+    """The group for objects that stay in host memory; None is the default group, gloo's own on a CPU.
+
+    It is made at the start: where gloo finds no network interface, a run fails before its first step and not in its
+    first evaluation.
+    """
+    return _on_host
 
 
 def check_eval_precision(fabric: Fabric, config: RunConfig) -> None:
@@ -185,6 +199,8 @@ def first_on_each_node(fabric: Fabric, function: Callable[[], T]) -> T:
 
 def shut_down() -> None:
     """Leave the process group, if there is one, and end its threads; at the end of a run that did not fail."""
+    global _on_host
+    _on_host = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mae_transfer.bars import Bar
-from mae_transfer.engine.loader import allow_open_files, init_worker
+from mae_transfer.config.sections import Workers
+from mae_transfer.engine.loader import allow_open_files, init_worker, loader_processes
 
 
 class EvalDataset(Protocol):
@@ -46,7 +47,7 @@ def evaluation_batches(
     dataset: EvalDataset,
     *,
     batch_size: int,
-    workers: int,
+    workers: Workers,
     fabric: Fabric,
     progress: bool,
     title: str = "evaluate",
@@ -56,13 +57,14 @@ def evaluation_batches(
     those of `mine`, in that order."""
     if mine is None:
         mine = range(fabric.global_rank, len(dataset), fabric.world_size)
-    if workers:
+    processes = loader_processes(workers, fabric.device)
+    if processes:
         allow_open_files()
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=mine,
-        num_workers=workers,
+        num_workers=processes,
         collate_fn=dataset.collate,
         pin_memory=fabric.device.type == "cuda",
         worker_init_fn=init_worker,

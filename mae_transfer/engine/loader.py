@@ -12,11 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
 
+import torch
+
+from mae_transfer.config.sections import Workers
 from mae_transfer.engine.signals import ignore_in_worker
 from mae_transfer.errors import UserError
 
 _reason = mmap.mmap(-1, 256)
 """Shared with the loader processes: why one of them could not send a batch, then zeros."""
+CORES = "MAE_TRANSFER_CORES"
+"""Environment variable: cores of a run that shares its machine with other runs of a suite."""
+MOST_PROCESSES = 16
+"""Of `data.workers=auto`: what frozen features of a ViT-B take on the fastest GPUs."""
 _FILES = "raise the limit of open files (ulimit -n 65536), or set data.workers=0"
 
 
@@ -30,6 +37,23 @@ def _cannot_send(error: Exception, batch: object) -> None:
     text = " ".join(str(error).split()).encode()[: len(_reason)]
     _reason[: len(text)] = text
     os._exit(1)
+
+
+def loader_processes(workers: Workers, device: torch.device) -> int:
+    """What `data.workers` comes to in this process; `auto` is its share of the cores that the run may use."""
+    if workers != "auto":
+        return workers
+    if device.type == "cpu":
+        return 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    of_run = int(os.environ.get(CORES) or cores)
+    if ranks := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun
+        of_run //= int(ranks)
+    elif of_rank := os.environ.get("SLURM_CPUS_PER_TASK"):
+        of_run = min(of_run, int(of_rank))
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        of_run //= int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
+    return max(1, min(of_run, MOST_PROCESSES))
 
 
 def allow_open_files() -> None:

@@ -24,9 +24,10 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from mae_transfer.config.schedule import Schedule, make_schedule
-from mae_transfer.config.sections import RunConfig
+from mae_transfer.config.sections import RunConfig, Workers
 from mae_transfer.engine.distributed import all_reduce, eval_precision, on_rank_zero
 from mae_transfer.engine.ema import make_ema
+from mae_transfer.engine.loader import loader_processes
 from mae_transfer.engine.noise import SampleNoise
 from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.engine.progress import Progress
@@ -85,14 +86,14 @@ def train(
     config: RunConfig,
     folder: RunFolder | None,
     *,
-    workers: int,
+    workers: Workers,
     resume: bool = False,
     origin: dict[str, Any] | None = None,
 ) -> TrainResult:
     """Train the model, which `task.build_model` made, to the end of the schedule.
 
     folder: the open run folder on rank 0, None on the other ranks (`run_folder.open_run_folder`).
-    workers: loader processes per rank; 0 loads in this process.
+    workers: loader processes per rank, or `auto`; 0 loads in this process.
     resume: go on from the newest checkpoint in the folder (from the start if there is none yet).
     origin: plain values that name the run and its backbone, kept in every checkpoint; a resumed run keeps its first.
     Raises UserError, DivergedError (a loss or the gradient is not finite; no update is made with it) and
@@ -148,7 +149,7 @@ def train(
     batches = load_batches(
         task.train_dataset,
         sampler,
-        workers=workers,
+        workers=loader_processes(workers, fabric.device),
         rank=fabric.global_rank,
         pin_memory=fabric.device.type == "cuda",
     )

@@ -14,6 +14,10 @@ from tqdm import tqdm
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1024**3
+LONG_WAIT = 0.2
+"""Share of a step's time spent in waiting for data from which on a line says so."""
+SETTLED, JUDGED = 20, 80
+"""Steps of a process that are left out, and those that the share is of."""
 
 
 class _Console(logging.Handler):
@@ -43,6 +47,7 @@ class Progress:
 
     def __init__(self, *, start: int, total: int, log_every: int) -> None:
         self._total, self._log_every = total, log_every
+        self._waits: list[float] = []
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -58,9 +63,23 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
+    def _advise(self, wait: float) -> None:
+        """One line if the steps behind the first few, while loader processes start, have waited long for data."""
+        self._waits.append(wait)
+        if len(self._waits) != SETTLED + JUDGED:
+            return
+        share = sum(self._waits[SETTLED:]) / JUDGED
+        if share > LONG_WAIT:
+            _LOG.warning(
+                "the last %d steps waited for data %.0f %% of their time: raise data.workers= if there are cores, else "
+                "put the data on a faster disk (docs/performance.md)",
+                *(JUDGED, 100 * share),
+            )
+
     def show(self, line: dict[str, Any], seconds_per_step: float) -> None:
         """Take the line of a step; `seconds_per_step` is the mean so far, for the time left."""
         step = line["step"]
+        self._advise(line["data_wait"])
         figures = {
             "loss": f"{line['loss']:.4f}",
             "lr": f"{line['lr']:.3g}",

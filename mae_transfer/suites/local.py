@@ -68,6 +68,9 @@ class LocalLauncher:
             self._environment["CUDA_VISIBLE_DEVICES"] = ""
             threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
             self._environment.setdefault("OMP_NUM_THREADS", str(threads))
+        elif jobs > 1:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            self._environment.setdefault("MAE_TRANSFER_CORES", str(max(1, cores // jobs)))
         self._free = groups[:jobs] if gpus else [""] * jobs
 
     def room(self) -> int:

@@ -17,6 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from mae_transfer.config.sections import Workers
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.engine.evaluation import EvalDataset, evaluation_batches
 from mae_transfer.errors import UserError
@@ -81,7 +82,7 @@ class ChunkStore:
         folder: "RunFolder | None",
         *,
         batch_size: int,
-        workers: int,
+        workers: Workers,
         progress: bool,
         beside: bool = False,
     ) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from support.paths import TOOLS
 
+from mae_transfer.engine.loader import loader_processes
 from mae_transfer.engine.signals import REPEAT
 
 RUN = [
@@ -105,3 +107,28 @@ def test_a_second_signal_ends_a_wait(second: signal.Signals) -> None:
     time.sleep(2 * REPEAT)
     process.send_signal(second)
     assert "said StoppedBySignal stopped at once by a second signal" in last_line(process)
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes"),
+    [
+        ({}, 16),
+        ({"LOCAL_WORLD_SIZE": "8"}, 8),
+        ({"LOCAL_WORLD_SIZE": "8", "SLURM_CPUS_PER_TASK": "64"}, 8),
+        ({"SLURM_CPUS_PER_TASK": "12", "SLURM_STEP_NUM_TASKS": "4"}, 12),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS_PER_NODE": "8"}, 8),
+        ({"MAE_TRANSFER_CORES": "16", "LOCAL_WORLD_SIZE": "2"}, 8),
+        ({"LOCAL_WORLD_SIZE": "100"}, 1),
+    ],
+)
+def test_loader_processes_are_a_share_of_the_cores(
+    environment: dict[str, str], processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_CPUS_PER_TASK", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert loader_processes("auto", torch.device("cuda")) == processes
+    assert loader_processes("auto", torch.device("cpu")) == 2
+    assert loader_processes(0, torch.device("cuda")) == 0

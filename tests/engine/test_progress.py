@@ -28,3 +28,13 @@ def test_lines_of_every_nth_step_and_the_last(capsys: pytest.CaptureFixture[str]
         *("img/s 12.5", "data 10%", "mem 2.00GiB", "eta 00:08"),
     ]
     assert logging.getLogger("mae_transfer").handlers == before
+
+
+def test_one_line_if_steps_wait_long_for_data(caplog: pytest.LogCaptureFixture) -> None:
+    for wait, said in ((0.1, 0), (0.5, 1)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), Progress(start=0, total=300, log_every=1000) as progress:
+            for step in range(1, 300):
+                progress.show(LINE | {"step": step, "data_wait": 1.0 if step <= 20 else wait}, 2.0)
+        assert caplog.text.count("waited for data 50 % of their time: raise data.workers=") == said
+        assert len(caplog.records) == said

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from mae_transfer.config.sections import Workers
 from mae_transfer.engine.distributed import all_reduce, gather_objects
 from mae_transfer.engine.evaluation import EvalDataset, evaluating, evaluation_batches
 from mae_transfer.errors import UserError
@@ -68,7 +69,7 @@ def count(
     fabric: Fabric,
     *,
     batch_size: int,
-    workers: int,
+    workers: Workers,
     progress: bool,
     title: str = "evaluate",
     classes: Tensor | None = None,

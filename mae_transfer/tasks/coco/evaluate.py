@@ -12,7 +12,7 @@ import gc
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from lightning_fabric import Fabric
 from torch import nn
 
+from mae_transfer.engine.distributed import host_group
 from mae_transfer.engine.evaluation import evaluating, evaluation_batches
 from mae_transfer.files import atomic_write
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
@@ -67,14 +68,13 @@ def evaluate(
     if fabric.world_size == 1:
         return _finish(mine, dataset, config, predictions_path)
     # Through host memory: object collectives over NCCL need the GPU and its synchronisation.
-    group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+    group = host_group()
     parts: list[list[ImageDetections]] | None = [[]] * fabric.world_size if fabric.global_rank == 0 else None
     dist.gather_object(mine, parts, dst=0, group=group)
     metrics: list[dict[str, float]] = [{}]
     if parts is not None:
         metrics = [_finish([image for part in parts for image in part], dataset, config, predictions_path)]
     dist.broadcast_object_list(metrics, src=0, group=group)
-    dist.destroy_process_group(group)
     return metrics[0]
 
 
