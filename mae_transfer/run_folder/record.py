@@ -19,6 +19,8 @@ from mae_transfer.run_folder.old_schemas import upgrade
 from mae_transfer.run_folder.schema import OLD_REQUIRED, READABLE, REQUIRED, SCHEMA, SUMMARY, WHOLE, RunRecord
 from mae_transfer.run_folder.settings import settings_id
 
+RUNS = Path("results/runs")
+"""Where runs go that are given no folder."""
 FILE = "record.json"
 NO_RUNS = ("checkpoints", "features", "pictures")
 """Folders of a run that hold many files and no other run."""

@@ -14,9 +14,9 @@ from mae_transfer.config.roles import Role, keys, resumable
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.folder import changes, stored_config
+from mae_transfer.run_folder.record import RUNS
 
 _LOG = logging.getLogger(__name__)
-RUNS = Path("results/runs")
 
 
 def default_output(config: RunConfig, folder: Path = RUNS) -> Path:

@@ -9,8 +9,8 @@ from mae_transfer.files import user_path
 from mae_transfer.results.tables.build import build_tables
 from mae_transfer.results.tables.frames import Tables
 from mae_transfer.run_folder import record
+from mae_transfer.run_folder.record import RUNS
 from mae_transfer.run_folder.schema import RunRecord
-from mae_transfer.runs.names import RUNS
 from mae_transfer.runs.tasks import descriptions
 
 

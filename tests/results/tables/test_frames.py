@@ -1,6 +1,9 @@
 """Data frames say what the Markdown says: the same cells, the same numbers."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -46,6 +49,13 @@ def test_a_notebook_shows_every_cell_and_a_program_reads_each() -> None:
     assert cells["n"].max() >= 3
     with pytest.raises(KeyError, match="did you mean ADE20K: ADE20K val"):
         tables[next(iter(tables)).lower()]
+
+
+def test_tables_are_made_without_torch() -> None:
+    code = f"import sys; sys.modules['torch'] = None; import mae_transfer as mt; print(len(mt.tables({str(STUDY)!r})))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert int(done.stdout) == len(mt.tables(STUDY))
 
 
 def test_no_table_is_lost_to_another_of_its_title() -> None:
