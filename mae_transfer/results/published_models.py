@@ -27,6 +27,7 @@ class PublishedModel(BaseModel):
     file: str | None = None
     url: str | None = None
     digest: Annotated[str | None, Field(pattern="^(md5|sha256) [0-9a-f]{6,64}$")] = None
+    images: Annotated[int | None, Field(gt=0)] = None
     settings: dict[str, str | float | int | bool] = {}
 
 

@@ -28,21 +28,30 @@ _LOG = logging.getLogger(__name__)
 TIMEOUT = 10.0
 """Seconds to wait for an answer of the authors' address."""
 CHUNK = 1 << 20
+SHARES = ("top1", "top5")
+"""Metrics that are a share of images, so that a part of these tells of all."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A metric measured and expected, in percent; `interval` of what the whole benchmark would give, for a part."""
+    """A metric measured and expected, in percent.
+
+    `part`: of so many images, where the number is of more. `interval`: what all of them may give; None for a metric
+    that is no share of images, of which a part tells too little.
+    """
 
     metric: str
     measured: float
     expected: float
     tolerance: float
+    part: int | None = None
     interval: Interval | None = None
 
     @property
     def agrees(self) -> bool:
         """On the whole benchmark to the tolerance; on a part if the interval and the tolerance reach the number."""
+        if self.part and self.interval is None:
+            return False
         low, high = (self.measured,) * 2 if self.interval is None else (self.interval.low, self.interval.high)
         return low - self.tolerance - 1e-9 <= self.expected <= high + self.tolerance + 1e-9
 
@@ -50,6 +59,8 @@ class Verdict:
         verdict = "agrees" if self.agrees else "DIFFERS"
         found = f"{self.metric}: measured {self.measured:.3f}, expected {self.expected:.3f}"
         found += f", difference {self.measured - self.expected:+.3f}"
+        if self.part and self.interval is None:
+            return f"{found}: NO VERDICT on a part of {self.part} images; evaluate all of them"
         if self.interval is None:
             return f"{found}: {verdict} (tolerance {self.tolerance:g})"
         within = f"95 % interval of the whole {self.interval.low:.2f} to {self.interval.high:.2f}"
@@ -81,6 +92,9 @@ def verify(
         UserError: no weights, and all that an evaluation refuses.
     """
     check_output(output)
+    others = [metric for metric in model.metrics if metric not in SHARES]
+    if images is not None and others:
+        raise UserError(f"--images {images}: a part of the images has no interval for {others[0]}; leave it out")
     with console() if progress else nullcontext():
         path = _weights(name, model, checkpoint, download)
         same_file = None if path is None else _is_published(path, model)
@@ -118,20 +132,21 @@ def verify(
 
 
 def compare(model: PublishedModel, record: RunRecord) -> list[Verdict]:
-    """The verdicts on a record, a metric each; on a part of the benchmark with its interval."""
+    """The verdicts on a record, a metric each; on a part of the images that the numbers are of with its interval."""
     benchmark, data = task_card(model.task).benchmark, record["data"]
-    whole = benchmark is not None and data["name"] == benchmark.title
     images = data.get("val_images", 0) - len(data.get("skipped_files") or ())
+    of = model.images or (images if benchmark is None else benchmark.val_images)
+    part = None if images == of else images
     found = []
     for metric, expected in model.metrics.items():
         measured = record["metrics"].get(metric)
         if measured is None:
             raise UserError(f"{model.task} measures no {metric}, which the list expects; correct the list")
-        of = None if benchmark is None else benchmark.val_images
-        interval = None if whole or benchmark is None else wilson_interval(measured / 100, images, of)
-        if interval is not None:
-            interval = Interval(100 * interval.low, 100 * interval.high)
-        found.append(Verdict(metric, measured, expected, model.tolerance, interval))
+        interval = None
+        if part is not None and metric in SHARES:
+            share = wilson_interval(measured / 100, part, of)
+            interval = Interval(100 * share.low, 100 * share.high)
+        found.append(Verdict(metric, measured, expected, model.tolerance, part, interval))
     return found
 
 

@@ -6,6 +6,8 @@ STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100",
 """The twelve numbers of COCO's evaluation, in its order, for boxes and for masks."""
 
 BENCHMARK = Benchmark("COCO val2017", train_images=118287, val_images=5000, classes=80)
+CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+"""The ids of COCO's 80 classes, in the order of a detector's outputs."""
 _CODE, _CONFIG = "mae_transfer.tasks.coco.protocols", "mae_transfer.tasks.coco.protocols.config"
 
 PROTOCOLS = (
@@ -24,6 +26,13 @@ PROTOCOLS = (
         frozen=True,
         config=f"{_CONFIG}:FrozenConfig",
         about="pyramid and heads on a frozen encoder",
+    ),
+    Protocol(
+        "trained",
+        "trained_vitdet",
+        f"{_CODE}.trained:Trained",
+        config=f"{_CONFIG}:TrainedConfig",
+        about="a detector that was trained elsewhere, evaluated",
     ),
 )
 """In the order of the tables."""

@@ -48,12 +48,16 @@ EXPECTED = (
 )
 
 
-def resolve_paths(config: DataConfig) -> CocoPaths:
+def resolve_paths(config: DataConfig, *, train: bool = True) -> CocoPaths:
     """The four paths of a data set, each its own setting or its place in the COCO 2017 layout below `root`.
 
-    Raises UserError that says which is missing and what is expected, unless all exist.
+    Raises UserError that says which is missing and what is expected, unless all exist. Without `train` those of the
+    training are the validation's.
     """
-    return CocoPaths(**find_paths(config, LAYOUT, EXPECTED))
+    if train:
+        return CocoPaths(**find_paths(config, LAYOUT, EXPECTED))
+    val = find_paths(config, {key: place for key, place in LAYOUT.items() if key.startswith("val_")}, EXPECTED)
+    return CocoPaths(val["val_json"], val["val_images"], **val)
 
 
 class _CocoImages(ImageDataset[Image.Image]):

@@ -14,7 +14,7 @@ from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.card import load_object
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories, check_same_kind
-from mae_transfer.tasks.coco.card import BENCHMARK, CARDS
+from mae_transfer.tasks.coco.card import BENCHMARK, CARDS, CATEGORY_IDS
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoPaths, CocoTrain, resolve_paths
 from mae_transfer.tasks.coco.evaluate import evaluate
@@ -56,20 +56,27 @@ class CocoTask(BaseTask):
         self.is_synthetic = data.root == SYNTHETIC
         if self.is_synthetic:
             data = data.model_copy(update={"root": str(cached_coco())})
-        paths = resolve_paths(data)
-        train, val = CocoAnnotations(paths.train_json), CocoAnnotations(paths.val_json)
-        warnings = check_files(train, paths.train_images, data.on_bad_image)
+        self.trains, with_train = self.protocol.trains, self.protocol.needs_training_images
+        paths = resolve_paths(data, train=with_train)
+        val = CocoAnnotations(paths.val_json)
+        train = CocoAnnotations(paths.train_json) if with_train else val
+        warnings = check_files(train, paths.train_images, data.on_bad_image) if with_train else []
         warnings += check_files(val, paths.val_images, data.on_bad_image)
         check_same_categories(train, val)
         self.num_classes, self.has_masks = len(train.names), train.has_masks
-        self.warnings = train.warnings + val.warnings + warnings
+        self.warnings = (train.warnings if with_train else []) + val.warnings + warnings
         self.train_dataset = CocoTrain(train, paths.train_images, data, seed=config.seed, subset=config.subset)
         self.eval_dataset = CocoEval(val, paths.val_images, data, subset=config.subset, images=config.eval.images)
         if not val.num_objects[self.eval_dataset.indices].any():
             raise UserError(f"{paths.val_json}: no val image has an object that is no crowd; nothing to evaluate")
         self.warnings += check_same_kind(train, val)
-        self._summary = self._summarise(paths, (len(train), len(val)))
-        self.warnings += note_overlap(self._summary, self.train_dataset, self.eval_dataset)
+        sizes = (len(train) if with_train else BENCHMARK.train_images, len(val))
+        self._summary = self._summarise(paths, sizes)
+        if with_train:
+            self.warnings += note_overlap(self._summary, self.train_dataset, self.eval_dataset)
+        elif tuple(val.category_ids) != CATEGORY_IDS:
+            order = f"{len(val.names)} classes in the order of their ids, {val.names[0]} to {val.names[-1]}"
+            self.warnings.append(f"the detector's outputs are taken as {order}; no file says so")
 
     def _summarise(self, paths: CocoPaths, sizes: tuple[int, int]) -> dict[str, object]:
         """Name, fingerprints and image counts, for the run record. A part is an annotation file and the images that are
@@ -82,7 +89,8 @@ class CocoTask(BaseTask):
             names = [dataset.file_name(place) for place in range(len(dataset))]
             parts[split] = combine(hashlib.sha256(content).hexdigest(), identify(dataset.folder, names))
         digest.update(str(self.config.subset).encode())
-        train_images, val_images = len(self.train_dataset), len(self.eval_dataset)
+        val_images = len(self.eval_dataset)
+        train_images = len(self.train_dataset) if self.protocol.needs_training_images else 0
         data, whole = self.config.data, (BENCHMARK.train_images, BENCHMARK.val_images, BENCHMARK.classes)
         all_used = self.config.subset is None and val_images == sizes[1]
         if data.name is None and self.is_synthetic:
@@ -109,6 +117,11 @@ class CocoTask(BaseTask):
 
     def encoder_options(self, patch_size: int) -> dict[str, object]:
         return self.protocol.encoder_options(patch_size)
+
+    def build_encoder(self) -> "Encoder":
+        from mae_transfer.backbones.configured import encoder_of
+
+        return encoder_of(self.protocol.backbone(), self.encoder_options)
 
     def build_model(self, encoder: "Encoder") -> nn.Module:
         return self.protocol.build_model(encoder, self.num_classes, masks=self.has_masks)

@@ -32,7 +32,7 @@ from mae_transfer.tasks.coco.detectron2.names import (
 
 Form = Literal["detectron2", "mae_transfer"]
 
-_NOT_WEIGHTS = re.compile(r"pixel_(mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d+")
+NOT_WEIGHTS = re.compile(r"pixel_(mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d+")
 """Constants that older files of detectron2 hold and it leaves out itself (`DetectionCheckpointer._load_model`)."""
 
 
@@ -53,7 +53,7 @@ def convert(source: str | Path, out: str | Path, to: Form) -> list[str]:
     raw = files.read(file)
     averaged = isinstance(raw, dict) and raw.get("ema") is not None
     state, _ = unwrap(raw, str(file), "ema" if averaged else None)
-    left_out = sorted(name for name in state if _NOT_WEIGHTS.fullmatch(name)) if to == "mae_transfer" else []
+    left_out = sorted(name for name in state if NOT_WEIGHTS.fullmatch(name)) if to == "mae_transfer" else []
     state = {name: tensor for name, tensor in state.items() if name not in left_out}
     renamed = translate(state, to, str(file))
     content: dict[str, object] = {"model": {name: tensor.contiguous() for name, tensor in renamed.items()}}

@@ -27,6 +27,13 @@ class FrozenConfig(CocoConfig):
     probe: FrozenSection
 
 
+class TrainedConfig(CocoConfig):
+    """Of the protocol trained."""
+
+    protocol: Literal["trained"]
+    """As in `--protocol`."""
+
+
 class PartialModel(ModelConfig):
     """Of the protocol partial."""
 

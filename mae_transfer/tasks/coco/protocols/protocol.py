@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from torch import nn
 
-from mae_transfer.config.sections import OptimConfig
+from mae_transfer.config.sections import BackboneConfig, OptimConfig
 from mae_transfer.engine.contract import Contract
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.model import square_side
@@ -28,6 +28,9 @@ Config = TypeVar("Config", bound=CocoConfig)
 class Protocol(Contract, ABC, Generic[Config]):
     """A protocol of one run, made from its configuration."""
 
+    trains: ClassVar[bool] = True
+    needs_training_images: ClassVar[bool] = True
+    """Without, only the validation images and their annotations have to be there."""
     reads: ClassVar[tuple[str, ...]] = TRAINING
 
     def __init__(self, config: Config) -> None:
@@ -42,6 +45,10 @@ class Protocol(Contract, ABC, Generic[Config]):
             "abs_pos": model.abs_pos,
             "random_init": model.random_init,
         }
+
+    def backbone(self) -> BackboneConfig:
+        """The encoder to build, with its weights."""
+        return self.config.backbone
 
     @abstractmethod
     def build_model(self, encoder: "Encoder", num_classes: int, *, masks: bool) -> nn.Module:

@@ -1,0 +1,62 @@
+"""A detector that was trained elsewhere, evaluated as it is: ViTDet's released ones, detectron2's, and those made here.
+
+The file is a whole detector under the names of detectron2 (`.pkl`, `.pth`) or of this project. The recipe says which
+model it is, and every tensor has to fit: another depth of a head, a cascade, another pyramid or width is an error.
+Nothing is trained and no training image is read.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+from typing_extensions import override
+
+from mae_transfer.backbones.checkpoints import files
+from mae_transfer.backbones.checkpoints.exact import load_exactly
+from mae_transfer.backbones.checkpoints.report import fingerprint
+from mae_transfer.backbones.checkpoints.state_dict import unwrap
+from mae_transfer.config.sections import BackboneConfig
+from mae_transfer.errors import UserError
+from mae_transfer.tasks.coco.detectron2.convert import NOT_WEIGHTS, translate
+from mae_transfer.tasks.coco.detectron2.names import options_of
+from mae_transfer.tasks.coco.protocols.config import TrainedConfig
+from mae_transfer.tasks.coco.protocols.finetune import Finetune
+
+if TYPE_CHECKING:
+    from mae_transfer.backbones.encoder import Encoder
+
+
+class Trained(Finetune[TrainedConfig]):
+    trains = False
+    needs_training_images = False
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    @override
+    def backbone(self) -> BackboneConfig:
+        """Built without weights: the file of the detector brings those of the encoder too."""
+        return self.config.backbone.model_copy(update={"checkpoint": None, "weights": "random"})
+
+    @override
+    def build_model(self, encoder: "Encoder", num_classes: int, *, masks: bool) -> nn.Module:
+        checkpoint = self.config.backbone.checkpoint
+        if checkpoint is None:
+            raise UserError("the protocol trained evaluates a detector's file; pass it as --checkpoint")
+        model = super().build_model(encoder, num_classes, masks=masks)
+        path = files.find(checkpoint)
+        source, raw = str(path), files.read(path)
+        state, ignored = unwrap(raw, source, self.config.backbone.checkpoint_key)
+        constants = {name: "constant that is no weight" for name in state if NOT_WEIGHTS.fullmatch(name)}
+        state = {name: tensor for name, tensor in state.items() if name not in constants}
+        theirs = any(name.startswith("backbone.") for name in state)
+        if theirs:
+            state = translate(state, "mae_transfer", source)
+        cascade = options_of(state)["stages"] > 0
+        if cascade != self.config.model.cascade:
+            kind = "a cascade" if cascade else "no cascade"
+            other = "trained_vitdet_cascade" if cascade else "trained_vitdet"
+            raise UserError(f"checkpoint {source}: is {kind}, unlike the recipe {self.config.recipe}: recipe={other}")
+        load_exactly(model, state, source, f"the detector of recipe {self.config.recipe} of {num_classes} classes")
+        report = encoder.load_report
+        report.source, report.layout = source, "detectron2 detector" if theirs else "mae_transfer detector"
+        report.loaded, report.ignored, report.new = sorted(state), ignored | constants, {}
+        report.fingerprint = fingerprint(state)
+        return model
