@@ -53,6 +53,9 @@ examples:
   five shots a class, three draws of them:
     mae-transfer transfer --task folder --backbone mae_vit_b --data ./my_images --protocol logreg \\
         --shots 5 --draws 3
+  one, two, five and ten percent of COCO's training images, the five published folds of each:
+    mae-transfer transfer --task coco --backbone mae_vit_b --data /data/coco --fraction 1,2,5,10 --draws 5 \\
+        data.fraction_rule=mmdetection
   go on after a stop; evaluate again what a run has trained:
     mae-transfer transfer <the same options> --resume
   the same command for the start and for every restart, here by torchrun after a failure:
@@ -109,7 +112,12 @@ def build_parser() -> argparse.ArgumentParser:
         "probe, or on dense tasks none; a list such as 1,2,4, or curve for all of MAE Figure 9",
     )
     parser.add_argument("--shots", type=int, help="image classification: train on this many images of each class")
-    parser.add_argument("--draws", type=int, help="with --shots: a run for each of this many draws; default: 1")
+    parser.add_argument(
+        "--fraction", help="train on this percent of the training images; a list such as 1,2,5,10,100 is a run each"
+    )
+    parser.add_argument(
+        "--draws", type=int, help="with --shots or --fraction: a run for each of this many draws; default: 1"
+    )
     parser.add_argument("--preset", default="full", help="full (the published recipe), mini or smoke; default: full")
     parser.add_argument("--subset", type=int, help="use only this many images of each split, always the same ones")
     parser.add_argument("--seed", type=int, help="default: 0")

@@ -141,6 +141,15 @@ class DataSection(Section):
     whose cores train."""
 
 
+class LabelledSection(DataSection):
+    """What the `data` sections of tasks hold that can train on few of the labelled images."""
+
+    fraction: float | None = Field(None, gt=0, lt=100)
+    """Few labels (`--fraction`): train on this percentage of the training images."""
+    draw: Annotated[int, Role.COMPARED] = Field(0, ge=0)
+    """Which draw of few labels; every draw is the same on every machine, and holds that of fewer labels."""
+
+
 class EvalSection(Section):
     """What the `eval` sections of all tasks hold; a task adds its own."""
 

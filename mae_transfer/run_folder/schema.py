@@ -45,6 +45,8 @@ class DataSummary(TypedDict):
     draw: NotRequired[Count]
     blind: NotRequired[FiniteFloat | None]
     skipped_files: NotRequired[list[str]]
+    whole_fingerprint: NotRequired[str]
+    """Of the data that few labels are a part of: the fingerprint of a run on all training images."""
     overlap: NotRequired[Count]
     """Val images that are training images too."""
 

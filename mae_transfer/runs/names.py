@@ -75,14 +75,16 @@ def check_output(output: str | Path | None) -> None:
 
 
 def run_label(config: RunConfig) -> str:
-    """Label of a run among those of a series: protocol, blocks, shots and draw, or the method of a pre-training.
+    """Label of a run among those of a series: protocol, blocks, few labels and draw, or the method of a pre-training.
 
     Empty for a task without protocols.
     """
     values = flatten(config.model_dump(mode="json"))
-    blocks, shots = values.get("model.blocks"), values.get("data.shots")
-    return (
-        str(values.get("protocol") or values.get("method") or "")
-        + (f"-{blocks:g}blocks" if blocks is not None else "")
-        + (f"-{shots}shot-draw{values['data.draw']}" if shots is not None else "")
-    )
+    blocks, shots, fraction = (values.get(key) for key in ("model.blocks", "data.shots", "data.fraction"))
+    parts = [
+        str(values.get("protocol") or values.get("method") or ""),
+        f"{blocks:g}blocks" if blocks is not None else "",
+        f"{shots}shot-draw{values['data.draw']}" if shots is not None else "",
+        f"{fraction:g}percent-draw{values['data.draw']}" if fraction is not None else "",
+    ]
+    return "-".join(filter(None, parts))

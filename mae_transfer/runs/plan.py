@@ -1,6 +1,6 @@
 """Several runs from one command: the one planner under series, searches and suites.
 
-An axis is a list of choices: protocols, numbers of blocks, draws of few shots, the values of a recipe's search. A run
+An axis is a list of choices: protocols, numbers of blocks, draws of few labels, the values of a recipe's search. A run
 is one choice of each axis. Every configuration is resolved here, before any run starts.
 """
 
@@ -69,6 +69,7 @@ def plan_runs(
     protocol: str | None = None,
     blocks: str | None = None,
     shots: int | None = None,
+    fraction: str | None = None,
     draws: int | None = None,
     search: bool = False,
     output: str | Path | None = None,
@@ -83,7 +84,8 @@ def plan_runs(
         protocol: names with commas between them.
         blocks: numbers with commas between them, or `curve`: a run of the protocol partial each, 0 being the linear
             probe of classification.
-        draws: runs with data.draw = 0 .. draws - 1.
+        fraction: percentages of the training images with commas between them, a run each; 100 is all of them.
+        draws: runs with data.draw = 0 .. draws - 1, for each number of shots or percentage.
         search: a run for every combination of values that the recipe's section `search` names for the preset; an
             override of a searched key fixes it, or is a list of values to try instead.
         output: the folder of a single run, or the folder that has the folders of several.
@@ -97,15 +99,17 @@ def plan_runs(
     check_output(output)
     output = None if output is None else user_path(output)
     card, given = task_card(task), parse_overrides(overrides)
-    if search and (blocks is not None or shots is not None or draws is not None):
-        raise UserError("--search makes a run for each value of a grid; leave out --blocks, --shots and --draws")
+    if search and any(option is not None for option in (blocks, shots, fraction, draws)):
+        raise UserError(
+            "--search makes a run for each value of a grid; leave out --blocks, --shots, --fraction and --draws"
+        )
     variants = _protocols(card, backbone, protocol, blocks, dict(given))
     _check_reach([choice.protocol or "" for choice in variants], given)
     points = _search_points(card, backbone, protocol, options, given) if search else [()]
     tried = {key for key, _ in points[0]}
     asked = [key for key, _ in given]
     given = [(key, value) for key, value in given if key not in tried]  # lists of values are in the points
-    draws_of = _draws(card, shots, draws)
+    draws_of = _draws(card, shots, fraction, draws)
     if len(variants) * len(points) * len(draws_of) > MOST_RUNS:
         raise UserError(f"these options ask for more than {MOST_RUNS} runs; make them in parts")
     planned: dict[str, tuple[RunConfig, Pairs]] = {}
@@ -158,16 +162,41 @@ def _protocols(
     return choices
 
 
-def _draws(card: TaskCard, shots: int | None, draws: int | None) -> list[Pairs]:
-    if (shots is not None or draws is not None) and "data.shots" not in _keys(card):
-        raise UserError(f"--shots and --draws are for image classification, not for the task {card.name}")
-    if draws is not None and (shots is None or draws < 1):
-        raise UserError("--draws goes with --shots, and is 1 or more")
+def _draws(card: TaskCard, shots: int | None, fraction: str | None, draws: int | None) -> list[Pairs]:
+    """Few labels: the values of `data.shots` or `data.fraction` with each of their draws."""
+    for option, value, key in (("--shots", shots, "data.shots"), ("--fraction", fraction, "data.fraction")):
+        if value is not None and key not in _keys(card):
+            what = "image classification" if shots is not None else "tasks that have data.fraction"
+            raise UserError(f"{option} is for {what}, not for the task {card.name}")
+    if shots is not None and fraction is not None:
+        raise UserError("--shots and --fraction: give one of them")
+    if draws is not None and ((shots is None and fraction is None) or draws < 1):
+        raise UserError("--draws goes with --shots or --fraction, and is 1 or more")
     if draws is not None and draws > MOST_RUNS:
         raise UserError(f"--draws {draws}: at most {MOST_RUNS}")
-    if shots is None:
-        return [()]
-    return [(("data.shots", shots), ("data.draw", draw)) for draw in range(draws or 1)]
+    found: list[Pairs] = []
+    for percent in parse_fractions(fraction) if fraction is not None else []:
+        of_percent = range(draws or 1) if percent < 100 else []
+        found += [(("data.fraction", percent), ("data.draw", draw)) for draw in of_percent] or [()]
+    if shots is not None:
+        found = [(("data.shots", shots), ("data.draw", draw)) for draw in range(draws or 1)]
+    return found or [()]
+
+
+def parse_fractions(text: str) -> list[float]:
+    """'1' or '1,2,5,10,100' -> percentages above 0 and up to 100."""
+    numbers = []
+    for part in str(text).split(","):
+        try:
+            number = float(part)
+        except ValueError:
+            number = 0.0
+        if not 0 < number <= 100:
+            raise UserError(
+                f"--fraction {part.strip()}: give percent of the training images, such as 1 or 1,2,5,10,100"
+            )
+        numbers.append(number)
+    return numbers
 
 
 def _keys(card: TaskCard) -> list[str]:

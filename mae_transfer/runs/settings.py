@@ -28,6 +28,8 @@ def make_settings(
         del settings["backbone.window_rope"]  # younger than the settings ids of earlier runs, all of which had this
     if settings.get("eval.images", "") is None:
         del settings["eval.images"]  # likewise
+    if settings.get("data.fraction") is None:  # younger too
+        settings = {key: value for key, value in settings.items() if not key.startswith("data.fraction")}
     if spec is not None and spec.pos_resampling != "bicubic":
         native = {spec.img_size} if isinstance(spec.img_size, int) else {*spec.img_size}
         size = settings.get("data.image_size")

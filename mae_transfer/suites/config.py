@@ -64,6 +64,8 @@ class TaskEntry(_Named):
     blocks: str | None = None
     """As --blocks of run_transfer.py, for the protocol partial."""
     shots: int | None = Field(None, ge=1)
+    fraction: str | float | None = None
+    """As --fraction of run_transfer.py: percent of the training images, several with commas."""
     draws: int | None = Field(None, ge=1)
     search: bool = False
     """A run for every combination of the recipe's section `search`."""

@@ -15,7 +15,10 @@ from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.resolve import backbone_spec
 from mae_transfer.suites.plan import SuiteRun
 
-ALIKE = ("method", "protocol", "model.blocks", "data.shots", "data.image_size", "train.global_batch", "train.precision")
+ALIKE = (
+    *("method", "protocol", "model.blocks", "data.shots", "data.fraction", "data.image_size"),
+    *("train.global_batch", "train.precision"),
+)
 SKIPPED = 2
 """Of a run's own steps, the first ones that are not counted: they wait for loaders and compilers."""
 

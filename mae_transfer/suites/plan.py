@@ -201,6 +201,7 @@ class _Planner:
                         protocol=",".join(task.protocols) or None,
                         blocks=task.blocks,
                         shots=task.shots,
+                        fraction=None if task.fraction is None else str(task.fraction),
                         draws=task.draws,
                         search=task.search,
                         folder=self.output,
@@ -332,8 +333,8 @@ def _own_arguments(config: RunConfig) -> list[str]:
     arguments = _option("--protocol", values.get("protocol"))
     if values.get("protocol") == "partial":
         arguments += _option("--blocks", values["model.blocks"])
-    if values.get("data.shots") is not None:
-        arguments += [f"data.shots={values['data.shots']}", f"data.draw={values['data.draw']}"]
+    few = [key for key in ("data.shots", "data.fraction") if values.get(key) is not None]
+    arguments += [f"{key}={values[key]}" for key in (*few, "data.draw") if few]
     return arguments
 
 

@@ -236,8 +236,8 @@ def test_bad_options_are_one_line_before_any_run(
     [
         ("coco", ["--protocol", "linear"], "unknown protocol 'linear'; protocols of coco: finetune, partial, frozen"),
         ("ade20k", ["--protocol", "attentive"], "unknown protocol 'attentive'; protocols of ade20k: upernet, linear"),
-        ("coco", ["--shots", "2"], "--shots and --draws are for image classification, not for the task coco"),
-        ("ade20k", ["--shots", "2"], "--shots and --draws are for image classification, not for the task ade20k"),
+        ("coco", ["--shots", "2"], "--shots is for image classification, not for the task coco"),
+        ("ade20k", ["--shots", "2"], "--shots is for image classification, not for the task ade20k"),
     ],
 )
 def test_options_of_classification_are_refused_elsewhere(

@@ -1,4 +1,4 @@
-"""Plots over many runs: model size, cost, mask ratio (MAE Figure 5), trained blocks (Figure 9). No torch.
+"""Plots over many runs: model size, cost, few labels, mask ratio (MAE Figure 5), trained blocks (Figure 9). No torch.
 
 All are made from the long table. Points are means over seeds and draws with the standard deviation as error bars; runs
 of unlike settings are never averaged: they are series of their own. Presets and data sets have plots of
@@ -28,7 +28,8 @@ def comparison_plots(records: Iterable[RunRecord]) -> list[Plot]:
     """Every plot that has something to compare, in a fixed order, whatever the order of the records."""
     records = list(records)
     table = main_metrics(long_table(records))
-    plots = [*size_plots(table), *cost_plots(table), *partial_plots(table), *mask_ratio_plots(table, records)]
+    plots = [*size_plots(table), *cost_plots(table), *partial_plots(table), *fraction_plots(table)]
+    plots += mask_ratio_plots(table, records)
     plots = [plot for plot in plots if len({x for s in plot.series if not s.published for x in s.x}) > 1]
     return [_numbered(plot, plots[:i]) for i, plot in enumerate(plots)]
 
@@ -143,6 +144,46 @@ def partial_plots(table: pd.DataFrame) -> list[Plot]:
                 tuple(series),
                 ("blocks", str(group["metric"].iloc[0])),
                 tuple(sorted({x for s in series for x in s.x})),  # evenly spaced, as in the paper
+            )
+        )
+    return plots
+
+
+def fraction_plots(table: pd.DataFrame) -> list[Plot]:
+    """The metric over the percentage of the training images, with a point at 100 for runs on all of them.
+
+    Runs that differ in the percentage and its draw alone are a series; means are over draws and seeds.
+    """
+    own = ("data.fraction", "data.fraction_rule", "data_fingerprint")
+    like = [settings_id({k: v for k, v in settings.items() if k not in own}) for settings in table["settings"]]
+    rule = [settings.get("data.fraction_rule") or "" for settings in table["settings"]]
+    table = table.assign(like=pd.Series(like, index=table.index, dtype=object))
+    table = table.assign(rule=pd.Series(rule, index=table.index, dtype=object))
+    few, whole, plots = table[table["fraction"] < 100], table[table["fraction"] == 100], []
+    same = ["init", "size", "backbone", "weights", "like"]
+    keys: Any
+    for keys, group in few.groupby(["task", "protocol", "recipe", "preset", "whole_fingerprint", "metric"], sort=True):
+        *parts, fingerprint, metric = keys
+        series, names = [], list[str]()
+        found: list[Any] = list(group.groupby([*same, "rule"]))
+        for values, rows in sorted(found, key=lambda item: (_init_place(item[0][0]), item[0])):
+            all_of_it = whole[(whole["metric"] == metric) & (whole["whole_fingerprint"] == fingerprint)]
+            rows = pd.concat([rows, all_of_it[(all_of_it[same] == rows.iloc[0][same]).all(axis=1)]])
+            points = [(float(str(percent)), *_mean(at)) for percent, at in rows.groupby("fraction", sort=True)]
+            names.append(f"{init_title(values[0])} {values[2]}")
+            series.append(_series(_unique(names), points, key=values[0]))
+        stem = "-".join(filter(None, (*parts, metric, str(fingerprint)[:6]))).lower()
+        first = group.iloc[0]
+        about = _about(group).replace(f", {first['fraction']:g} % of the training images", "")
+        plots.append(
+            Plot(
+                f"fraction-{re.sub('[^a-z0-9]+', '-', stem)}",
+                f"Few labels: {about}",
+                "percent of the training images",
+                str(first["title"]),
+                tuple(series),
+                ("percent", str(metric)),
+                log_x=True,
             )
         )
     return plots

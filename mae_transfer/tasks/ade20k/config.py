@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mae_transfer.config.roles import Place, Role
-from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
+from mae_transfer.config.sections import EvalSection, LabelledSection, RunConfig, Section
 
 
-class PairsConfig(DataSection):
+class PairsConfig(LabelledSection):
     """Which images and masks: ADE20K's layout under `root`, or any folders by their own paths."""
 
     root: Place = None

@@ -12,6 +12,7 @@ from torch.utils.data import get_worker_info
 
 from mae_transfer.data.dataset import ImageDataset, collate
 from mae_transfer.data.decode import read_image
+from mae_transfer.data.fractions import hash_fraction
 from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.evaluation import EvalDataset
 from mae_transfer.engine.task import SampleKey
@@ -39,10 +40,18 @@ class EvalSplit(EvalDataset, Protocol):
 
 
 class Segmentation(ImageDataset[tuple[np.ndarray, np.ndarray]]):
-    """What the data sets share: which pairs, and how they are read."""
+    """What the data sets share: which pairs, and how they are read.
 
-    def __init__(self, pairs: Pairs, config: PairsConfig, subset: int | None) -> None:
-        super().__init__(pairs.image_folder, choose_subset(pairs.names, subset), config.on_bad_image)
+    Args:
+        few: train on `data.fraction` of the pairs; `whole` are those that it is taken of.
+    """
+
+    def __init__(self, pairs: Pairs, config: PairsConfig, subset: int | None, *, few: bool = False) -> None:
+        self.whole = chosen = choose_subset(pairs.names, subset)
+        if few and config.fraction is not None:
+            names = [pairs.names[i] for i in chosen.tolist()]
+            chosen = chosen[hash_fraction(names, config.fraction, config.draw)]
+        super().__init__(pairs.image_folder, chosen, config.on_bad_image)
         self.pairs = pairs
         self.pairs_config = config
         self.labels = Labels(config)
@@ -82,7 +91,7 @@ class Ade20kTrain(Segmentation):
     """
 
     def __init__(self, pairs: Pairs, config: DataConfig, *, seed: int, subset: int | None = None) -> None:
-        super().__init__(pairs, config, subset)
+        super().__init__(pairs, config, subset, few=True)
         self.config = config
         self.seed = seed
 

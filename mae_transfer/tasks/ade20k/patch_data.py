@@ -29,8 +29,8 @@ class PatchImages(Segmentation):
     (H, W), "size": (H, W), "file_name", "skipped"}.
     """
 
-    def __init__(self, pairs: Pairs, config: PatchesConfig) -> None:
-        super().__init__(pairs, config.data, config.subset)
+    def __init__(self, pairs: Pairs, config: PatchesConfig, *, few: bool = False) -> None:
+        super().__init__(pairs, config.data, config.subset, few=few)
         self.stretched = pair(config.data.image_size)
 
     def read(self, place: int) -> tuple[np.ndarray, np.ndarray]:

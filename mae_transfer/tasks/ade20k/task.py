@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mae_transfer.data.fractions import left_out, titled
 from mae_transfer.data.identity import combine
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.paths import set_name
@@ -18,7 +19,7 @@ from mae_transfer.tasks.ade20k.labels import class_names
 from mae_transfer.tasks.ade20k.pairs import Pairs, find_pairs
 from mae_transfer.tasks.ade20k.pictures import draw_pictures
 from mae_transfer.tasks.ade20k.protocols.protocol import Protocol
-from mae_transfer.tasks.ade20k.values import check_values
+from mae_transfer.tasks.ade20k.values import check_values, classes_present
 from mae_transfer.tasks.card import load_object
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Ade20kTask(BaseTask):
         self.train_dataset = self.splits.train
         self.eval_dataset: EvalSplit = self.splits.val
         self.warnings += check_values(self.splits)
+        if data.fraction is not None:
+            self.warnings += left_out(self.class_names, classes_present(self.splits.train), data.fraction)
         self._summary = self._summarise(train, val)
         self.warnings += note_overlap(self._summary, *self.splits)
 
@@ -71,12 +74,15 @@ class Ade20kTask(BaseTask):
         return self._summary | {"skipped_files": sorted(skipped)}
 
     def _summarise(self, train: Pairs, val: Pairs) -> dict[str, Any]:
-        """Name, fingerprints and counts, for the run record. A part is the images and masks that are used of a split;
-        the fingerprint of names is of the names and sizes of all files, the classes and the subset."""
-        by_name = (train.names_fingerprint, val.names_fingerprint, self.class_names, self.config.subset)
+        """Name, fingerprints and counts, for the run record. A part is the images and masks that are used of a split,
+        whatever the fraction that is trained on, so that its draws share a fingerprint; the fingerprint of names is of
+        the names and sizes of all files, the classes and the subset."""
+        fraction = self.config.data.fraction
+        few = (self.config.subset,) if fraction is None else (self.config.subset, fraction)
+        by_name = (train.names_fingerprint, val.names_fingerprint, self.class_names, *few)
         splits = zip(("train", "val"), (train, val), self.splits, strict=True)
-        parts = {name: combine(pairs.identity(split.indices), self.class_names) for name, pairs, split in splits}
-        train_images, val_images = map(len, self.splits)
+        parts = {name: combine(pairs.identity(split.whole), self.class_names) for name, pairs, split in splits}
+        train_images, val_images = (len(split.whole) for split in self.splits)
         data, whole = self.config.data, (BENCHMARK.train_images, BENCHMARK.val_images, BENCHMARK.classes)
         sizes = (len(train), len(val), len(self.class_names))
         if data.name is None and self.is_synthetic:
@@ -87,13 +93,15 @@ class Ade20kTask(BaseTask):
             called = set_name(data, (data.train_images, data.train_masks, data.val_images, data.val_masks))
             name = f"{called} ({len(self.class_names)} classes, {train_images} train, {val_images} val images)"
         return {
-            "name": name,
-            "fingerprint": combine(parts, self.config.subset),
+            "name": titled(name, fraction),
+            "fingerprint": combine(parts, *few),
+            "whole_fingerprint": combine(parts, self.config.subset),
             "parts": parts,
             "names_fingerprint": combine(*by_name),
-            "train_images": train_images,
+            "train_images": len(self.splits.train),
             "val_images": val_images,
             "subset": self.config.subset,
+            "draw": self.config.data.draw,
         }
 
     def check_batches(self, sizes: Collection[int]) -> None:

@@ -46,6 +46,14 @@ def check_values(datasets: Sequence[Segmentation]) -> list[str]:
     return [describe(counts, read, config)]
 
 
+def classes_present(dataset: Segmentation) -> np.ndarray:
+    """Bool (K,): whether a pixel of one of the pairs has the class; of a large set `READ_AT_MOST` masks are read."""
+    values, _ = _count(dataset, dataset.indices[_spread(len(dataset), READ_AT_MOST)])
+    first = int(dataset.pairs_config.reduce_zero_label)
+    present: np.ndarray = values[first : first + dataset.pairs_config.num_classes] > 0
+    return present
+
+
 def find_fault(counts: np.ndarray, config: PairsConfig) -> str | None:
     """What explains that a class of the set never occurs, and what to do; None if nothing does.
 

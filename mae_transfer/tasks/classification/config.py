@@ -5,14 +5,14 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from mae_transfer.config.roles import Place, Role
-from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
+from mae_transfer.config.sections import EvalSection, LabelledSection, RunConfig, Section
 from mae_transfer.tasks.classification.protocols.config import ProbeConfig
 
 Resizing: TypeAlias = tuple[Literal["bicubic", "bilinear"], bool]
 """Interpolation, and whether an image is squashed into the square."""
 
 
-class DataConfig(DataSection):
+class DataConfig(LabelledSection):
     """The layout of the task's name under `root`, or lists of paths and labels."""
 
     root: Place = None
@@ -26,8 +26,6 @@ class DataConfig(DataSection):
     """Places365: which images to take where both are there; small ones are 256x256."""
     shots: int | None = Field(None, ge=1)
     """Few-shot: train on this many images of each class."""
-    draw: Annotated[int, Role.COMPARED] = Field(0, ge=0)
-    """Which draw of the few shots; every draw is the same on every machine, and holds that of fewer shots."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """Share of each class's training images that is set aside to choose by (heads, k, C), and not trained on."""
     image_size: int = Field(ge=16)
@@ -50,6 +48,12 @@ class DataConfig(DataSection):
     """Folder of ImageNet-Sketch."""
     imagenet_c: Annotated[str | None, Role.OPERATIONAL] = None
     """Folder of ImageNet-C."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_few(self) -> "DataConfig":
+        if self.shots is not None and self.fraction is not None:
+            raise ValueError("data.shots and data.fraction: give one of them")
+        return self
 
     @property
     def augments(self) -> bool:

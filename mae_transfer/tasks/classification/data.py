@@ -30,8 +30,8 @@ def choose_training_images(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Indices of the images to train on, of those set aside by `data.holdout`, and warnings; both sorted.
 
-    Decided by a hash of each name (few shots: of name and draw) within its class, never by a seed: the same images on
-    every machine, and fewer shots are a part of more.
+    Decided by a hash of each name (few labels: of name and draw) within its class, never by a seed: the same images on
+    every machine, and fewer labels are a part of more.
 
     Raises UserError when there are too few images to set any aside.
     """
@@ -41,6 +41,8 @@ def choose_training_images(
         chosen, short = _first_of_each_class(listing, chosen, lambda _: data.shots or 0, f"{data.draw}:")
         if short:
             warnings.append(f"{short} classes have fewer than data.shots={data.shots} training images; all are taken")
+    if data.fraction is not None and len(chosen):
+        chosen = _fraction_of_each_class(listing, chosen, data.fraction, data.draw)
     if data.holdout == 0:
         return chosen, np.empty(0, dtype=np.int64), warnings
     # a class with one image keeps it
@@ -52,6 +54,19 @@ def choose_training_images(
             "more shots, a larger --subset, or data.holdout=0 where the protocol allows it"
         )
     return np.setdiff1d(chosen, held), held, warnings
+
+
+def _fraction_of_each_class(listing: Listing, among: np.ndarray, percent: float, draw: int) -> np.ndarray:
+    """round(percent / 100 * n) of the n images of each class; UserError if a class has none left."""
+    counts = np.bincount(listing.labels[among])
+    least = int(counts[counts > 0].min())
+    if not round(percent / 100 * least):
+        first = int(np.flatnonzero(counts == least)[0])
+        raise UserError(
+            f"data.fraction={percent:g} leaves class number {first}, which has {least} training images, without one; "
+            f"give {100 / least:.3g} or more, or --shots"
+        )
+    return _first_of_each_class(listing, among, lambda n: round(percent / 100 * n), f"{draw}:")[0]
 
 
 def _first_of_each_class(

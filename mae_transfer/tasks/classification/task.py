@@ -8,6 +8,7 @@ from torch import nn
 
 from mae_transfer.backbones.grid import grid_of
 from mae_transfer.backbones.timm_vit import resolve
+from mae_transfer.data.fractions import titled
 from mae_transfer.data.identity import combine
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
@@ -104,10 +105,11 @@ class ClassificationTask(BaseTask):
         self.train_dataset = splits.train
 
     def _summarise(self, images: ImageSet) -> dict[str, object]:
-        """For the run record. What the protocols of a data set share: so the fingerprint holds the subset and the
-        shots, but not which draw of them, nor what a protocol sets aside to choose by."""
+        """For the run record. What the protocols of a data set share: so the fingerprint holds the subset, the
+        shots and the fraction, but not which draw of them, nor what a protocol sets aside to choose by."""
         data, train, val = self.config.data, self.image_splits.train, self.image_splits.val
         subset, shots = self.config.subset, data.shots
+        few = (shots,) if data.fraction is None else (shots, data.fraction)
         parts = {
             split: combine(listing.identity(choose_subset(listing.names, subset)), self.class_names)
             for split, listing in (("train", images.train), ("val", images.val))
@@ -117,9 +119,10 @@ class ClassificationTask(BaseTask):
         counts = np.bincount(labels, minlength=len(self.class_names))
         return {
             "name": self._name(images, len(labels)),
-            "fingerprint": combine(parts, subset, shots),
+            "fingerprint": combine(parts, subset, *few),
+            "whole_fingerprint": combine(parts, subset, None),
             "parts": parts,
-            "names_fingerprint": combine(f"{images.names_fingerprint()} {subset} {shots}"),
+            "names_fingerprint": combine(" ".join(map(str, (images.names_fingerprint(), subset, *few)))),
             "train_images": len(train),
             "val_images": len(val),
             "classes": len(self.class_names),
@@ -132,16 +135,16 @@ class ClassificationTask(BaseTask):
     def _name(self, images: ImageSet, train_images: int) -> str:
         data = self.config.data
         if data.name is None and self.is_synthetic:
-            return "generated images"
+            return titled("generated images", data.fraction)
         shots = "" if data.shots is None else f", {data.shots} shots a class"
         whole = BENCHMARKS.get(self.config.task)
         sizes = (len(images.train), len(images.val), len(self.class_names))
         train_wanted = whole.train_images if whole and self.protocol.needs_training_images else 0
         is_whole = whole and sizes == (train_wanted, whole.val_images, whole.classes)
         if whole and is_whole and data.name is None and self.config.subset is None:
-            return whole.title + shots
+            return titled(whole.title + shots, data.fraction)
         counts = f"{len(self.class_names)} classes, {train_images} train, {len(self.image_splits.val)} val images"
-        return f"{set_name(data, (data.train_list, data.val_list))} ({counts}){shots}"
+        return titled(f"{set_name(data, (data.train_list, data.val_list))} ({counts}){shots}", data.fraction)
 
     @property
     def data_summary(self) -> dict[str, object]:

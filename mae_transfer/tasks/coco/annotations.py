@@ -60,8 +60,9 @@ class CocoAnnotations:
     """The checked content of one annotation file; item i is the `ImageRecord` of the i-th image in order of id.
 
     `names[k]` and `category_ids[k]` belong to class k; `image_ids`, `file_names` and `num_objects` (crowds not counted)
-    are per image; `num_annotations` is that of the file; `has_masks` is False for a file of boxes alone; `warnings` has
-    a line for each kind of thing that was dropped. Raises UserError on anything wrong.
+    are per image; `listed` are the ids in the order of the file; `num_annotations` is that of the file; `has_masks` is
+    False for a file of boxes alone; `warnings` has a line for each kind of thing that was dropped. Raises UserError on
+    anything wrong.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +71,8 @@ class CocoAnnotations:
         images, annotations, categories = (rows_of(path, data, key) for key in ("images", "annotations", "categories"))
         self.category_ids, self.names = _categories(path, categories)
         records = _images(path, images)
-        self.image_ids = np.array(sorted(records), dtype=np.int64)
+        self.listed = np.array(list(records), dtype=np.int64)
+        self.image_ids = np.sort(self.listed)
         self.num_annotations = len(annotations)
         classes = {c: k for k, c in enumerate(self.category_ids)}
         self.warnings, self.has_masks = _add_objects(path, annotations, records, classes)

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mae_transfer.config.roles import Place, Role
-from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
+from mae_transfer.config.sections import EvalSection, LabelledSection, RunConfig, Section
 
 
-class DataConfig(DataSection):
+class DataConfig(LabelledSection):
     """COCO 2017 layout under `root`, or any COCO-format set by its own paths."""
 
     root: Place = None
@@ -21,6 +21,9 @@ class DataConfig(DataSection):
     """COCO-format annotations of the val images."""
     val_images: Place = None
     """Folder of the val images."""
+    fraction_rule: Literal["hash", "mmdetection"] = "hash"
+    """Which images a fraction is: by our hash of their names, of those with objects; or by mmdetection's rule of all,
+    the published folds of 1, 2, 5 and 10 %, whose fold is `draw` + 1."""
     image_size: int = Field(gt=32)
     """Side of the square input in pixels, in training and test."""
     scale_min: float = Field(gt=0)

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.data.dataset import ImageDataset, collate
 from mae_transfer.data.decode import read_image
+from mae_transfer.data.fractions import hash_fraction, mmdetection_fold
 from mae_transfer.data.images import choose_subset
 from mae_transfer.data.paths import find_paths
 from mae_transfer.engine.task import SampleKey
@@ -61,11 +62,19 @@ def resolve_paths(config: DataConfig, *, train: bool = True) -> CocoPaths:
 
 
 class _CocoImages(ImageDataset[Image.Image]):
-    """What both datasets share: which images, and where they lie."""
+    """What both datasets share: which images, and where they lie; `whole` are those of which a fraction is taken."""
 
-    def __init__(self, annotations: CocoAnnotations, folder: Path, config: DataConfig, indices: np.ndarray) -> None:
+    def __init__(
+        self,
+        annotations: CocoAnnotations,
+        folder: Path,
+        config: DataConfig,
+        indices: np.ndarray,
+        whole: np.ndarray | None = None,
+    ) -> None:
         super().__init__(folder, indices, config.on_bad_image)
         self.annotations = annotations
+        self.whole = indices if whole is None else whole
         self.config = config
 
     @property
@@ -99,8 +108,17 @@ class CocoTrain(_CocoImages):
         usable = np.flatnonzero(annotations.num_objects)
         if not len(usable):
             raise UserError(f"{annotations.path}: no image has an object that is no crowd; nothing to train on")
-        super().__init__(annotations, folder, config, usable[choose_subset(annotations.image_ids[usable], subset)])
+        whole = usable[choose_subset(annotations.image_ids[usable], subset)]
+        chosen = choose_fraction(annotations, whole, config, subset)
+        super().__init__(annotations, folder, config, chosen, whole)
         self.seed = seed
+
+    def classes_present(self) -> np.ndarray:
+        """Bool (K,): whether an image has an object of the class that is no crowd."""
+        present = np.zeros(len(self.annotations.names), dtype=bool)
+        for place in range(len(self)):
+            present[[item.category for item in self.record(place).objects if not item.crowd]] = True
+        return present
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         epoch, index = key
@@ -127,6 +145,33 @@ class CocoTrain(_CocoImages):
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> Batch:
         return _collate(samples) | {"targets": [sample["target"] for sample in samples]}
+
+
+def choose_fraction(
+    annotations: CocoAnnotations, whole: np.ndarray, config: DataConfig, subset: int | None
+) -> np.ndarray:
+    """Those of the indices `whole` that `data.fraction` and `data.fraction_rule` take, ascending; all without them.
+
+    Raises UserError if they are none, or for a published fold of a subset.
+    """
+    percent, draw = config.fraction, config.draw
+    if percent is None:
+        return whole
+    if config.fraction_rule == "hash":
+        return whole[hash_fraction([annotations.file_names[i] for i in whole.tolist()], percent, draw)]
+    if subset is not None:
+        raise UserError(
+            f"data.fraction_rule=mmdetection is of the whole annotation file, not of --subset {subset}; leave it out "
+            "(subset=null)"
+        )
+    fold = annotations.listed[mmdetection_fold(len(annotations), percent, draw)]
+    chosen = whole[np.isin(annotations.image_ids[whole], fold)]
+    if not len(chosen):
+        raise UserError(
+            f"data.fraction={percent:g}: of the {len(fold)} images of fold {draw + 1} of {annotations.path} none has "
+            "an object that is no crowd; give a larger fraction"
+        )
+    return chosen
 
 
 class CocoEval(_CocoImages):

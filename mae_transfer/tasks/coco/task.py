@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mae_transfer.data.fractions import left_out, titled
 from mae_transfer.data.identity import combine, identify
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.paths import set_name
@@ -70,6 +71,8 @@ class CocoTask(BaseTask):
         if not val.num_objects[self.eval_dataset.indices].any():
             raise UserError(f"{paths.val_json}: no val image has an object that is no crowd; nothing to evaluate")
         self.warnings += check_same_kind(train, val)
+        if data.fraction is not None and with_train:
+            self.warnings += left_out(train.names, self.train_dataset.classes_present(), data.fraction)
         sizes = (len(train) if with_train else BENCHMARK.train_images, len(val))
         self._summary = self._summarise(paths, sizes)
         if with_train:
@@ -80,18 +83,21 @@ class CocoTask(BaseTask):
 
     def _summarise(self, paths: CocoPaths, sizes: tuple[int, int]) -> dict[str, object]:
         """Name, fingerprints and image counts, for the run record. A part is an annotation file and the images that are
-        used of it; the fingerprint of names is SHA-256 of both annotation files and the subset."""
+        used of it, whatever the fraction that is trained on, so that its draws share a fingerprint; the fingerprint of
+        names is SHA-256 of both annotation files and the subset."""
+        data = self.config.data
+        few = () if data.fraction is None else (data.fraction, data.fraction_rule)
         digest, parts = hashlib.sha256(), {}
         files = (("train", paths.train_json, self.train_dataset), ("val", paths.val_json, self.eval_dataset))
         for split, path, dataset in files:
             content = path.read_bytes()
             digest.update(content)
-            names = [dataset.file_name(place) for place in range(len(dataset))]
+            names = [dataset.annotations.file_names[i] for i in dataset.whole.tolist()]
             parts[split] = combine(hashlib.sha256(content).hexdigest(), identify(dataset.folder, names))
-        digest.update(str(self.config.subset).encode())
+        digest.update(" ".join(map(str, (self.config.subset, *few))).encode())
         val_images = len(self.eval_dataset)
-        train_images = len(self.train_dataset) if self.protocol.needs_training_images else 0
-        data, whole = self.config.data, (BENCHMARK.train_images, BENCHMARK.val_images, BENCHMARK.classes)
+        train_images = len(self.train_dataset.whole) if self.protocol.needs_training_images else 0
+        whole = (BENCHMARK.train_images, BENCHMARK.val_images, BENCHMARK.classes)
         all_used = self.config.subset is None and val_images == sizes[1]
         if data.name is None and self.is_synthetic:
             name = "generated images"
@@ -101,13 +107,15 @@ class CocoTask(BaseTask):
             called = set_name(data, (data.train_json, data.train_images, data.val_json, data.val_images))
             name = f"{called} ({train_images} train, {val_images} val images)"
         return {
-            "name": name,
-            "fingerprint": combine(parts, self.config.subset),
+            "name": titled(name, data.fraction),
+            "fingerprint": combine(parts, self.config.subset, *few),
+            "whole_fingerprint": combine(parts, self.config.subset),
             "parts": parts,
             "names_fingerprint": digest.hexdigest()[:16],
-            "train_images": train_images,
+            "train_images": len(self.train_dataset) if self.protocol.needs_training_images else 0,
             "val_images": val_images,
             "subset": self.config.subset,
+            "draw": data.draw,
         }
 
     @property

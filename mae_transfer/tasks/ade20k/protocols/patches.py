@@ -88,7 +88,7 @@ class PatchesProtocol(Protocol[PatchesConfig, PatchClassifier]):
 
     @override
     def datasets(self, train: Pairs, val: Pairs) -> Splits:
-        return Splits(PatchImages(train, self.config), PatchImages(val, self.config))
+        return Splits(PatchImages(train, self.config, few=True), PatchImages(val, self.config))
 
     @override
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
