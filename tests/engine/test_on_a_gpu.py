@@ -46,9 +46,9 @@ class Case:
 
 
 CASES = {
-    "coco": Case("coco", None, COCO, 161, 204),
-    "coco, frozen": Case("coco", "frozen", COCO, 161, 204),
-    "coco, cascade": Case("coco", None, (*COCO, "recipe=vitdet_cascade"), 257, 260),
+    "coco": Case("coco", None, COCO, 45, 24),
+    "coco, frozen": Case("coco", "frozen", COCO, 45, 24),
+    "coco, cascade": Case("coco", None, (*COCO, "recipe=vitdet_cascade"), 73, 28),
     "ade20k": Case("ade20k", None, (*ADE20K, *UPERNET), 1, 15),
     "ade20k, linear": Case("ade20k", "linear", ADE20K, 1, 15),
     "ade20k, finetune_linear": Case("ade20k", "finetune_linear", ADE20K, 1, 15),

@@ -135,7 +135,8 @@ class PretendedCuda(TorchDispatchMode):
         mixed = [x for x in here if x.ndim > 0]
         if name in INDEXING:
             indices = [x for x in args[1] if isinstance(x, Tensor)]
-            if any(x.dtype in (torch.bool, torch.uint8) for x in indices) or any(
+            fills = len(args) > 2 and len(indices) == 1 and args[2].numel() == 1  # `x[mask] = number`
+            if (not fills and any(x.dtype in (torch.bool, torch.uint8) for x in indices)) or any(
                 x is y for x in mixed for y in indices
             ):
                 self.wait("index by a mask or from the CPU")

@@ -23,6 +23,7 @@ from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, ImageRecord
 from mae_transfer.tasks.coco.config import DataConfig
+from mae_transfer.tasks.coco.targets import check_targets
 from mae_transfer.tasks.coco.transforms import draw_jitter, resize_for_evaluation, transform_objects
 
 Batch = dict[str, Any]
@@ -133,6 +134,7 @@ class CocoTrain(_CocoImages):
             "masks": masks,
             "seed": int(rng.integers(2**62)),
         }
+        check_targets([target], [record.file_name], len(self.annotations.names))
         return {
             "image": F.pil_to_tensor(jitter.image(image)),
             "target": target,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from faster_coco_eval.core import mask as rle
 from faster_coco_eval.core.coco import COCO
@@ -114,14 +115,14 @@ def detect(
 
 def encode(image_id: int, output: Detections) -> ImageDetections:
     """A detector's output for one image, its boxes as x, y, width, height and its masks run-length encoded."""
-    boxes = output["boxes"].float().cpu().numpy().copy()
+    columns = (output["boxes"], output["scores"][:, None], output["classes"][:, None])
+    rows = torch.cat([column.float() for column in columns], 1).cpu().numpy()  # one wait for the device
+    boxes = rows[:, :4].copy()
     boxes[:, 2:] -= boxes[:, :2]
     masks = output.get("masks")
     if masks is not None and not isinstance(masks, list):
         masks = encode_bitmaps(masks)
-    return ImageDetections(
-        image_id, boxes, output["scores"].float().cpu().numpy(), output["classes"].cpu().numpy(), masks
-    )
+    return ImageDetections(image_id, boxes, rows[:, 4].copy(), rows[:, 5].astype(np.int64), masks)
 
 
 def _nothing(image_id: int) -> ImageDetections:

@@ -41,5 +41,5 @@ def grid_anchors(
         x = torch.arange(width, dtype=torch.float32, device=device) * stride
         y, x = torch.meshgrid(y, x, indexing="ij")
         centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-        anchors.append((centres + cell_anchors(size).to(device)).reshape(-1, 4))
+        anchors.append((centres + cell_anchors(size).to(device, non_blocking=True)).reshape(-1, 4))
     return anchors

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection._utils import Matcher
 from torchvision.ops import clip_boxes_to_image
 
+from mae_transfer.tasks.coco.detector.coder import Coder
 from mae_transfer.tasks.coco.detector.pooler import pool
 from mae_transfer.tasks.coco.detector.postprocess import Detections, select_detections
 from mae_transfer.tasks.coco.detector.roi_heads import (
@@ -42,7 +43,7 @@ class CascadeRoIHeads(RoIHeads):
     def make_box_heads(
         self, channels: int, convs: int, head_channels: int, fc: int, norm: Callable[[int], nn.Module]
     ) -> tuple[nn.Module, nn.Module]:
-        self.coders = [BoxCoder(weights=weights) for weights in BOX_WEIGHTS]
+        self.coders = [Coder(weights=weights) for weights in BOX_WEIGHTS]
         self.matchers = [Matcher(high_threshold=iou, low_threshold=iou) for iou in IOU_THRESHOLDS]
         heads = nn.ModuleList(box_head(channels, convs, head_channels, fc, norm) for _ in range(STAGES))
         return heads, nn.ModuleList(BoxPredictor(fc, self.num_classes, class_agnostic=True) for _ in range(STAGES))
@@ -105,7 +106,7 @@ class CascadeRoIHeads(RoIHeads):
     def label(self, stage: int, boxes: Tensor, target: dict[str, Any]) -> RoISample:
         """All of the boxes (n, 4) of an image, as foreground or background by the threshold of a stage."""
         matched = match(target["boxes"], boxes, self.matchers[stage])
-        foreground = matched >= 0
+        foreground = (matched >= 0).nonzero().squeeze(1)
         classes = torch.full_like(matched, self.num_classes)
         classes[foreground] = target["classes"][matched[foreground]]
         return RoISample(boxes, classes, matched[foreground])

@@ -24,9 +24,8 @@ def roi_weights(counts: Sequence[int], average: LossAverage, device: torch.devic
     """
     total = sum(counts)
     each = [1 / max(total, 1) if average == "batch" else 1 / (len(counts) * max(n, 1)) for n in counts]
-    return torch.repeat_interleave(
-        torch.tensor(each, device=device), torch.tensor(list(counts), device=device), output_size=total
-    )
+    weights = torch.repeat_interleave(torch.tensor(each), torch.tensor(list(counts)), output_size=total)
+    return weights.to(device, non_blocking=True)
 
 
 def box_losses(

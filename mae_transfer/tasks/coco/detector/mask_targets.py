@@ -26,8 +26,8 @@ def mask_targets(masks: Sequence[Mask], matched: Tensor, boxes: Tensor, size: in
         boxes: fp32 (n, 4) xyxy in pixels.
     """
     targets = torch.zeros(len(boxes), size, size)
-    objects = matched.tolist()
-    cpu_boxes = boxes.cpu()
+    together = torch.cat([boxes, matched[:, None].to(boxes)], 1).cpu()  # one wait for the device
+    cpu_boxes, objects = together[:, :4], together[:, 4].long().tolist()
     polygon_rows = [i for i, k in enumerate(objects) if not isinstance(masks[k], np.ndarray)]
     if polygon_rows:
         rles = [_polygon_rle(masks[objects[i]], cpu_boxes[i].numpy(), size) for i in polygon_rows]
@@ -39,7 +39,7 @@ def mask_targets(masks: Sequence[Mask], matched: Tensor, boxes: Tensor, size: in
         source = torch.tensor([used.index(objects[i]) for i in bitmap_rows])[:, None]
         rois = torch.cat([source.float(), cpu_boxes[bitmap_rows]], dim=1)
         targets[bitmap_rows] = (roi_align(bitmaps, rois, size, 1.0, 0, aligned=True)[:, 0] >= 0.5).float()
-    return targets.to(boxes.device)
+    return targets.to(boxes.device, non_blocking=True)
 
 
 def _polygon_rle(polygons: Sequence[np.ndarray], box: np.ndarray, size: int) -> dict:

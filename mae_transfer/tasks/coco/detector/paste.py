@@ -35,8 +35,9 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
         chunk = slice(start, start + per_chunk)
         box = boxes[chunk]
         # Only the pixels near a box can be set; the margin holds the fading edge of the interpolation.
-        x0, y0 = (max(0, math.floor(v) - 1) for v in box[:, :2].amin(0).tolist())
-        x1, y1 = (math.ceil(v) + 1 for v in box[:, 2:].amax(0).tolist())
+        left, top_edge, right, bottom_edge = torch.cat([box[:, :2].amin(0), box[:, 2:].amax(0)]).tolist()
+        x0, y0 = (max(0, math.floor(v) - 1) for v in (left, top_edge))
+        x1, y1 = (math.ceil(v) + 1 for v in (right, bottom_edge))
         x1, y1 = min(x1, width), min(y1, height)
         x = (torch.arange(x0, x1, device=box.device) + 0.5 - box[:, :1]) / (box[:, 2:3] - box[:, :1]) * 2 - 1
         rows = max(1, _BAND_PIXELS // max(x1 - x0, 1)) if per_chunk == 1 else height

@@ -30,14 +30,14 @@ def pool(features: Sequence[Tensor], strides: Sequence[float], boxes: Sequence[T
         strides: pixels per cell of each map.
         boxes: fp32 (n, 4) xyxy in pixels, one tensor per image.
     """
-    counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
     flat = torch.cat(list(boxes))
-    image = torch.repeat_interleave(torch.arange(len(boxes), device=flat.device), counts, output_size=len(flat))
-    rois = torch.cat([image[:, None].to(flat), flat], dim=1).to(features[0].dtype)
+    image = torch.cat([box.new_full((len(box), 1), number) for number, box in enumerate(boxes)])
+    rois = torch.cat([image, flat], dim=1).to(features[0].dtype)
     levels = assign_levels(flat, len(features))
     pooled = features[0].new_zeros(len(flat), features[0].shape[1], size, size)
     # Every map takes part even when it has no box: the backward graph is then the same on every rank.
-    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        index = torch.nonzero(levels == level).squeeze(1)
+    order = levels.argsort(stable=True)
+    counts = torch.stack([(levels == level).sum() for level in range(len(features))]).tolist()  # the one wait
+    for index, feature, stride in zip(order.split(counts), features, strides, strict=True):
         pooled.index_put_((index,), roi_align(feature, rois[index], size, 1 / stride, 0, aligned=True))
     return pooled

@@ -34,10 +34,9 @@ def select_detections(
         image_size: (height, width) in pixels to clip to.
     """
     finite = boxes.flatten(1).isfinite().all(dim=1) & probabilities.isfinite().all(dim=1)
-    boxes, scores = clip_boxes_to_image(boxes[finite], image_size), probabilities[finite, :-1]
-    above = scores > score_threshold
-    classes = above.nonzero()[:, 1]
-    boxes, scores = boxes.expand(-1, above.shape[1], -1)[above], scores[above]
+    boxes, scores = clip_boxes_to_image(boxes, image_size), probabilities[:, :-1]
+    row, classes = ((scores > score_threshold) & finite[:, None]).nonzero().unbind(1)
+    boxes, scores = boxes.expand(-1, scores.shape[1], -1)[row, classes], scores[row, classes]
     keep = batched_nms(boxes, scores, classes, nms_threshold)[:max_detections]
     return {"boxes": boxes[keep], "scores": scores[keep], "classes": classes[keep]}
 
@@ -52,9 +51,9 @@ def rescale(detections: Detections, image_size: tuple[int, int], original_size: 
         original_size: (height, width) of the original image.
     """
     scale_y, scale_x = (new / old for new, old in zip(original_size, image_size, strict=True))
-    boxes = detections["boxes"] * torch.tensor([scale_x, scale_y] * 2, device=detections["boxes"].device)
+    boxes = detections["boxes"] * torch.tensor([scale_x, scale_y] * 2).to(detections["boxes"].device, non_blocking=True)
     boxes = clip_boxes_to_image(boxes, original_size)
-    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    keep = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero().squeeze(1)
     kept = {name: value[keep] for name, value in detections.items()}
     boxes = kept["boxes"] = boxes[keep]
     if "masks" not in kept:

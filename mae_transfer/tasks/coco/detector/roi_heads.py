@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
+from mae_transfer.tasks.coco.detector.coder import Coder
 from mae_transfer.tasks.coco.detector.losses import LossAverage, box_losses, mask_loss, roi_weights
 from mae_transfer.tasks.coco.detector.mask_targets import mask_targets
 from mae_transfer.tasks.coco.detector.pooler import pool
@@ -98,7 +99,7 @@ class RoIHeads(nn.Module):
         self.batch_per_image = batch_per_image
         self.loss_average = loss_average
         self.selection = (score_threshold, nms_threshold, max_detections)
-        self.box_coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+        self.box_coder = Coder(weights=(10.0, 10.0, 5.0, 5.0))
         self.matcher = Matcher(high_threshold=0.5, low_threshold=0.5)
         self.init_weights()
 
@@ -180,7 +181,7 @@ class RoIHeads(nn.Module):
         deltas: Tensor,
         samples: Sequence[RoISample],
         targets: Sequence[dict[str, Any]],
-        coder: BoxCoder,
+        coder: Coder,
     ) -> dict[str, Tensor]:
         """`loss_cls` and `loss_box_reg` of the predictions for the samples of all images."""
         classes, boxes = torch.cat([s.classes for s in samples]), torch.cat([s.boxes for s in samples])

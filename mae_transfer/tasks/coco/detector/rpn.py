@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from mae_transfer.tasks.coco.detector.anchors import ASPECT_RATIOS, grid_anchors
+from mae_transfer.tasks.coco.detector.coder import Coder
 from mae_transfer.tasks.coco.detector.sampling import match, subsample
 
 PRE_NMS_TOP_K = {True: 2000, False: 1000}
@@ -43,7 +44,7 @@ class RPN(nn.Module):
         self.head = RPNHead(channels, len(ASPECT_RATIOS), conv_depth=convs)
         self.strides = tuple(strides)
         self.batch_per_image = batch_per_image
-        self.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self.box_coder = Coder(weights=(1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(high_threshold=0.7, low_threshold=0.3, allow_low_quality_matches=True)
 
     def forward(
@@ -97,7 +98,8 @@ class RPN(nn.Module):
             finite = box.isfinite().all(dim=1) & score.isfinite()
             box = clip_boxes_to_image(box, image_sizes[i])
             keep = finite & (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-            box, score, level_of = box[keep], score[keep], all_levels[keep]
+            kept = keep.nonzero().squeeze(1)
+            box, score, level_of = box[kept], score[kept], all_levels[kept]
             proposals.append(box[batched_nms(box, score, level_of, NMS_THRESHOLD)[:POST_NMS_TOP_K]])
         return proposals
 

@@ -36,4 +36,4 @@ def subsample(
 
 
 def _choose(indices: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return indices[torch.randperm(len(indices), generator=generator)[:count].to(indices.device)]
+    return indices[torch.randperm(len(indices), generator=generator)[:count].to(indices.device, non_blocking=True)]

@@ -61,7 +61,8 @@ from mae_transfer.tasks.coco.detectron2.names import (
     prefix_pairs,
     to_detectron2,
 )
-from mae_transfer.tasks.coco.model import build_mask_rcnn, check_targets, square_side
+from mae_transfer.tasks.coco.model import build_mask_rcnn, square_side
+from mae_transfer.tasks.coco.targets import check_targets
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
