@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: help setup demo smoke docs test quick lint slow fuzz clean
+.PHONY: help setup demo smoke docs test test-lowest quick lint slow fuzz clean
 
 help:
 	@echo "make demo   a small study of generated images: MAE pre-training, three transfers, table and page; three minutes"
 	@echo "make smoke  mae_vit_l to COCO at its real size: smoke preset, generated images, 7 GB"
 	@echo "make test   lint, types and the test suite"
+	@echo "make test-lowest  tests of configuration, data, runs and wheel on the lowest versions that are allowed"
 	@echo "make quick  the tests that take seconds, for daily work (under 4 minutes)"
 	@echo "make slow   the long tests: real-size learning and resume checks"
 	@echo "make fuzz   7,600 damaged and odd inputs through all readers"
@@ -47,6 +48,14 @@ test: lint
 	    apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "no Chromium: browser tests are skipped"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
+# Without the tests that compare with other packages, whose lowest versions are nobody's concern.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable . \
+	    pytest pytest-xdist pycocotools psutil hatchling submitit
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -m "not slow and not reference" \
+	    tests/config tests/data tests/results/tables tests/run_folder tests/runs tests/test_wheel.py
+
 quick: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow and not process and not reference"
 
@@ -58,4 +67,4 @@ fuzz: setup
 	OMP_NUM_THREADS=1 $(PY) tests/fuzz/campaign.py
 
 clean:
-	rm -rf $(VENV) results/demo results/smoke
+	rm -rf $(VENV) .venv-lowest results/demo results/smoke
