@@ -12,8 +12,6 @@ INIT_TITLES = {
 }
 """Known initialisations in the order of the paper's table; others follow by name."""
 INIT_ORDER = list(INIT_TITLES)
-CONTROLS = ("random", "sup")
-"""Initialisations that have a row in every table of runs."""
 SIZE_ORDER = ["nano", "ti", "s", "b", "l", "h"]
 PRESETS = ("full", "mini", "smoke")
 PRESET_NOTES = {

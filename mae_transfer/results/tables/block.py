@@ -22,7 +22,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Quoted:
-    """A row of cells that are no runs: published numbers, chance, or a control that nobody has run."""
+    """A row of cells that are no runs: published numbers, or chance."""
 
     label: str
     cells: Mapping[Column, Cell] = field(default_factory=dict)

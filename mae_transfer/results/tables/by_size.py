@@ -7,7 +7,6 @@ import pandas as pd
 
 from mae_transfer.results.comparable_runs import ComparableRuns, changes, comparable_runs, references, size_of, stacked
 from mae_transfer.results.names import (
-    CONTROLS,
     INIT_ORDER,
     in_order,
     init_title,
@@ -70,11 +69,10 @@ def block_by_size(
     for section, of_section in zip(sections, groups, strict=True):
         reference = references(of_section)
         found: list[Row | Quoted] = []
-        for init in in_order({*section.runs["init"], *section.quoted["init"], *CONTROLS}, INIT_ORDER):
+        for init in in_order({*section.runs["init"], *section.quoted["init"]}, INIT_ORDER):
             quoted = section.quoted[section.quoted["init"] == init]
             found += published_rows(section.label(init), quoted.assign(place=quoted["size"]), columns)
-            own = run_rows(section.label(init), [g for g in of_section if g.init == init], reference, footnotes)
-            found += own or ([Quoted(section.label(init))] if init in CONTROLS else [])
+            found += run_rows(section.label(init), [g for g in of_section if g.init == init], reference, footnotes)
         rows.append(tuple(found))
     runs = pd.concat([section.runs for section in sections]) if sections else None
     footnotes += data_notes(runs) if runs is not None else []

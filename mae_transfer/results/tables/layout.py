@@ -9,9 +9,10 @@ from mae_transfer.results.tables.table import Table
 def lay_out(block: Block, comparison: Comparison) -> list[Table]:
     """The table of a block, and those of its differences and costs where there is something to show."""
     lines = tuple(row.line(block.columns) for section in block.sections for row in section)
+    own = any(map(block.runs_of, block.sections))
     head = (block.first, *(column.head for column in block.columns))
     found = [
-        Table(block.title, block.note, head, lines, block.footnotes),
+        Table(block.title, block.note, head, lines, block.footnotes, published_only=not own),
         difference_table(block, comparison),
         cost_table(block) if block.costs else None,
     ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mae_transfer.results.comparable_runs import ComparableRuns, changes, comparable_runs
-from mae_transfer.results.names import CONTROLS, INIT_ORDER, in_order, init_title, size_title, sizes_in_order
+from mae_transfer.results.names import INIT_ORDER, in_order, init_title, size_title, sizes_in_order
 from mae_transfer.results.tables.block import Block, Column, Quoted, Row
 from mae_transfer.results.tables.table import number
 from mae_transfer.run_folder.settings import settings_id
@@ -27,14 +27,13 @@ def partial_block(
         groups = comparable_runs(own[own["size"] == size])
         quoted_size = quoted[quoted["size"] == size]
         rows: list[Row | Quoted] = []
-        for init in in_order({*(g.init for g in groups), *quoted_size["init"], *CONTROLS}, INIT_ORDER):
+        for init in in_order({*(g.init for g in groups), *quoted_size["init"]}, INIT_ORDER):
             name = f"{init_title(init)} {size_title(size)}"
             for source, group in quoted_size[quoted_size["init"] == init].groupby("source", sort=False):
                 found = dict(zip(group["blocks"].astype(float), group["value"], strict=True))
                 cells = {column: number(found[float(column.place)]) for column in columns if column.place in found}
                 rows.append(Quoted(f"{name}, published ({source})", cells))
-            of_init = _partial_rows(name, [g for g in groups if g.init == init], footnotes)
-            rows += of_init or ([Quoted(name)] if init in CONTROLS else [])
+            rows += _partial_rows(name, [g for g in groups if g.init == init], footnotes)
         sections.append(tuple(rows))
     return Block(
         *(title, note, "initialisation, size", columns, tuple(sections), tuple(controls)),

@@ -6,7 +6,6 @@ import pandas as pd
 
 from mae_transfer.results.comparable_runs import ComparableRuns, comparable_runs, references
 from mae_transfer.results.names import (
-    CONTROLS,
     INIT_ORDER,
     in_order,
     init_title,
@@ -45,13 +44,12 @@ def protocol_columns(
         for place in places
     )
     reference, footnotes, rows = references(groups, _place_of), list[str](), list[Row | Quoted]()
-    for init in in_order({*runs["init"], *quoted["init"], *CONTROLS}, INIT_ORDER):
+    for init in in_order({*runs["init"], *quoted["init"]}, INIT_ORDER):
         of_init = quoted[quoted["init"] == init]
         where = [_place(*each) for each in zip(of_init["recipe"], of_init["size"], strict=True)]
         rows += published_rows(init_title(init), of_init.assign(place=where), columns)
         own_groups = [group for group in groups if group.init == init]
-        own = run_rows(init_title(init), own_groups, reference, footnotes, _place_of)
-        rows += own or ([Quoted(init_title(init))] if init in CONTROLS else [])
+        rows += run_rows(init_title(init), own_groups, reference, footnotes, _place_of)
     footnotes += data_notes(runs)
     return Block(title, note, "initialisation", columns, (tuple(rows),), tuple(controls), str, tuple(footnotes))
 

@@ -27,6 +27,8 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     footnotes: tuple[str, ...] = ()
+    published_only: bool = False
+    """Whether no run stands in it."""
 
 
 def number(value: float, digits: int = 1) -> Cell:

@@ -199,11 +199,16 @@ def test_costs() -> None:
     assert found["random, B"] == ["1", "-", "-", "-", "-", "-"]
 
 
-def test_controls_have_a_row_also_where_none_is_recorded() -> None:
+def test_rows_without_a_run_and_without_a_published_number_are_left_out() -> None:
     text = make_tables([record("mae", 0, 50.0), record("mae", 0, 60.0, task="folder", kind="linear")])
-    for line in ("| random | - | - |", "| supervised | - | - |", "| linear, random (frozen) | - |"):
-        assert f"\n{line}" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert ["supervised", "-", "-"] not in rows
+    assert not [row for row in rows if row[1:] and {*row[1:]} == {"-"}]
     assert "| chance (one of the classes) | 25.0 |" in text
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    alone = [line.endswith("(no full run recorded yet)") for line in titles]
+    assert alone == sorted(alone), "tables of published numbers alone come last"
+    assert any(alone)
 
 
 def many() -> list[dict[str, Any]]:
@@ -242,7 +247,7 @@ def test_a_name_cannot_break_out_of_its_cell() -> None:
     records = [record(NASTY, 0, 50.0), record("sup", 0, 40.0)]
     flat = " ".join(NASTY.split())
     lines = [line for line in make_tables(records).splitlines() if line.startswith("| a")]
-    assert all(len(re.split(r"(?<!\\)\|", line)) == 5 for line in lines[:1])
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {4, 5, 9}, "overview, differences, costs"
     page = Cells()
     page.feed(make_tables(records, style="html"))
     assert "script" not in page.tags

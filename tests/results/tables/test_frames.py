@@ -47,7 +47,7 @@ def test_a_notebook_shows_every_cell_and_a_program_reads_each() -> None:
     assert {"value", "std", "n", "low", "high"} <= set(cells)
     assert set(cells["table"]) == {title for title in tables if not tables.texts(title).isin(["-"]).all(axis=None)}
     assert cells["n"].max() >= 3
-    with pytest.raises(KeyError, match="did you mean ADE20K: ADE20K val"):
+    with pytest.raises(KeyError, match="did you mean Overview, mini"):
         tables[next(iter(tables)).lower()]
 
 
