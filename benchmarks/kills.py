@@ -46,6 +46,7 @@ SMALL = {
     "ade20k": "schedule.steps=20 data.image_size=32 data.short_side=32 data.long_side=128 eval.stride=24 "
     "model.head_channels=32 model.aux_channels=16",
     "folder": "schedule.steps=20 data.image_size=32 data.workers=1",
+    "finetune": "model.mixup=0 model.cutmix=0",  # two ranks share a batch of two, and these mix pairs
     "mae": "schedule.steps=20 data.image_size=32 model.decoder_depth=1 model.decoder_width=32 eval.knn=3",
     "beit": "schedule.steps=20 data.image_size=32 mask.min_patches=4",
 }
@@ -87,6 +88,7 @@ class Stage:
         task = {"coco": "coco", "ade20k": "ade20k", "evaluation": "ade20k"}.get(self.name, "folder")
         options = ["transfer", "--task", task, "--backbone", "random_vit_nano", "--data", str(data / task)]
         protocol = ["--protocol", self.name] if task == "folder" else []
+        protocol += SMALL[self.name].split() if self.name == "finetune" else []
         if self.name == "evaluation":
             more = ["--eval-only"]
         return [*module, *options, *protocol, "--output", str(output), *COMMON, *SMALL[task].split(), *more]

@@ -65,6 +65,10 @@ def parse_override(text: str) -> tuple[str, object]:
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise UserError(f"'{text}' is not an override; write key=value, for example optim.lr=4e-5")
+    if value.lstrip()[:1] in ("|", ">"):
+        raise UserError(
+            f"override '{text}': {value.strip()[0]} begins a block of text in YAML; put the value in quotes"
+        )
     try:
         return key.strip(), parse_yaml(value)
     except ValueError as error:

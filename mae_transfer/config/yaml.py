@@ -95,11 +95,17 @@ def _construct_bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
     return text == "true"
 
 
+def _construct_null(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
+    text = str(loader.construct_scalar(node))
+    if text.lower() not in ("null", "~", ""):
+        raise ValueError(f"{text!r} is not null")
+
+
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))
 
 
-_PLAIN = ("null", "float", "str", "seq", "map")
+_PLAIN = ("float", "str", "seq", "map")
 _Loader.yaml_constructors = {  # of tags in the text, such as !!timestamp, those that YAML 1.2 has
     tag: constructor
     for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
@@ -107,6 +113,7 @@ _Loader.yaml_constructors = {  # of tags in the text, such as !!timestamp, those
 }
 _Loader.add_constructor("tag:yaml.org,2002:bool", _construct_bool)
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:null", _construct_null)
 
 
 @lru_cache(16)  # a recipe takes 10 ms, and is read for every run of a suite

@@ -210,12 +210,20 @@ def test_an_odd_recipe_file_is_one_line(content: bytes, expected: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "text", ["!!bool x", "!!timestamp x", "!!timestamp 2024-01-01", "!!set {a}", "!!map xy", "!!int x"]
+    "text", ["!!bool x", "!!timestamp x", "!!timestamp 2024-01-01", "!!set {a}", "!!map xy", "!!int x", "!!null x"]
 )
 def test_a_tag_that_its_value_does_not_fit_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match="override 'seed=!!.* the value is not valid YAML: ") as caught:
         load_config("coco", "mae_vit_b", overrides=[f"seed={text}"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["|", ">", " |-", ">+"])
+def test_an_override_holds_no_block_of_text(text: str) -> None:
+    with pytest.raises(UserError, match="begins a block of text in YAML; put the value in quotes"):
+        load_config("coco", "mae_vit_b", overrides=[f"backbone.checkpoint_key={text}"])
+    quoted = load_config("coco", "mae_vit_b", overrides=[f"backbone.checkpoint_key='{text}'"])
+    assert quoted.backbone.checkpoint_key == text
 
 
 ODD = (3, "x", [], {}, None, True, ["finetune"], [1, [2]], {3: 4}, {"a": {"b": 1}}, [{}], 10**30, float("nan"))

@@ -83,7 +83,7 @@ def stands_for(text: str, found: Any) -> bool:
     if found is None:
         return plain in ("", "null", "~")
     if isinstance(found, bool):
-        return plain.lower() in (
+        return plain.lower().lstrip("+") in (
             ("true", "1", "yes", "on", "t", "y") if found else ("false", "0", "no", "off", "f", "n")
         )
     if isinstance(found, int | float):

@@ -64,8 +64,6 @@ def beside(path: Path) -> HFConfig:
 
 def _of_transformers(config: dict[str, Any], processor: dict[str, Any]) -> Stated:
     stated = Stated(_processed(processor))
-    if "model_type" not in config:
-        return stated
     where = "its config.json: "
     if config.get("num_attention_heads") is not None:
         stated.facts["num_heads"] = values.whole(config["num_attention_heads"], f"{where}num_attention_heads")

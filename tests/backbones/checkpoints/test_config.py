@@ -115,6 +115,13 @@ def test_normalisations_that_are_none(hugging_face, tmp_path, processor, told):
     assert told in refusal(write(tmp_path, *hugging_face, processor))
 
 
+def test_what_a_configuration_without_the_name_of_its_model_states_is_heeded(hugging_face, tmp_path):
+    state, config = hugging_face
+    config = {key: value for key, value in config.items() if key != "model_type"}
+    assert load(write(tmp_path, state, config | {"layer_norm_eps": 0.03}))[1].spec.eps == 0.03
+    assert "has 2 heads, tiny has 4" in refusal(write(tmp_path, state, config | {"num_attention_heads": 2}))
+
+
 def test_json_with_a_byte_order_mark_is_read_and_what_is_none_refused(hugging_face, tmp_path):
     state, config = hugging_face
     for encoding in ("utf-8-sig", "utf-16"):
