@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
+from mae_transfer import bars
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
@@ -215,10 +216,13 @@ def test_model_runs_in_the_runs_precision_and_keeps_its_mode(coco):
     assert torch.equal(torch.get_rng_state(), state)  # else a run that evaluates trains differently
 
 
-def test_progress_is_shown_on_demand(coco, capfd):
+def test_progress_is_shown_on_demand(coco, capfd, monkeypatch):
+    monkeypatch.setattr(bars, "EVERY", 0.0)  # a line for every batch, as there is no terminal
     dataset = eval_set(coco)
     evaluate(Nothing(), dataset, config(dataset, batch_size=2), cpu(), True)
-    assert f"{IMAGES}/{IMAGES}" in capfd.readouterr().err
+    assert f"{IMAGES} of {IMAGES} " in capfd.readouterr().err
+    evaluate(Nothing(), dataset, config(dataset, batch_size=2), cpu(), False)
+    assert f" of {IMAGES} " not in capfd.readouterr().err
 
 
 def test_a_skipped_image_counts_as_without_detections(coco, tmp_path):
