@@ -4,9 +4,10 @@ Unknown keys and values out of range are errors (`load.py` turns them into one l
 live in `configs/`, each with its source; the defaults here are only those that are no part of a recipe.
 """
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from mae_transfer.config.roles import Place, Role
 
@@ -17,6 +18,21 @@ class Section(BaseModel):
     """A frozen section of the configuration; a key it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Pydantic takes true for 1 where a number is asked for."""
+        each = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) for one in each):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            if not _takes_bool(annotation):
+                raise PydanticCustomError("no_bool", "Input should not be true or false")
+        return value
+
+
+def _takes_bool(annotation: object) -> bool:
+    return annotation is bool or any(map(_takes_bool, get_args(annotation)))
 
 
 class BackboneConfig(Section):

@@ -14,7 +14,7 @@ from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.data.synthetic.folder import cache_folder
 from mae_transfer.engine.progress import console
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write
+from mae_transfer.files import atomic_write, user_path
 from mae_transfer.results.published_models import PublishedModel
 from mae_transfer.results.statistics import Interval, wilson_interval
 from mae_transfer.run_folder.record import read_record, write_json
@@ -100,7 +100,7 @@ def verify(
         same_file = None if path is None else _is_published(path, model)
     settings = {**model.settings, **dict(parse_overrides(overrides))}
     part = "" if images is None else f"-{images}images"
-    folder = RUNS / f"verify-{name}{part}" if output is None else Path(output)
+    folder = RUNS / f"verify-{name}{part}" if output is None else user_path(output)
     (record,) = run_series(
         model.task,
         model.backbone,
@@ -136,6 +136,8 @@ def compare(model: PublishedModel, record: RunRecord) -> list[Verdict]:
     benchmark, data = task_card(model.task).benchmark, record["data"]
     images = data.get("val_images", 0) - len(data.get("skipped_files") or ())
     of = model.images or (images if benchmark is None else benchmark.val_images)
+    if images > of:
+        raise UserError(f"{data['name']} has {images} val images, and the published number is of {of}: another set")
     part = None if images == of else images
     found = []
     for metric, expected in model.metrics.items():

@@ -142,3 +142,5 @@ def test_the_list_and_bad_input(
     refused("tiny: tolerance: Input should be greater than 0", expecting(50.0, tolerance=0))
     with_other = [*expecting(50.0, metrics={"AP": 3.0}), "--checkpoint", str(source.path)]
     refused("folder measures no AP", [*with_other, "--output", str(tmp_path / "run")])
+    fewer = [*expecting(50.0, images=3), "--checkpoint", str(source.path)]
+    refused("and the published number is of 3: another set", [*fewer, "--output", str(tmp_path / "fewer")])

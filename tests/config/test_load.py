@@ -226,6 +226,15 @@ def test_an_override_holds_no_block_of_text(text: str) -> None:
     assert quoted.backbone.checkpoint_key == text
 
 
+@pytest.mark.parametrize(
+    "text", ["optim.lr=true", "seed=false", "optim.betas=[false, 0.9]", "backbone.checkpoint_key=true"]
+)
+def test_true_is_no_number(text: str) -> None:
+    with pytest.raises(UserError, match="Input should not be true or false") as caught:
+        load_config("coco", "mae_vit_b", overrides=[text])
+    assert text.partition("=")[0] in str(caught.value)
+
+
 ODD = (3, "x", [], {}, None, True, ["finetune"], [1, [2]], {3: 4}, {"a": {"b": 1}}, [{}], 10**30, float("nan"))
 
 
