@@ -76,6 +76,63 @@ def test_what_a_killed_run_leaves_behind(no_locks: None, tmp_path: Path) -> None
         RunFolder(folder, make_config(), resume=True)
 
 
+@pytest.fixture
+def left(no_locks: None, tmp_path: Path) -> Path:
+    """A folder with the file of a run of this process, as if it had been killed."""
+    if lock._machine() is None:
+        pytest.skip("the system does not say when a process was started")
+    lock.FolderLock(tmp_path)
+    lock._held.discard(tmp_path.resolve())
+    return tmp_path
+
+
+def test_a_process_number_that_is_used_again_is_no_owner(left: Path) -> None:
+    assert lock.is_owned(left)
+    owner(left, started="1")
+    assert not lock.is_owned(left), "an earlier process of this number, as of a container that was restarted"
+    lock.FolderLock(left).release()
+
+
+@pytest.mark.parametrize("change", ["another boot pid:[4026531836]", None])
+def test_numbers_of_another_container_or_machine_of_this_name_say_nothing(left: Path, change: str | None) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    owner(left, pid=gone.pid)
+    assert not lock.is_owned(left)
+    owner(left, machine=change)
+    assert lock.is_owned(left), "its process is none of those that are seen here"
+    with pytest.raises(UserError, match=f"in use by process {gone.pid} on"):
+        lock.FolderLock(left)
+
+
+def test_of_two_that_take_over_one_does(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner(left, started="1")
+    is_gone, others = lock._is_gone, list[lock.FolderLock]()
+
+    def late(path: Path) -> bool:
+        """Another run takes over once this one has seen that the owner is gone."""
+        gone = is_gone(path)
+        if gone and not others:
+            monkeypatch.setattr(lock, "_is_gone", is_gone)
+            others.append(lock.FolderLock(left))
+            lock._held.discard(left.resolve())
+        return gone
+
+    monkeypatch.setattr(lock, "_is_gone", late)
+    with pytest.raises(UserError, match="in use by process"):
+        lock.FolderLock(left)
+    assert (left / "run.owner").exists()
+    others[0].release()
+    assert sorted(path.name for path in left.iterdir()) == ["run.lock"]
+    owner_file = left / "run.owner"
+    owner_file.write_text(json.dumps({"host": "x"}))
+    (left / "run.takeover").touch()  # of a process that takes over at this moment
+    monkeypatch.setattr(lock, "_is_gone", lambda path: True)
+    with pytest.raises(UserError, match="in use by another run, which starts now; .* delete .*run.takeover"):
+        lock.FolderLock(left)
+    assert owner_file.exists()
+
+
 def test_claims_of_suites_and_indices_of_shards(no_locks: None, tmp_path: Path) -> None:
     claim = take_claim(RunPlace(tmp_path / "run"))
     assert claim is not None
