@@ -16,14 +16,15 @@ CANONICAL_SIZE = 224
 
 
 def assign_levels(boxes: Tensor, num_levels: int) -> Tensor:
-    """Map to pool each of boxes (n, 4) from, 0 = p2: int64 (n,). Equation 1 of the FPN paper."""
+    """Map to pool each of boxes (n, 4) from, 0 = p2: int64 (n,). Equation 1 of the FPN paper; `num_levels`, which is no
+    map, for a box that is NaN."""
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     level = torch.floor(4 + torch.log2(size / CANONICAL_SIZE + 1e-8))
-    return level.clamp(min=2, max=num_levels + 1).long() - 2
+    return level.clamp(min=2, max=num_levels + 1).nan_to_num(num_levels + 2).long() - 2
 
 
 def pool(features: Sequence[Tensor], strides: Sequence[float], boxes: Sequence[Tensor], size: int) -> Tensor:
-    """Features of each box: (sum of n, C, size, size), in the order of the boxes.
+    """Features of each box: (sum of n, C, size, size), in the order of the boxes; zeros for a box that is NaN.
 
     Args:
         features: maps (B, C, H, W), p2 first, fp32 or fp64.
@@ -38,6 +39,6 @@ def pool(features: Sequence[Tensor], strides: Sequence[float], boxes: Sequence[T
     # Every map takes part even when it has no box: the backward graph is then the same on every rank.
     order = levels.argsort(stable=True)
     counts = torch.stack([(levels == level).sum() for level in range(len(features))]).tolist()  # the one wait
-    for index, feature, stride in zip(order.split(counts), features, strides, strict=True):
+    for index, feature, stride in zip(order[: sum(counts)].split(counts), features, strides, strict=True):
         pooled.index_put_((index,), roi_align(feature, rois[index], size, 1 / stride, 0, aligned=True))
     return pooled

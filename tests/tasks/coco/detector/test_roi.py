@@ -33,6 +33,15 @@ def test_levels() -> None:
     assert LevelMapper(2, 5)([border]).item() == 2
 
 
+def test_a_box_that_is_nan_pools_zeros() -> None:
+    """As those that a diverged cascade predicts in an evaluation; `select_detections` drops them."""
+    maps = [torch.ones(1, 2, 64 // stride, 64 // stride) for stride in STRIDES]
+    boxes = torch.cat([squares(8), torch.full((1, 4), torch.nan), squares(600)])
+    pooled = pool(maps, STRIDES, [boxes], 2)
+    assert pooled.flatten(1).any(dim=1).tolist() == [True, False, True]
+    assert torch.equal(pooled[[0, 2]], pool(maps, STRIDES, [boxes[[0, 2]]], 2))
+
+
 def ramp(batch: int, height: int, width: int, stride: float) -> torch.Tensor:
     """Channel 0 is the x and channel 1 the y of each cell's centre in pixels, channel 2 the image's number."""
     y, x = torch.meshgrid((torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride, indexing="ij")
