@@ -6,6 +6,7 @@ by a classifier of all of it. Other classifiers have an output for each class fo
 unless the file names its classes.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,10 @@ def match_classes(class_names: Sequence[str], outputs: int, labels: Sequence[str
     if labels is not None and len(set(labels)) == len(labels) and set(class_names) <= set(labels):
         own = {name: number for number, name in enumerate(labels)}
         return _ordered(class_names, own, labels, f"{outputs} classes, matched by the names in the file")
+    if labels is not None and _match_plainly(class_names, labels):
+        at = {_plain(label): number for number, label in enumerate(labels)}
+        own = {name: at[_plain(name)] for name in class_names}
+        return _ordered(class_names, own, labels, f"{outputs} classes, matched by the names in the file, but for case")
     if synsets and all(name in place for name in class_names):
         _check_labels(labels, subset)
         part = "all" if len(class_names) == outputs else f"{len(class_names)} of"
@@ -56,7 +61,11 @@ def match_classes(class_names: Sequence[str], outputs: int, labels: Sequence[str
             "give it the classes that it was trained on"
         )
     about = f"{outputs} outputs taken as the class folders in sorted order, {class_names[0]} to {class_names[-1]}"
-    return ClassOrder(tuple(range(outputs)), tuple(class_names), f"{about}; nothing in the file names them")
+    if labels is None:
+        return ClassOrder(tuple(range(outputs)), tuple(class_names), f"{about}; nothing in the file names them")
+    _check_positions(class_names, labels)
+    about = f"{about}; the file has other names, {labels[0]} to {labels[-1]}"
+    return ClassOrder(tuple(range(outputs)), tuple(class_names), about)
 
 
 def _ordered(class_names: Sequence[str], place: dict[str, int], all_names: Sequence[str], about: str) -> ClassOrder:
@@ -80,6 +89,28 @@ def _check_labels(labels: Sequence[str] | None, subset: str | None) -> None:
             f"the file's classes (id2label) are not in ImageNet's order: output {first} is '{labels[first]}', where "
             f"ImageNet has '{wanted[first]}'; mend its id2label, or the order of its outputs"
         )
+
+
+def _match_plainly(class_names: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether each class folder has one output of its name, whatever the case, underscores and further names."""
+    mine, theirs = ([_plain(name) for name in names] for names in (class_names, labels))
+    counts = Counter(theirs)
+    return len(set(mine)) == len(mine) and all(counts[name] == 1 for name in mine)
+
+
+def _check_positions(class_names: Sequence[str], labels: Sequence[str]) -> None:
+    """UserError if the file has the name of a class folder at another output than the sorted order gives it."""
+    known = {_plain(label) for label in labels}
+    for number, (name, label) in enumerate(zip(class_names, labels, strict=True)):
+        if _plain(name) in known and _plain(name) != _plain(label):
+            raise UserError(
+                f"the class folders in sorted order are not the classifier's: output {number} is '{label}' (id2label), "
+                f"where the folders have '{name}'; name every folder as the file does"
+            )
+
+
+def _plain(name: str) -> str:
+    return _first(name).replace("_", " ").replace("-", " ")
 
 
 def _first(label: str) -> str:

@@ -44,10 +44,21 @@ def test_a_swapped_order_is_an_error_or_is_undone() -> None:
     assert "matched by the names in the file" in order.about
 
 
+def test_names_that_differ_in_case_are_the_same_and_those_in_another_order_an_error() -> None:
+    order = match_classes(["Polar_bear", "cat"], 3, ["cat, Felis catus", "dog", "polar bear"])
+    assert order.outputs == (2, 0, 1)
+    assert "matched by the names in the file" in order.about
+    with pytest.raises(UserError, match="output 0 is 'cat' .id2label., where the folders have 'bird'"):
+        match_classes(["bird", "cat", "puppy"], 3, ["cat", "dog", "bird"])
+    assert match_classes(["bird", "cat", "puppy"], 3, ["bird", "cat", "dog"]).outputs == (0, 1, 2)
+
+
 def test_others_are_taken_in_order_and_it_is_said() -> None:
     order = match_classes(["a", "b", "c"], 3, ["one", "two", "three"])
     assert order.outputs == (0, 1, 2)
-    assert "3 outputs taken as the class folders in sorted order, a to c" in order.about
+    assert order.about.endswith("in sorted order, a to c; the file has other names, one to three")
+    order = match_classes(["a", "b", "c"], 3)
+    assert order.about == "3 outputs taken as the class folders in sorted order, a to c; nothing in the file names them"
 
 
 @pytest.mark.parametrize(
