@@ -43,6 +43,9 @@ class Scores:
     metric: str
     better: str
     rows: Mapping[Encoder, ComparableRuns]
+    task: str
+    fingerprint: str
+    """Of the data."""
 
     def sign(self) -> int:
         return -1 if self.better == "lower" else 1
@@ -57,15 +60,27 @@ def overviews(tasks: Sequence[TaskTables], comparison: Comparison) -> list[Table
         if columns:
             kept = [task.runs[task.runs["preset"] == preset] for task in tasks]
             notes += data_notes(pd.concat([runs for runs in kept if len(runs)]))
-            tables.append(_table(preset, columns, notes, comparison))
+            tables.append(_table(preset, _told_apart(columns), notes, comparison))
     return tables
+
+
+def _told_apart(columns: Sequence[Scores]) -> list[Scores]:
+    """Columns whose heads are the same with the name of their task or, within one, digits of their data's
+    fingerprint."""
+    found = list(columns)
+    for own in (lambda column: f", {column.task}", lambda column: f" [{column.fingerprint[:8]}]"):
+        of_head: dict[str, set[str]] = {}
+        for column in found:
+            of_head.setdefault(column.head, set()).add(own(column))
+        found = [replace(c, head=c.head + own(c)) if len(of_head[c.head]) > 1 else c for c in found]
+    return found
 
 
 def _columns(task: TaskTables, preset: str, notes: list[str]) -> list[Scores]:
     """The columns of a task; `notes` gets a footnote for each that only its settings tell from an earlier one."""
     runs = task.runs[(task.runs["preset"] == preset) & task.runs["main"].astype(bool) & task.runs["value"].notna()]
     found: list[Scores] = []
-    for (data, _, _, protocol), part in runs.groupby(["data", "data_fingerprint", "rank", "protocol"]):
+    for (data, fingerprint, _, protocol), part in runs.groupby(["data", "data_fingerprint", "rank", "protocol"]):
         metric = part["metric"].iloc[0]
         part = part[part["metric"] == metric]
         title, better = part[["metric_title", "better"]].iloc[0]
@@ -73,19 +88,20 @@ def _columns(task: TaskTables, preset: str, notes: list[str]) -> list[Scores]:
         for recipe, of_recipe in part.groupby("recipe"):
             what = " ".join(filter(None, (str(protocol), str(recipe) if recipes > 1 else "")))
             head = metric_title(f"{title}{f', {what}' if what else ''}: {data}", better)
-            found += _by_settings(head, metric, better, comparable_runs(of_recipe), notes)
+            for own, rows in _by_settings(head, comparable_runs(of_recipe), notes):
+                found.append(Scores(own, metric, better, rows, task.name, str(fingerprint)))
     return found
 
 
 def _by_settings(
-    head: str, metric: str, better: str, groups: Sequence[ComparableRuns], notes: list[str]
-) -> list[Scores]:
-    """A column for each settings id, that of most encoders first."""
+    head: str, groups: Sequence[ComparableRuns], notes: list[str]
+) -> list[tuple[str, dict[Encoder, ComparableRuns]]]:
+    """Head and rows of a column for each settings id, that of most encoders first."""
     of_settings: dict[str, list[ComparableRuns]] = {}
     for group in groups:
         of_settings.setdefault(group.settings_id, []).append(group)
     ordered = sorted(of_settings.values(), key=lambda of: (-len(of), min(group.first for group in of)))
-    columns: list[Scores] = []
+    columns = []
     heads: dict[str, ComparableRuns] = {}
     for of in ordered:
         sizes = {group.size for group in of}
@@ -96,7 +112,7 @@ def _by_settings(
             notes.append(f"[{len(notes) + 1}] {own}: {_unlike(of[0], heads[own])}.")
             own += f" [{len(notes)}]"
         heads.setdefault(own, of[0])
-        columns.append(Scores(own, metric, better, {(g.init, g.backbone, g.weights): g for g in of}))
+        columns.append((own, {(g.init, g.backbone, g.weights): g for g in of}))
     return columns
 
 

@@ -96,6 +96,14 @@ def test_unlike_settings_data_and_presets_never_share_a_column() -> None:
     assert len(tables[1].head) == len({*tables[1].head})
 
 
+def test_columns_of_two_tasks_or_copies_of_a_benchmark_are_told_apart() -> None:
+    head, _ = overview([record("mae", 0, 1.0), record("mae", 0, 2.0, "inat2018")])
+    assert head[1:] == ("top-1, linear: shapes, folder", "top-1, linear: shapes, inat2018")
+    of_benchmark = {"task": "coco", "kind": "", "data": "COCO val2017"}
+    head, _ = overview([record("mae", 0, 1.0, **of_benchmark), record("sup", 0, 2.0, **of_benchmark, fingerprint="f1")])
+    assert head[1:] == ("AP box: COCO val2017 [f0]", "AP box: COCO val2017 [f1]")
+
+
 def test_the_mean_rank_is_over_complete_rows() -> None:
     scores = {"mae": (60, 40), "sup": (60, 30), "dino": (50, 50), "beit": (99, None)}
     runs = [
