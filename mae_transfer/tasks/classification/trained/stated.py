@@ -5,6 +5,7 @@ weights; timm's own settings of the model that the backbone is named by. Where n
 recipe's values hold.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from timm.data import resolve_data_config
@@ -91,10 +92,16 @@ def _of_transformers(beside: hf_config.HFConfig) -> dict[str, object]:
         raise UserError(f"{where} resizes by the shortest edge and crops nothing; images have to be square here")
     return {
         "data.image_size": side,
-        "eval.crop_pct": side / resized,
+        "eval.crop_pct": _share(side, resized),
         "eval.crop_mode": mode,
         "eval.interpolation": _RESAMPLE[resample],
     }
+
+
+def _share(side: int, resized: int) -> float:
+    """side / resized, so that int(side / share), as timm and the transform cut it, is `resized` again."""
+    share = side / resized
+    return share if int(side / share) == resized else math.nextafter(share, 0)
 
 
 def _square(height: int, width: int, what: str) -> int:

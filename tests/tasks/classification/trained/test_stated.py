@@ -62,6 +62,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "squashed, bilinear, as ViT": {"size": {"height": 64, "width": 64}, "resample": 2},
     "squashed and cut, as DeiT": {"size": {"height": 80, "width": 80}, "resample": 3, "crop_size": 64},
     "shortest edge and cut, as Dinov2": {"size": {"shortest_edge": 80}, "resample": 3, "crop_size": 64},
+    "a quotient just below 118, as Dinov2": {"size": {"shortest_edge": 118}, "resample": 3, "crop_size": 96},
 }
 
 
