@@ -182,13 +182,14 @@ def changes(stored: Mapping[str, object], config: RunConfig) -> list[str]:
     schema, new = type(config), flatten(config.model_dump(mode="json"))
     changed = []
     for key in sorted((stored.keys() | new.keys()) - resumable(schema)):
-        before = stored[key] if key in stored else _default(schema, key)
+        before = stored[key] if key in stored else default_of(schema, key)
         if before != new.get(key, "(absent)"):
             changed.append(f"{key}: {before} -> {new.get(key, '(absent)')}")
     return changed
 
 
-def _default(schema: type[BaseModel], key: str) -> object:
+def default_of(schema: type[BaseModel], key: str) -> object:
+    """Of a field by its dotted key; "(absent)" if it has none."""
     *sections, leaf = key.split(".")
     for section in sections:
         inner = schema.model_fields[section].annotation

@@ -24,7 +24,7 @@ from mae_transfer.runs.names import data_places
 from mae_transfer.runs.plan import Run, plan_runs
 from mae_transfer.runs.run import check_run, run_task
 from mae_transfer.runs.same_data import check_same_data
-from mae_transfer.runs.state import Resume, State, state_of
+from mae_transfer.runs.state import Resume, State, evaluated_otherwise, state_of
 from mae_transfer.runs.tasks import make_task
 from mae_transfer.runs.trained import of_file
 
@@ -108,7 +108,10 @@ def make_runs(
             point = f" ({run.point_label})" if run.point else ""
             _LOG.info("run %d of %d%s: %s%s", number, len(runs), point, what, run.path)
         if state == "done":
-            yield on_rank_zero(first, partial(read_record, run.path / "record.json"))
+            record = on_rank_zero(first, partial(read_record, run.path / "record.json"))
+            if (unlike := evaluated_otherwise(run.config, record)) and first.is_global_zero:
+                _LOG.warning("%s: its numbers are of another evaluation (%s); --eval-only makes it", run.path, unlike)
+            yield record
             continue
         fabric = fabrics[run.config.train.precision]
         if task is None or task.config is not run.config:

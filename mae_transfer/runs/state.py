@@ -2,7 +2,11 @@
 
 from typing import Literal
 
-from mae_transfer.run_folder.folder import check_begun, check_free, check_same_recipe
+from mae_transfer.config.overrides import flatten
+from mae_transfer.config.roles import Role, keys
+from mae_transfer.config.sections import RunConfig
+from mae_transfer.run_folder.folder import check_begun, check_free, check_same_recipe, default_of
+from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.plan import Run
 
 State = Literal["new", "stopped", "done"]
@@ -27,3 +31,14 @@ def state_of(run: Run, *, resume: Resume, eval_only: bool = False) -> State:
         return "new"
     check_same_recipe(run.path, run.config)
     return "done" if (run.path / "record.json").exists() and not eval_only else "stopped"
+
+
+def evaluated_otherwise(config: RunConfig, record: RunRecord) -> str:
+    """'eval.images 100 -> None, ...': how the evaluation of a finished run differs from what is asked for; empty if it
+    does not."""
+    before, now = record["settings"], flatten(config.model_dump(mode="json"))
+    pairs = [
+        (key, before[key] if key in before else default_of(type(config), key), now[key])
+        for key in sorted(keys(type(config), Role.EVALUATION))
+    ]
+    return ", ".join(f"{key} {old} -> {new}" for key, old, new in pairs if old != new)

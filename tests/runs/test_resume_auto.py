@@ -83,6 +83,20 @@ def test_a_run_that_is_done_is_left_alone(finished: Path, monkeypatch: pytest.Mo
     assert (finished / "record.json").read_bytes() == before
 
 
+def test_a_run_that_was_evaluated_otherwise_is_left_alone_with_a_word(
+    finished: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(series, "run_task", None)
+    with caplog.at_level("WARNING"):
+        run(finished)
+        assert not caplog.messages
+        record = run(finished, "eval.precision=bf16")
+    assert record["settings"]["eval.precision"] == "fp32"
+    assert caplog.messages == [
+        f"{finished}: its numbers are of another evaluation (eval.precision fp32 -> bf16); --eval-only makes it"
+    ]
+
+
 def test_another_recipe_or_a_run_without_configuration_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another recipe than that of the run.*optim.lr"):
         run(finished, "optim.lr=1")
