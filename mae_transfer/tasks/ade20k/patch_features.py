@@ -26,7 +26,7 @@ from mae_transfer.engine.evaluation import evaluating
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.data import Batch
 from mae_transfer.tasks.ade20k.patch_data import PatchImages, cut, joined, stretch
-from mae_transfer.tasks.ade20k.patch_tokens import PatchTokens
+from mae_transfer.tasks.ade20k.patch_tokens import PatchTokens, patch_maps
 from mae_transfer.tasks.ade20k.protocols.config import PatchesConfig
 from mae_transfer.tasks.chunk_store import ChunkStore, Kind, Stored, chunk_of
 
@@ -156,7 +156,7 @@ def store_patches(
 def _describe(config: PatchesConfig, tokens: PatchTokens) -> str:
     encoder, backbone = tokens.encoder, config.backbone
     weights = {name: tensor.cpu() for name, tensor in encoder.state_dict().items()}
-    code = "".join(inspect.getsource(each) for each in (stretch, PatchTokens, PatchImages))
+    code = "".join(inspect.getsource(each) for each in (stretch, PatchTokens, patch_maps, PatchImages))
     masks = config.data.num_classes, config.data.reduce_zero_label, config.data.ignore_value
     return json.dumps(
         [
