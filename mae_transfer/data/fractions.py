@@ -37,16 +37,20 @@ def titled(name: str, percent: float | None) -> str:
     return name if percent is None else f"{name}, {percent:g} % of the training images"
 
 
-def left_out(classes: Sequence[str], present: np.ndarray, percent: float) -> list[str]:
+def left_out(classes: Sequence[str], present: np.ndarray, percent: float, sample: int | None = None) -> list[str]:
     """A line for classes that no chosen training image has.
 
     Args:
         present: bool (K,).
+        sample: only so many of the images were looked at.
     """
     missing = [name for name, there in zip(classes, present.tolist(), strict=True) if not there]
     if not missing:
         return []
     some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    if sample is not None:
+        seen = f"none of {sample} training images that were looked at"
+        return [f"data.fraction={percent:g}: {len(missing)} of {len(classes)} classes are in {seen} ({some})"]
     return [
         f"data.fraction={percent:g} leaves {len(missing)} of {len(classes)} classes without a training image ({some})"
     ]

@@ -20,6 +20,7 @@ from mae_transfer.run_folder.record import find_records
 from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.tasks import make_task
+from mae_transfer.tasks.ade20k import values
 
 NAMES = [f"{i:012}.jpg" for i in range(200)]
 
@@ -104,7 +105,7 @@ def test_coco_trains_on_the_images_of_either_rule(data: Path) -> None:
     assert any("data.fraction=6 leaves" in line and "classes without a training image" in line for line in one.warnings)
 
 
-def test_segmentation_and_classification_train_on_a_fraction() -> None:
+def test_segmentation_and_classification_train_on_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
     for protocol in ("linear", "knn"):
         options = {"protocol": protocol, "preset": "smoke", "data": "synthetic"}
         whole, few = (
@@ -120,6 +121,11 @@ def test_segmentation_and_classification_train_on_a_fraction() -> None:
         assert len(few.eval_dataset) == len(whole.eval_dataset)  # type: ignore[attr-defined]
         assert few.data_summary["whole_fingerprint"] == whole.data_summary["fingerprint"]
         assert any("data.fraction=50 leaves" in line for line in few.warnings)
+        with monkeypatch.context() as patched:
+            patched.setattr(values, "READ_AT_MOST", 2)
+            warnings = make_task(few.config).warnings
+        assert not any("leaves" in line for line in warnings), "what the other two have is not known"
+        assert any("are in none of 2 training images that were looked at" in line for line in warnings)
     options = {"protocol": "linear", "preset": "smoke", "data": "synthetic"}
     whole, few = (
         make_task(resolve_config("folder", "random_vit_nano", overrides=["subset=null", *more], **options))  # type: ignore[arg-type]

@@ -63,7 +63,8 @@ class Ade20kTask(BaseTask):
         self.eval_dataset: EvalSplit = self.splits.val
         self.warnings += check_values(self.splits)
         if data.fraction is not None:
-            self.warnings += left_out(self.class_names, classes_present(self.splits.train), data.fraction)
+            present, sample = classes_present(self.splits.train)
+            self.warnings += left_out(self.class_names, present, data.fraction, sample)
         self._summary = self._summarise(train, val)
         self.warnings += note_overlap(self._summary, *self.splits)
 

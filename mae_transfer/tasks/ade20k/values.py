@@ -46,12 +46,13 @@ def check_values(datasets: Sequence[Segmentation]) -> list[str]:
     return [describe(counts, read, config)]
 
 
-def classes_present(dataset: Segmentation) -> np.ndarray:
-    """Bool (K,): whether a pixel of one of the pairs has the class; of a large set `READ_AT_MOST` masks are read."""
-    values, _ = _count(dataset, dataset.indices[_spread(len(dataset), READ_AT_MOST)])
+def classes_present(dataset: Segmentation) -> tuple[np.ndarray, int | None]:
+    """Bool (K,): whether a pixel of one of the pairs has the class; and how many masks were read, None if all were."""
+    numbers = dataset.indices[_spread(len(dataset), READ_AT_MOST)]
+    values, _ = _count(dataset, numbers)
     first = int(dataset.pairs_config.reduce_zero_label)
     present: np.ndarray = values[first : first + dataset.pairs_config.num_classes] > 0
-    return present
+    return present, len(numbers) if len(numbers) < len(dataset) else None
 
 
 def find_fault(counts: np.ndarray, config: PairsConfig) -> str | None:
