@@ -13,7 +13,8 @@ from mae_transfer.files import user_path
 def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "plots",
-        "Draw the metric over model size, cost, trained blocks and mask ratio, where runs differ in them.",
+        "Draw the metric over model size, cost, trained blocks and mask ratio, where runs differ in them, and the rank "
+        "agreement of tasks and protocols.",
         "example:\n  mae-transfer plots --runs results/runs --output results/plots",
     )
     add_runs_option(parser)

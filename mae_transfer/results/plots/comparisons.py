@@ -1,4 +1,4 @@
-"""Plots over many runs: model size, cost, few labels, mask ratio (MAE Figure 5), trained blocks (Figure 9). No torch.
+"""Plots over many runs: model size, cost, few labels, mask ratio, trained blocks, rank agreement. No torch.
 
 All are made from the long table. Points are means over seeds and draws with the standard deviation as error bars; runs
 of unlike settings are never averaged: they are series of their own. Presets and data sets have plots of
@@ -13,8 +13,10 @@ import pandas as pd
 
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.names import INIT_ORDER, SIZE_ORDER, init_title, metric_title
+from mae_transfer.results.plots.agreement import agreement_plots
 from mae_transfer.results.plots.figure import Plot, Series
 from mae_transfer.results.published import read_published
+from mae_transfer.results.tables.described import described_tasks
 from mae_transfer.results.tables.partial import LINEAR, LINEAR_RECIPE, PARTIAL
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.run_folder.settings import settings_id
@@ -27,10 +29,12 @@ UNITS = {"GPU": "GPU-hours", "CPU": "CPU core-hours"}
 def comparison_plots(records: Iterable[RunRecord]) -> list[Plot]:
     """Every plot that has something to compare, in a fixed order, whatever the order of the records."""
     records = list(records)
-    table = main_metrics(long_table(records))
+    long = long_table(records)
+    table = main_metrics(long)
     plots = [*size_plots(table), *cost_plots(table), *partial_plots(table), *fraction_plots(table)]
     plots += mask_ratio_plots(table, records)
     plots = [plot for plot in plots if len({x for s in plot.series if not s.published for x in s.x}) > 1]
+    plots += agreement_plots(described_tasks(long, records, ()))
     return [_numbered(plot, plots[:i]) for i, plot in enumerate(plots)]
 
 

@@ -58,7 +58,9 @@ class Series:
     std: tuple[float, ...] = ()
     """Error bars; NaN where there is one run."""
     n: tuple[int, ...] = ()
-    """Runs behind each point."""
+    """Runs (or encoders) behind each point."""
+    ends: tuple[tuple[float, float], ...] = ()
+    """Error bars as intervals, where they are not symmetric."""
     texts: tuple[str, ...] = ()
     """Written at the points."""
     key: str = ""
@@ -85,20 +87,22 @@ class Plot:
     markers: bool = True
 
     def frame(self) -> pd.DataFrame:
-        """One row per point of our own series: name, x, y, standard deviation, number of runs."""
+        """One row per point of our own series: name, x, y, standard deviation, number of runs, ends of an interval."""
         x, y = self.columns
         rows = [
             {"name": s.name, x: s.x[i], y: s.y[i], "std": _at(s.std, i), "n": _at(s.n, i)}
+            | ({"low": s.ends[i][0], "high": s.ends[i][1]} if s.ends else {})
             for s in self.series
             if not s.published
             for i in range(len(s.x))
         ]
-        return pd.DataFrame(rows, columns=["name", x, y, "std", "n"])
+        ends = ["low", "high"] if any(s.ends for s in self.series) else []
+        return pd.DataFrame(rows, columns=["name", x, y, "std", "n", *ends])
 
     def description(self) -> str:
         """In words, for who cannot see it."""
         parts = []
-        for s in self.series:
+        for s in (s for s in self.series if s.x):
             ends = [f"{_number(s.y[i])} at {_tick(s.x[i])}" for i in ((0, -1) if len(s.x) > 1 else (0,))]
             parts.append(f"{s.name}: {' to '.join(ends)} ({len(s.x)} points)")
         return f"{self.title}. {self.y_label} over {self.x_label}. {'; '.join(parts)}."
@@ -132,17 +136,22 @@ def draw(plot: Plot) -> "Figure":
         colour = COLOURS[place % len(COLOURS)]
         x = [plot.places.index(value) for value in s.x] if plot.places is not None else list(s.x)
         style = LINES[2] if s.published else LINES[(number // len(MARKERS) + number) % len(LINES)]
-        errors = [0.0 if e != e else e for e in s.std] if s.std else None
+        bars: list[list[float]] | None = None
+        if any(e == e and e for e in s.std):
+            bars = [[0.0 if e != e else e for e in s.std]] * 2
+        elif s.ends:
+            below = [y - low for y, (low, _) in zip(s.y, s.ends, strict=True)]
+            bars = [below, [high - y for y, (_, high) in zip(s.y, s.ends, strict=True)]]
         handles.append(
             axes.errorbar(
                 x,
                 s.y,
-                yerr=errors if errors and any(errors) else None,
+                yerr=bars,
                 color=colour,
                 marker=MARKERS[number % len(MARKERS)] if plot.markers or not s.line or len(x) == 1 else None,
                 markerfacecolor="none" if s.published else colour,
                 markersize=4.5,
-                markevery=max(len(x) // 12, 1),
+                markevery=max(len(x) // 12, 1) if s.line else 1,
                 linestyle=style if s.line else "none",
                 linewidth=1.3,
                 capsize=2.5,
@@ -152,7 +161,8 @@ def draw(plot: Plot) -> "Figure":
         for i, text in enumerate(s.texts):
             axes.annotate(text, (x[i], s.y[i]), (5, 4), textcoords="offset points", color=colour, fontsize=8.5)
     if plot.places is not None:
-        axes.set_xticks(range(len(plot.places)), [_tick(value) for value in plot.places])
+        crowded = len(plot.places) > 10
+        axes.set_xticks(range(len(plot.places)), [_tick(value) for value in plot.places], rotation=90 * crowded)
         axes.set_xlim(-0.35, len(plot.places) - 0.65)
     elif plot.log_x:
         axes.set_xscale("log")

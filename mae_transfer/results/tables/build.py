@@ -3,7 +3,8 @@
 Rows are initialisations, columns are metrics by encoder size, cells are mean ± standard deviation over seeds with n.
 Presets, data sets and recipes each have a table of their own. Within one, runs of unlike settings are never averaged:
 they get a row each, with a footnote that names what differs. A table of runs is followed by one of differences to a
-control and one of costs. An overview of all tasks comes first, tables of published numbers alone last.
+control and one of costs. An overview of all tasks comes first, with the rank agreement of its columns; tables of
+published numbers alone come last.
 
 What a task is, its records say. Blocks are described first (`dense.py`, `by_protocol.py`, `partial.py`), and laid out
 in one place (`layout.py`).
@@ -23,6 +24,7 @@ from mae_transfer.results.tables.layout import lay_out
 from mae_transfer.results.tables.other import other_runs
 from mae_transfer.results.tables.overview import overviews
 from mae_transfer.results.tables.render import FORMATS
+from mae_transfer.results.tables.sensitivity import sensitivity_tables
 from mae_transfer.results.tables.table import Table
 from mae_transfer.run_folder.schema import RunRecord
 
@@ -67,5 +69,6 @@ def build_tables(
         for block in blocks(task, published[published["task"] == task.name]):
             tables += lay_out(block, comparison)
     other = other_runs(records, tasks, warnings)
-    tables = [*overviews(tasks, comparison), *tables, *([other] if other else [])]
+    top = [*overviews(tasks, comparison), *sensitivity_tables(tasks, comparison)]
+    tables = [*top, *tables, *([other] if other else [])]
     return sorted(tables, key=lambda table: table.published_only)

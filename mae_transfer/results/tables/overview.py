@@ -1,12 +1,12 @@
 """One table on top: a row per encoder, a column per task, data set and protocol, with the metric runs are judged by."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from mae_transfer.results.comparable_runs import ComparableRuns, changes, comparable_runs
+from mae_transfer.results.comparable_runs import ComparableRuns
 from mae_transfer.results.names import (
     INIT_ORDER,
     PRESET_NOTES,
@@ -14,13 +14,13 @@ from mae_transfer.results.names import (
     SIZE_ORDER,
     in_order,
     init_title,
-    metric_title,
     size_title,
 )
+from mae_transfer.results.tables.agreement import TOO_FEW, agreement_table
 from mae_transfer.results.tables.by_size import data_notes
 from mae_transfer.results.tables.described import TaskTables
 from mae_transfer.results.tables.differences import Comparison, difference
-from mae_transfer.results.tables.partial import PARTIAL
+from mae_transfer.results.tables.scores import Encoder, Scores, main_columns
 from mae_transfer.results.tables.table import MISSING, Cell, Table
 
 NOTE = (
@@ -31,98 +31,24 @@ NOTE = (
 )
 BEST = " †"
 
-Encoder = tuple[str, str, str]
-"""Initialisation, backbone, weights."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A column: runs of one protocol, recipe and settings on one data set."""
-
-    head: str
-    metric: str
-    better: str
-    rows: Mapping[Encoder, ComparableRuns]
-    task: str
-    fingerprint: str
-    """Of the data."""
-
-    def sign(self) -> int:
-        return -1 if self.better == "lower" else 1
-
 
 def overviews(tasks: Sequence[TaskTables], comparison: Comparison) -> list[Table]:
-    """The overview of each preset that has runs, full runs first."""
-    tables = []
+    """The overview of each preset that has runs, full runs first; each is followed by its rank agreement."""
+    tables: list[Table] = []
     for preset in PRESETS:
-        notes: list[str] = []
-        columns = [column for task in tasks for column in _columns(task, preset, notes)]
+        columns, notes = main_columns(tasks, preset)
         if columns:
             kept = [task.runs[task.runs["preset"] == preset] for task in tasks]
             notes += data_notes(pd.concat([runs for runs in kept if len(runs)]))
-            tables.append(_table(preset, _told_apart(columns), notes, comparison))
+            agreement = agreement_table(preset, columns)
+            if agreement is None and len(columns) > 1:
+                notes.append(TOO_FEW)
+            tables += [_table(preset, columns, notes, comparison), *([agreement] if agreement else [])]
     return tables
 
 
-def _told_apart(columns: Sequence[Scores]) -> list[Scores]:
-    """Columns whose heads are the same with the name of their task or, within one, digits of their data's
-    fingerprint."""
-    found = list(columns)
-    for own in (lambda column: f", {column.task}", lambda column: f" [{column.fingerprint[:8]}]"):
-        of_head: dict[str, set[str]] = {}
-        for column in found:
-            of_head.setdefault(column.head, set()).add(own(column))
-        found = [replace(c, head=c.head + own(c)) if len(of_head[c.head]) > 1 else c for c in found]
-    return found
-
-
-def _columns(task: TaskTables, preset: str, notes: list[str]) -> list[Scores]:
-    """The columns of a task; `notes` gets a footnote for each that only its settings tell from an earlier one."""
-    runs = task.runs[(task.runs["preset"] == preset) & task.runs["main"].astype(bool) & task.runs["value"].notna()]
-    found: list[Scores] = []
-    for (data, fingerprint, _, protocol), part in runs.groupby(["data", "data_fingerprint", "rank", "protocol"]):
-        metric = part["metric"].iloc[0]
-        part = part[part["metric"] == metric]
-        title, better = part[["metric_title", "better"]].iloc[0]
-        recipes = part["recipe"].nunique()
-        for recipe, of_recipe in part.groupby("recipe"):
-            what = " ".join(filter(None, (str(protocol), str(recipe) if recipes > 1 else "")))
-            head = metric_title(f"{title}{f', {what}' if what else ''}: {data}", better)
-            for own, rows in _by_settings(head, comparable_runs(of_recipe), notes):
-                found.append(Scores(own, metric, better, rows, task.name, str(fingerprint)))
-    return found
-
-
-def _by_settings(
-    head: str, groups: Sequence[ComparableRuns], notes: list[str]
-) -> list[tuple[str, dict[Encoder, ComparableRuns]]]:
-    """Head and rows of a column for each settings id, that of most encoders first."""
-    of_settings: dict[str, list[ComparableRuns]] = {}
-    for group in groups:
-        of_settings.setdefault(group.settings_id, []).append(group)
-    ordered = sorted(of_settings.values(), key=lambda of: (-len(of), min(group.first for group in of)))
-    columns = []
-    heads: dict[str, ComparableRuns] = {}
-    for of in ordered:
-        sizes = {group.size for group in of}
-        own = f"{head}, {size_title(of[0].size)}" if len(ordered) > 1 and len(sizes) == 1 else head
-        if of[0].protocol == PARTIAL:
-            own += f", {of[0].blocks:g} blocks"
-        if own in heads:
-            notes.append(f"[{len(notes) + 1}] {own}: {_unlike(of[0], heads[own])}.")
-            own += f" [{len(notes)}]"
-        heads.setdefault(own, of[0])
-        columns.append((own, {(g.init, g.backbone, g.weights): g for g in of}))
-    return columns
-
-
-def _unlike(group: ComparableRuns, first: ComparableRuns) -> str:
-    """What tells the settings of a column from those of the first."""
-    return changes(replace(group, init=""), first) or "other settings"
-
-
 def _table(preset: str, columns: Sequence[Scores], notes: Sequence[str], comparison: Comparison) -> Table:
-    labels = _labels({encoder: group for column in columns for encoder, group in column.rows.items()})
+    labels = encoder_labels({encoder: group for column in columns for encoder, group in column.rows.items()})
     best = [_best(column, comparison) for column in columns]
     ranks = _mean_ranks(columns)
     rows = []
@@ -142,7 +68,7 @@ def _table(preset: str, columns: Sequence[Scores], notes: Sequence[str], compari
     return Table(title, note, head, tuple(rows), tuple(notes))
 
 
-def _labels(encoders: Mapping[Encoder, ComparableRuns]) -> dict[Encoder, str]:
+def encoder_labels(encoders: Mapping[Encoder, ComparableRuns]) -> dict[Encoder, str]:
     """Encoder -> 'MAE, B', in the order of rows; with backbone and weights where the short names are the same."""
     size = {encoder: _size(group) for encoder, group in encoders.items()}
     inits = in_order({init for init, _, _ in encoders}, INIT_ORDER)

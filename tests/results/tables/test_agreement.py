@@ -1,0 +1,141 @@
+"""Rank agreement of columns, and the sensitivity of frozen protocols: what is compared, and what is not."""
+
+from typing import Any
+
+import pytest
+from scipy import stats
+from support.records import described
+from support.tables import build_tables
+
+from mae_transfer.results.plots.comparisons import comparison_plots
+from mae_transfer.results.plots.figure import page_svg, png
+from mae_transfer.results.tables.agreement import TOO_FEW
+from mae_transfer.results.tables.table import Table
+from mae_transfer.run_folder.schema import SCHEMA, RunRecord
+
+INITS = ("random", "sup", "mae", "dino", "beit")
+
+
+def record(number: int, init: str, task: str, value: float, seed: int = 0, **settings: Any) -> RunRecord:
+    metric = {"ade20k": "mIoU", "coco": "box_AP"}.get(task, "top1")
+    return RunRecord(
+        schema=SCHEMA,
+        run_id=f"run{number:04}",
+        backbone={"name": f"{init}_vit_b", "init": init, "size": "b", "fingerprint": "w"},
+        preset="mini",
+        seed=seed,
+        metrics={metric: value},
+        data={"name": "shapes", "fingerprint": "f0"},
+        **described(task, {"recipe": "a", **settings}),
+    )
+
+
+def columns(*of_column: tuple[str, dict[str, Any], tuple[float | None, ...]]) -> list[RunRecord]:
+    """Runs of each (task, settings, value of each initialisation)."""
+    found: list[RunRecord] = []
+    for task, settings, values in of_column:
+        for init, value in zip(INITS, values, strict=False):
+            if value is not None:
+                found.append(record(len(found), init, task, value, **settings))
+    return found
+
+
+KNN, LINEAR = {"protocol": "knn"}, {"protocol": "linear"}
+
+
+def table(records: list[RunRecord], start: str) -> Table:
+    (found,) = [table for table in build_tables(records) if table.title.startswith(start)]
+    return found
+
+
+def test_tau_of_each_pair_of_columns_over_common_encoders() -> None:
+    knn, linear, dense = (10.0, 30.0, 20.0, 50.0, 40.0), (1.0, 2.0, 2.0, 4.0, None), (5.0, 4.0, 3.0, None, None)
+    records = columns(("folder", KNN, knn), ("folder", LINEAR, linear), ("ade20k", {}, dense))
+    found = table(records, "Rank agreement, mini")
+    assert found.head == ("column", "(1)", "(2)")
+    assert [label for label, _ in found.rows] == ["(2) top-1, linear: shapes", "(3) top-1, knn: shapes"]
+    cell = found.rows[1][1][1]
+    assert cell.n == 4
+    assert cell.value == pytest.approx(stats.kendalltau(linear[:4], knn[:4]).statistic)
+    assert cell.text.startswith("0.91 [")
+    assert [c.text for c in (*found.rows[0][1], found.rows[1][1][0])] == ["-", "-", "-"], "under four in common"
+    assert found.footnotes[0] == "(1) is mIoU: shapes."
+    assert found.footnotes[1].startswith("2 of 3 pairs are not shown: under 4 common encoders")
+    titles = [table.title for table in build_tables(records)]
+    assert titles[:2] == ["Overview, mini", "Rank agreement, mini"]
+
+
+def test_columns_where_lower_is_better_are_turned() -> None:
+    errors = [
+        {**record(i, init, "folder", value), "task": "depth", "row": {"name": "", "rank": 0, "frozen": False}}
+        for i, (init, value) in enumerate(zip(INITS, (0.5, 0.4, 0.3, 0.2, 0.1), strict=True))
+    ]
+    for each in errors:
+        (report,) = [report for report in each["reports"] if report["main"]]
+        each["reports"] = [{**report, "better": "lower"}]
+    records = [*columns(("coco", {}, (1.0, 2.0, 3.0, 4.0, 5.0))), *(RunRecord(**each) for each in errors)]
+    records = [RunRecord(**{**each, "run_id": f"run{i}"}) for i, each in enumerate(records)]
+    cell = table(records, "Rank agreement").rows[0][1][0]
+    assert (cell.value, cell.high, cell.n) == (1.0, 1.0, 5)
+    assert "*" in cell.text
+
+
+def test_too_few_encoders_are_said_in_one_line() -> None:
+    records = columns(("folder", KNN, (1.0, 2.0, 3.0)), ("folder", LINEAR, (1.0, 2.0, 3.0)))
+    tables = build_tables(records)
+    assert not [table for table in tables if table.title.startswith("Rank agreement")]
+    assert tables[0].footnotes == (TOO_FEW,)
+    assert not [plot for plot in comparison_plots(records) if plot.stem.startswith("agreement")]
+
+
+def test_the_plot_has_the_numbers_of_the_table() -> None:
+    records = columns(
+        ("folder", KNN, (1.0, 2.0, 3.0, 4.0, 5.0)),
+        ("folder", LINEAR, (1.0, 2.0, 3.0, 5.0, 4.0)),
+        ("coco", {}, (5.0, 4.0, 3.0, 2.0, 1.0)),
+    )
+    (plot,) = [plot for plot in comparison_plots(records) if plot.stem == "agreement-mini"]
+    frame = plot.frame()
+    found = table(records, "Rank agreement")
+    cells = {f"{j + 1}–{i + 2}": c for i, (_, row) in enumerate(found.rows) for j, c in enumerate(row) if c.value}
+    assert len(frame) == 3
+    for row in frame.to_dict("records"):
+        cell = cells[row["pair"]]
+        assert (row["tau"], row["low"], row["high"], row["n"]) == (cell.value, cell.low, cell.high, cell.n)
+    assert [series.name.split(" ")[0] for series in plot.series] == ["(1)", "(2)", "(3)"], "each column is named"
+    assert png(plot) == png(plot)
+    assert "Rank agreement" in page_svg(plot, "p-")
+
+
+def test_sensitivity_is_of_runs_that_differ_in_nothing_else() -> None:
+    settings = {"protocol": "knn", "probe.k": (1,), "data.mask_suffix": "", "probe.layers": "last"}
+    records = [
+        record(i, init, "ade20k", value, seed, **{**settings, "probe.standardise": standardise, **more})
+        for i, (init, standardise, value, seed, more) in enumerate(
+            [
+                ("mae", True, 30.0, 0, {}),
+                ("mae", True, 31.0, 1, {}),
+                ("mae", False, 20.0, 0, {}),
+                ("mae", False, 20.5, 1, {}),
+                ("sup", True, 40.0, 0, {}),
+                ("sup", False, 39.0, 0, {}),
+                ("dino", True, 50.0, 0, {}),
+                ("dino", False, 48.0, 0, {"probe.k": (3,)}),
+            ]
+        )
+    ]
+    found = table(records, "Sensitivity, mini: Segmentation, knn, recipe a: shapes")
+    assert found.head == (
+        "encoder",
+        "mIoU, standardise True",
+        "mIoU, standardise False",
+        "standardise False − standardise True",
+    )
+    rows = dict(found.rows)
+    assert list(rows) == ["supervised, B", "MAE, B"], "DINO differs in k too"
+    assert rows["supervised, B"][2].text == "−1.0 (n=1)"
+    paired = stats.ttest_rel([20.0, 20.5], [30.0, 31.0]).confidence_interval(0.95)
+    assert (rows["MAE, B"][2].low, rows["MAE, B"][2].high) == pytest.approx((paired.low, paired.high))
+    assert not [
+        t for t in build_tables([*records[:2], *records[4:5], *records[7:]]) if t.title.startswith("Sensitivity")
+    ]
