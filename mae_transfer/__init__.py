@@ -8,14 +8,17 @@ if TYPE_CHECKING:
     from mae_transfer.backbones.load import load_backbone
     from mae_transfer.backbones.plugins import register_backbone
     from mae_transfer.runs.api import run_pretrain, run_transfer
+    from mae_transfer.runs.model import evaluate, load_model
     from mae_transfer.runs.results import find_records, tables
     from mae_transfer.suites.api import run_suite
 
 __version__ = "0.1.0"
 __all__ = [
     "check_encoder",
+    "evaluate",
     "find_records",
     "load_backbone",
+    "load_model",
     "register_backbone",
     "run_pretrain",
     "run_suite",
@@ -25,8 +28,10 @@ __all__ = [
 
 _MODULES = {
     "check_encoder": "mae_transfer.backbones.check",
+    "evaluate": "mae_transfer.runs.model",
     "find_records": "mae_transfer.runs.results",
     "load_backbone": "mae_transfer.backbones.load",
+    "load_model": "mae_transfer.runs.model",
     "register_backbone": "mae_transfer.backbones.plugins",
     "run_pretrain": "mae_transfer.runs.api",
     "run_suite": "mae_transfer.suites.api",

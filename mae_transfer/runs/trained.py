@@ -39,7 +39,7 @@ def of_file(
     if backbone is None:
         if not may_be or checkpoint is None:
             raise UserError("--backbone is missing; only a trained model's file (--eval-only --checkpoint) tells it")
-        backbone = _found_in(checkpoint)
+        backbone = found_in(checkpoint)
     if not may_be or (checkpoint is None and protocol is None):
         return backbone, protocol, eval_only
     run = _run_folder(backbone, protocol, folder)
@@ -62,7 +62,8 @@ def _run_folder(backbone: str, protocol: str | None, folder: Callable[[str, str 
     return None
 
 
-def _found_in(checkpoint: str | Path) -> str:
+def found_in(checkpoint: str | Path) -> str:
+    """The backbone that a file's shapes tell; UserError if they tell none."""
     found = inspect(checkpoint).backbone
     if found is None:
         raise UserError(f"checkpoint {checkpoint}: no backbone name fits it; pass --backbone")

@@ -52,6 +52,8 @@ class Protocol:
     stated: str = ""
     """module:function, of a backbone's name and a checkpoint -> values that their source states; the recipe's give way
     to them."""
+    load: str = ""
+    """module:function, of a configuration -> the model of the trained model's file that it names, without data."""
     about: str = ""
     """One line for --help."""
     at_zero: str = ""

@@ -4,6 +4,7 @@ The model is timm's, with weights from numpy's generator and a classifier by the
 expected numbers are those of timm's model and transform.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from support.trained import CLASSES, PLAIN, SHAPE, SIZE
 from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
-from mae_transfer import run_transfer
+import mae_transfer as mt
 from mae_transfer.cli.verify import main
 from mae_transfer.data.synthetic.classification import draw
+from mae_transfer.errors import UserError
 from mae_transfer.results.published_models import find_published_model
+from mae_transfer.tasks.classification.protocols.trained import TrainedClassifier
 
 MODELS = paths.GOLDENS / "tiny_models.yaml"
 EACH = 20
@@ -81,7 +84,7 @@ def test_they_come_out_of_the_command_line(made: tuple[Path, Path, list[float]],
     assert main(["nearest_centroid", *options, "--output", str(tmp_path / "run"), *more]) == 0
     other = [*options, "--output", str(tmp_path / "other"), *more, "eval.crop_pct=0.4"]
     assert main(["nearest_centroid", *other]) == 4, "another crop is another number"
-    record = run_transfer(
+    record = mt.run_transfer(
         "folder",
         PLAIN,
         protocol="trained",
@@ -92,3 +95,41 @@ def test_they_come_out_of_the_command_line(made: tuple[Path, Path, list[float]],
         overrides={"data.image_size": SIZE, "data.workers": 0, "eval.pictures": 0},
     )
     assert record["metrics"]["top1"] == pytest.approx(numbers[0], abs=0.72), "the same from Python"
+
+
+def test_a_model_in_memory_has_the_same_numbers(made: tuple[Path, Path, list[float]]) -> None:
+    path, data, numbers = made
+    settings = {"data": {"image_size": SIZE, "workers": 0}}
+    model, task = mt.load_model(path, backbone=PLAIN, overrides=settings)
+    assert task == "folder"
+    assert isinstance(model, TrainedClassifier)
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = timms_scores(path, model.encoder.normalise(images))
+        torch.testing.assert_close(model({"images": images})[0], wanted, rtol=0, atol=1e-4)
+    expected = find_published_model("nearest_centroid", MODELS)
+    found = mt.evaluate(model, data, device="cpu")
+    assert [found["top1"], found["top5"]] == pytest.approx(numbers, abs=expected.tolerance)
+    assert mt.evaluate(path, data, backbone=PLAIN, device="cpu", overrides=settings) == found
+    with torch.no_grad():
+        model.layers[0].bias[3] += 1e6
+    assert mt.evaluate(copy.deepcopy(model), data, device="cpu")["top1"] == pytest.approx(100 / CLASSES), "its weights"
+    for wrong, options, text in (
+        (torch.nn.Identity(), {}, "takes a model of mt.load_model"),
+        (model, {"backbone": PLAIN}, "give it to mt.load_model"),
+        (model, {"overrides": {"optim.lr": 3}}, "optim.lr"),
+    ):
+        with pytest.raises(UserError, match=text):
+            mt.evaluate(wrong, data, **options)
+    model.layers[0] = torch.nn.Linear(64, CLASSES + 1)
+    with pytest.raises(UserError, match="has other weights than its file"):
+        mt.evaluate(model, data, device="cpu")
+    with pytest.raises(UserError, match="evaluates no trained model's file"):
+        mt.load_model(path, task="pretrain", backbone=PLAIN)
+
+
+def timms_scores(path: Path, images: torch.Tensor) -> torch.Tensor:
+    model = timms()
+    model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    scores: torch.Tensor = model(images)
+    return scores

@@ -1,5 +1,6 @@
 """Trained detectors through the command line: those made here and under detectron2's names; val images are enough."""
 
+import math
 import pickle
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from support.coco_command import TINY
 
+import mae_transfer as mt
 from mae_transfer.cli.convert import main as convert
 from mae_transfer.cli.transfer import main
 from mae_transfer.cli.verify import main as verify
@@ -84,6 +86,11 @@ def test_a_detectors_file_gives_the_numbers_of_its_run(
             assert found[key] is None if value is None else found[key] == pytest.approx(value, abs=1e-9), key
         assert (record["row"]["name"], record["data"]["train_images"]) == ("trained", 0)
         assert (record["steps"], record["backbone"]["init"]) == (0, "mae")
+    settings = [*TINY, *LOOSE, f"recipe={OF[recipe]}"]
+    model, task = mt.load_model(run, backbone="mae_vit_nano", overrides=settings)
+    assert task == "coco"
+    found = mt.evaluate(model, val_alone, device="cpu")
+    assert found == pytest.approx({k: math.nan if v is None else v for k, v in wanted.items()}, abs=1e-9, nan_ok=True)
     report = "\n".join(record["backbone"]["load_report"])
     assert "(detectron2 detector)" in report
     assert "pixel_mean: constant that is no weight" in report

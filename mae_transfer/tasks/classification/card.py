@@ -17,6 +17,7 @@ PROTOCOLS = (
         *("trained", "trained", f"{_CODE}.trained:Trained"),
         config="mae_transfer.tasks.classification.trained.config:TrainedConfig",
         stated="mae_transfer.tasks.classification.trained.stated:stated_evaluation",
+        load=f"{_CODE}.trained:load",
         about="a classifier that was trained elsewhere, evaluated",
     ),
 )

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mae_transfer.backbones.checkpoints.report import fingerprint
+from mae_transfer.backbones.configured import encoder_of
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.data import Batch
 from mae_transfer.tasks.classification.pictures import draw_grid, predict
 from mae_transfer.tasks.classification.protocols.protocol import ProbeModel, Protocol
-from mae_transfer.tasks.classification.trained.class_order import ClassOrder, match_classes
+from mae_transfer.tasks.classification.trained.class_order import ClassOrder, match_classes, own_order
 from mae_transfer.tasks.classification.trained.config import TrainedConfig
 from mae_transfer.tasks.classification.trained.heads import Layer, TrainedHead, head_beside, head_of_file
 from mae_transfer.tasks.classification.trained.stated import stated_labels
@@ -111,7 +112,8 @@ class Trained(Protocol[TrainedClassifier]):
             )
         separate = self.config.model.classifier
         head = head_of_file(separate, encoder) if separate is not None else head_beside(encoder)
-        order = match_classes(self.class_names, head.classes, stated_labels(backbone.checkpoint))
+        labels = stated_labels(backbone.checkpoint)
+        order = match_classes(self.class_names, head.classes, labels) if self.class_names else own_order(head.classes)
         report.loaded += head.used
         report.ignored = {key: why for key, why in report.ignored.items() if key not in head.used}
         reads = " and ".join(dict.fromkeys(layer.pooling for layer in head.layers))
@@ -131,3 +133,9 @@ class Trained(Protocol[TrainedClassifier]):
     ) -> "list[Picture]":
         names = model.order.names
         return draw_grid(predict(model, head, images.val, names, self.config.eval.pictures, fabric))
+
+
+def load(config: TrainedConfig) -> TrainedClassifier:
+    """The model of the file that the configuration names, without data: its classes are in the file's own order."""
+    protocol = Trained(config)
+    return protocol.build_model(encoder_of(config.backbone, lambda _: protocol.encoder_options()), 0)

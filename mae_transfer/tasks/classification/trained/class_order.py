@@ -68,6 +68,12 @@ def match_classes(class_names: Sequence[str], outputs: int, labels: Sequence[str
     return ClassOrder(tuple(range(outputs)), tuple(class_names), about)
 
 
+def own_order(outputs: int) -> ClassOrder:
+    """Of a classifier by itself."""
+    numbers = range(outputs)
+    return ClassOrder(tuple(numbers), tuple(map(str, numbers)), "the file's own, without data")
+
+
 def _ordered(class_names: Sequence[str], place: dict[str, int], all_names: Sequence[str], about: str) -> ClassOrder:
     mine = [place[name] for name in class_names]
     taken = set(mine)

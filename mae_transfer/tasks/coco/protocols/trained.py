@@ -5,17 +5,20 @@ model it is, and every tensor has to fit: another depth of a head, a cascade, an
 Nothing is trained and no training image is read.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+import re
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from mae_transfer.backbones.checkpoints import files
 from mae_transfer.backbones.checkpoints.exact import load_exactly
 from mae_transfer.backbones.checkpoints.report import fingerprint
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
+from mae_transfer.backbones.configured import encoder_of
 from mae_transfer.config.sections import BackboneConfig
 from mae_transfer.errors import UserError
+from mae_transfer.tasks.coco.card import BENCHMARK
 from mae_transfer.tasks.coco.detectron2.convert import NOT_WEIGHTS, translate
 from mae_transfer.tasks.coco.detectron2.names import options_of
 from mae_transfer.tasks.coco.protocols.config import TrainedConfig
@@ -23,6 +26,8 @@ from mae_transfer.tasks.coco.protocols.finetune import Finetune
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
+
+_SCORES = re.compile(r"roi_heads\.box_predictor\.(0\.)?cls_score\.bias")
 
 
 class Trained(Finetune[TrainedConfig]):
@@ -37,18 +42,11 @@ class Trained(Finetune[TrainedConfig]):
 
     @override
     def build_model(self, encoder: "Encoder", num_classes: int, *, masks: bool) -> nn.Module:
-        checkpoint = self.config.backbone.checkpoint
-        if checkpoint is None:
-            raise UserError("the protocol trained evaluates a detector's file; pass it as --checkpoint")
+        return self._build(_read(self.config), encoder, num_classes, masks=masks)
+
+    def _build(self, file: "_File", encoder: "Encoder", num_classes: int, *, masks: bool) -> nn.Module:
         model = super().build_model(encoder, num_classes, masks=masks)
-        path = files.find(checkpoint)
-        source, raw = str(path), files.read(path)
-        state, ignored = unwrap(raw, source, self.config.backbone.checkpoint_key)
-        constants = {name: "constant that is no weight" for name in state if NOT_WEIGHTS.fullmatch(name)}
-        state = {name: tensor for name, tensor in state.items() if name not in constants}
-        theirs = any(name.startswith("backbone.") for name in state)
-        if theirs:
-            state = translate(state, "mae_transfer", source)
+        state, source = file.state, file.source
         cascade = options_of(state)["stages"] > 0
         if cascade != self.config.model.cascade:
             kind = "a cascade" if cascade else "no cascade"
@@ -56,7 +54,42 @@ class Trained(Finetune[TrainedConfig]):
             raise UserError(f"checkpoint {source}: is {kind}, unlike the recipe {self.config.recipe}: recipe={other}")
         load_exactly(model, state, source, f"the detector of recipe {self.config.recipe} of {num_classes} classes")
         report = encoder.load_report
-        report.source, report.layout = source, "detectron2 detector" if theirs else "mae_transfer detector"
-        report.loaded, report.ignored, report.new = sorted(state), ignored | constants, {}
+        report.source, report.layout = source, file.layout
+        report.loaded, report.ignored, report.new = sorted(state), file.ignored, {}
         report.fingerprint = fingerprint(state)
         return model
+
+
+class _File(NamedTuple):
+    """A detector's file under this project's names. `ignored`: what else it holds, with the reason."""
+
+    state: dict[str, Tensor]
+    source: str
+    layout: str
+    ignored: dict[str, str]
+
+
+def _read(config: TrainedConfig) -> _File:
+    checkpoint = config.backbone.checkpoint
+    if checkpoint is None:
+        raise UserError("the protocol trained evaluates a detector's file; pass it as --checkpoint")
+    path = files.find(checkpoint)
+    source, raw = str(path), files.read(path)
+    state, ignored = unwrap(raw, source, config.backbone.checkpoint_key)
+    constants = {name: "constant that is no weight" for name in state if NOT_WEIGHTS.fullmatch(name)}
+    state = {name: tensor for name, tensor in state.items() if name not in constants}
+    theirs = any(name.startswith("backbone.") for name in state)
+    if theirs:
+        state = translate(state, "mae_transfer", source)
+    layout = "detectron2 detector" if theirs else "mae_transfer detector"
+    return _File(state, source, layout, ignored | constants)
+
+
+def load(config: TrainedConfig) -> nn.Module:
+    """The model of the file that the configuration names, without data: as many classes, and masks, as the file has."""
+    protocol, file = Trained(config), _read(config)
+    scores = [tensor for name, tensor in file.state.items() if _SCORES.fullmatch(name)]
+    classes = len(scores[0]) - 1 if scores else BENCHMARK.classes
+    masks = any(name.startswith("roi_heads.mask_head.") for name in file.state)
+    encoder = encoder_of(protocol.backbone(), protocol.encoder_options)
+    return protocol._build(file, encoder, classes, masks=masks)
