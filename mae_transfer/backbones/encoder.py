@@ -70,6 +70,11 @@ class Encoder(nn.Module):
         """The tokens (B, prefix + h * w, C), prefix tokens first, after each of `blocks` (0-based, ascending)."""
         raise NotImplementedError
 
+    def class_token(self, tokens: Tensor) -> Tensor:
+        """Of tokens (B, prefix + n, C) the class token (B, C), or the mean of several, as Pixio's evaluation has it."""
+        count = self.spec.class_tokens
+        return tokens[:, 0] if count == 1 else tokens[:, :count].mean(1)
+
     def pooled(self, images: Tensor) -> Tensor:
         """What probes read of the images, (B, C), of an encoder with `pools`."""
         raise NotImplementedError

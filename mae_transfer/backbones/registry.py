@@ -46,6 +46,7 @@ class Spec:
         timm_arch: the timm model that it is built by, instead of from the fields.
         final_norm: checkpoints of this model end with a norm (which the encoder leaves out).
         reg_tokens: tokens beside the class token.
+        class_tokens: class tokens; those after the first are counted in `reg_tokens` too, and held as such.
         eps: of the LayerNorms, None for timm's own (1e-6).
         origin: where a module of the user's own is from; it is not built from the fields then.
         timm_class: the class of timm that it is built as, `VisionTransformer` or `Eva`.
@@ -77,6 +78,7 @@ class Spec:
     final_norm: bool = True
     class_token: bool = True
     reg_tokens: int = 0
+    class_tokens: int = 1
     qkv_bias: bool = True
     eps: float | None = None
     origin: str | None = None
@@ -84,6 +86,17 @@ class Spec:
     rotary: bool = False
     pos_resampling: str = "bicubic"
     stages: tuple[int, ...] = ()
+
+
+def with_class_tokens(spec: Spec, count: int) -> Spec:
+    """The spec with so many class tokens, each with a position, as Pixio has them."""
+    fields: dict = class_token_fields(count)
+    return replace(spec, **fields)
+
+
+def class_token_fields(count: int) -> dict[str, int]:
+    """Fields of a Spec with so many class tokens, each with a position."""
+    return {"class_tokens": count, "reg_tokens": count - 1, "position_prefix": count}
 
 
 SIZES: dict[str, tuple[int, int, int, int]] = {

@@ -19,6 +19,8 @@ examples:
     mae-transfer pretrain --method mae --backbone vit_b --data 'shards/train-{000000..000146}.tar'
   a row of the paper's Table 1: no mask ratio but 75 % is better; block-wise masks are harder:
     mae-transfer pretrain --method mae --backbone vit_l --data /data/imagenet mask.kind=block mask.ratio=0.5
+  its successor Pixio: squares of patches are masked, eight class tokens, a deeper decoder:
+    mae-transfer pretrain --method mae --backbone vit_h_p16 --data /data/imagenet recipe=pixio
   the baselines:
     mae-transfer pretrain --method beit --tokenizer kmeans --backbone vit_b --data /data/imagenet
     mae-transfer pretrain --method supervised --backbone vit_b --data /data/imagenet

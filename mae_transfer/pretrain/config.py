@@ -102,20 +102,27 @@ class MaskConfig(Section):
     """Random patches, BEiT's rectangles, or all but one of every four (MAE Figure 6)."""
     ratio: float = Field(gt=0, lt=1)
     """Share of the patches that is masked."""
+    patch_grid: int = Field(1, ge=1)
+    """Side of the squares of patches that are masked together, in patches; Pixio's is 4."""
 
 
 class MaeModelConfig(Section):
-    target: Literal["pixel", "norm_pixel", "pca", "token"]
+    target: Literal["pixel", "norm_pixel", "pca", "token", "mean_color"]
     """What is predicted of a masked patch: its pixels, those normalised by the patch's own mean and deviation, the
-    coefficients of its largest principal components, or its token (`tokenizer`)."""
+    coefficients of its largest principal components, its token (`tokenizer`), or the mean of each channel."""
+    class_tokens: int = Field(1, ge=1)
+    """Class tokens of the encoder, each with a position; Pixio has 8. What reads the class token reads their mean."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """Absolute positions of encoder and decoder: MAE's fixed ones (zeros for class tokens), or learned as Pixio's."""
     pca_coefficients: int = Field(96, ge=1)
     """`pca`: number of coefficients."""
     pca_images: int = Field(4096, ge=1)
     """Training images that the principal components are computed from."""
     loss_on: Literal["masked", "all"] = "masked"
     """Which patches the loss is on."""
-    decoder_depth: int = Field(ge=1)
-    """Blocks of the decoder."""
+    decoder_depth: int = Field(ge=0)
+    """Blocks of the decoder. 0, with `mask_token=encoder`: no decoder, a linear layer predicts from the encoder's
+    tokens."""
     decoder_width: int = Field(ge=4)
     """Width of the decoder."""
     decoder_heads: int = Field(ge=1)
@@ -147,6 +154,11 @@ class MaeConfig(PretrainConfig):
 
     @model_validator(mode="after")
     def _decoder_fits(self) -> "MaeConfig":
+        if self.model.decoder_depth == 0 and self.model.mask_token == "decoder":
+            raise ValueError(
+                "model.decoder_depth=0 leaves masked patches without a look at the visible ones; set "
+                "model.mask_token=encoder, or a decoder of one block or more"
+            )
         width, heads = self.model.decoder_width, self.model.decoder_heads
         if width % 4 or width % heads:
             raise ValueError(

@@ -2,6 +2,9 @@
 
 A mask is given as `noise`, a number for each patch: the patches of the lowest noise are visible, and the encoder sees
 them in the order of their noise. MAE shuffles so (facebookresearch/mae `models_mae.py`, whose names are used here).
+
+With `patch_grid` g the scheme draws squares of g x g patches in place of patches: a square is wholly visible or wholly
+masked. The number kept and the order are those of Pixio (facebookresearch/pixio `models_pixio.py: random_masking`).
 """
 
 from dataclasses import dataclass
@@ -14,21 +17,34 @@ from mae_transfer.errors import UserError
 from mae_transfer.pretrain.block_masking import block_mask
 
 
-def num_visible(grid: Grid, ratio: float) -> int:
-    """Patches that stay visible, int(L * (1 - ratio)); UserError if that leaves or masks none."""
-    patches = grid[0] * grid[1]
-    visible = int(patches * (1 - ratio))
-    if not 0 < visible < patches:
+def squares(grid: Grid, patch_grid: int) -> Grid:
+    """Squares of patch_grid x patch_grid patches down and across; UserError if the grid is not made of such."""
+    if grid[0] % patch_grid or grid[1] % patch_grid:
+        raise UserError(
+            f"mask.patch_grid={patch_grid}: a grid of {grid[0]}x{grid[1]} patches does not divide into such squares; "
+            "choose another, or another data.image_size"
+        )
+    return grid[0] // patch_grid, grid[1] // patch_grid
+
+
+def num_visible(grid: Grid, ratio: float, patch_grid: int = 1) -> int:
+    """Patches that stay visible: those of int(n * (1 - ratio)) of n squares. UserError if that leaves or masks none."""
+    height, width = squares(grid, patch_grid)
+    count = height * width
+    visible = int(count * (1 - ratio))
+    if not 0 < visible < count:
         what = "leaves no patch visible" if visible == 0 else "masks no patch"
-        raise UserError(f"mask.ratio={ratio:g} {what} of {grid[0]}x{grid[1]}; choose one between 0 and 1 that does not")
-    return visible
+        of = f"{grid[0]}x{grid[1]}" + (f" in squares of {patch_grid}x{patch_grid}" if patch_grid > 1 else "")
+        raise UserError(f"mask.ratio={ratio:g} {what} of {of}; choose one between 0 and 1 that does not")
+    return visible * patch_grid**2
 
 
-def check_mask(kind: str, grid: Grid, ratio: float) -> None:
+def check_mask(kind: str, grid: Grid, ratio: float, patch_grid: int = 1) -> None:
     """UserError if no such mask fits the grid and the ratio."""
-    num_visible(grid, ratio)
+    num_visible(grid, ratio, patch_grid)
     if kind != "grid":
         return
+    grid = squares(grid, patch_grid)
     if ratio != 0.75 or grid[0] % 2 or grid[1] % 2:
         raise UserError(
             f"mask.kind=grid keeps one of every four patches: it needs mask.ratio=0.75 and an even grid, not {ratio:g} "
@@ -36,7 +52,17 @@ def check_mask(kind: str, grid: Grid, ratio: float) -> None:
         )
 
 
-def draw_noise(kind: str, grid: Grid, ratio: float, rng: np.random.Generator) -> np.ndarray:
+def draw_noise(kind: str, grid: Grid, ratio: float, rng: np.random.Generator, patch_grid: int = 1) -> np.ndarray:
+    """float32 (L,); of squares of patches if `patch_grid` is not 1. See `_noise`."""
+    if patch_grid == 1:
+        return _noise(kind, grid, ratio, rng)
+    coarse = squares(grid, patch_grid)
+    ranks = _noise(kind, coarse, ratio, rng).argsort(kind="stable").argsort()  # no two squares share a number
+    whole = np.ones((patch_grid, patch_grid), dtype=np.float32)
+    return np.kron(ranks.reshape(coarse).astype(np.float32), whole).reshape(-1)
+
+
+def _noise(kind: str, grid: Grid, ratio: float, rng: np.random.Generator) -> np.ndarray:
     """float32 (L,); the `num_visible` patches of the lowest noise are visible.
 
     random: uniform.

@@ -74,7 +74,7 @@ def _features(
     for batch in evaluation_batches(dataset, config, fabric, progress, title="knn"):
         with fabric.autocast():
             (tokens,) = encoder.tokens(encoder.normalise(batch["images"]), (encoder.depth - 1,))
-            features = (encoder.norm or nn.Identity())(tokens)[:, 0]
+            features = encoder.class_token((encoder.norm or nn.Identity())(tokens))
         found.append(F.normalize(features.float(), dim=1))
         labels.append(batch["labels"])
     return torch.cat(found), torch.cat(labels)

@@ -73,6 +73,23 @@ def _visible_mean_where_masked(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, (values * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True), values)
 
 
+class MeanColorTarget(Target):
+    """The mean of each channel over the patch: an early failure of masked image modelling, for comparison.
+
+    The mean holds no structure within a patch. It is of the normalised pixels.
+    """
+
+    def __init__(self, patch_values: int, channels: int) -> None:
+        super().__init__()
+        self.width, self.pixels = channels, patch_values // channels
+
+    def of(self, patches: Tensor) -> Tensor:
+        return patches.unflatten(-1, (self.pixels, self.width)).mean(-2)
+
+    def to_pixels(self, prediction: Tensor, patches: Tensor, mask: Tensor | None = None) -> Tensor:
+        return prediction.repeat(1, 1, self.pixels)
+
+
 class TokenTarget(Target):
     """The token of a patch among `width` of a vocabulary, by cross-entropy."""
 

@@ -9,6 +9,9 @@ from mae_transfer.config.sections import RunConfig
 from mae_transfer.files import file_digest, user_path
 from mae_transfer.run_folder.record import read_record
 
+_YOUNGER = {"mask.patch_grid": 1, "model.class_tokens": 1, "model.positions": "sincos"}
+"""Settings younger than the ids of earlier runs, with the value that all of those had."""
+
 
 def make_settings(
     config: RunConfig, *, data_fingerprint: str, norm_batch: int, spec: Spec | None = None
@@ -26,6 +29,9 @@ def make_settings(
         settings["tokenizer.kind"] = tokenizer_identity(settings["tokenizer.kind"])
     if settings.get("backbone.window_rope") == "window":
         del settings["backbone.window_rope"]  # younger than the settings ids of earlier runs, all of which had this
+    for key, value in _YOUNGER.items():
+        if settings.get(key) == value:
+            del settings[key]  # likewise
     if settings.get("eval.images", "") is None:
         del settings["eval.images"]  # likewise
     if settings.get("data.fraction") is None:  # younger too

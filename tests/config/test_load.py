@@ -40,7 +40,7 @@ def test_every_recipe_and_preset_resolves(path: Path, backbone: str) -> None:
 @pytest.mark.parametrize("backbone", ["vit_ti", "vit_b", "vit_l", "vit_h", "vit_s_p8"])
 def test_every_recipe_of_pretraining_resolves(path: Path, backbone: str) -> None:
     for preset in read_recipe("pretrain", path.stem)["presets"]:
-        config = load_config("pretrain", backbone, protocol=path.stem, preset=preset)
+        config = load_config("pretrain", backbone, preset=preset, overrides=[f"recipe={path.stem}"])
         assert config.backbone.name == backbone
         again = type(config).model_validate(yaml.safe_load(dump_config(config)))
         assert again == config, "a printed configuration must read back as itself"

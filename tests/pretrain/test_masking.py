@@ -76,6 +76,55 @@ def test_grid_keeps_one_patch_of_each_square() -> None:
     assert bool((~mask)[:, ::2, ::2].all())
 
 
+def pixio_masking(noise: torch.Tensor, side: int, ratio: float, square: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order of the patches and mask by facebookresearch/pixio `models_pixio.py: random_masking`, from the noise of the
+    squares (N, n), written out."""
+    kept = int(noise.shape[1] * (1 - ratio))
+    orders, masks = [], []
+    for row in noise:
+        ranked = sorted(range(len(row)), key=lambda i: float(row[i]))
+        mask, order = torch.ones(side, side, dtype=torch.bool), []
+        for place, number in enumerate(ranked):
+            top, left = (square * part for part in divmod(number, side // square))
+            order += [side * y + x for y in range(top, top + square) for x in range(left, left + square)]
+            if place < kept:
+                mask[top : top + square, left : left + square] = False
+        orders.append(order)
+        masks.append(mask.flatten())
+    return torch.tensor(orders), torch.stack(masks)
+
+
+@pytest.mark.parametrize(("side", "square", "ratio", "kept"), [(16, 4, 0.75, 64), (12, 4, 0.75, 32), (8, 2, 0.4, 36)])
+def test_squares_are_masked_together_as_pixio_does(side: int, square: int, ratio: float, kept: int) -> None:
+    """Of 9 squares int(2.25) = 2 are kept: 32 patches, where single patches would be int(36)."""
+    count, grid = (side // square) ** 2, (side, side)
+    assert num_visible(grid, ratio, square) == kept == square**2 * int(count * (1 - ratio))
+    drawn = np.stack([draw_noise("random", grid, ratio, np.random.default_rng(i), square) for i in range(40)])
+    of_squares = np.stack([np.random.default_rng(i).random(count, dtype=np.float32) for i in range(40)])
+    order = shuffle(torch.from_numpy(drawn), kept)
+    expected, mask = pixio_masking(torch.from_numpy(of_squares), side, ratio, square)
+    assert torch.equal(order.ids_shuffle, expected)
+    assert torch.equal(order.mask, mask)
+    whole = order.mask.view(-1, side, side).unfold(1, square, square).unfold(2, square, square).flatten(3)
+    assert torch.equal(whole.all(3), whole.any(3))
+    assert whole.all(3).sum((1, 2)).tolist() == [count - kept // square**2] * 40
+
+
+def test_squares_that_are_as_many_as_other_schemes_want() -> None:
+    for kind in ("block", "grid"):
+        noise = draw_noise(kind, (8, 8), 0.75, np.random.default_rng(0), 2)
+        mask = shuffle(torch.from_numpy(noise)[None], 16).mask.view(8, 8).unfold(0, 2, 2).unfold(1, 2, 2).flatten(2)
+        assert torch.equal(mask.all(2), mask.any(2)), kind
+        assert int(mask.all(2).sum()) == 12, kind
+
+
+def test_grids_that_do_not_divide_into_squares() -> None:
+    with pytest.raises(UserError, match="mask.patch_grid=4: a grid of 14x14 patches does not divide"):
+        num_visible((14, 14), 0.75, 4)
+    with pytest.raises(UserError, match="leaves no patch visible of 8x8 in squares of 8x8"):
+        num_visible((8, 8), 0.75, 8)
+
+
 def test_block_masks_are_made_up_to_the_number_and_differ_from_image_to_image() -> None:
     noise = noises("block", (14, 14), 0.5, 10)
     assert set(noise.unique().tolist()) == {0.0, 1.0}

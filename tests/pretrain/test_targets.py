@@ -2,7 +2,14 @@
 
 import torch
 
-from mae_transfer.pretrain.targets import EPS, NormPixelTarget
+from mae_transfer.pretrain.targets import EPS, MeanColorTarget, NormPixelTarget
+
+
+def test_mean_colours_as_pixels_are_flat_patches() -> None:
+    target, colors = MeanColorTarget(12, 3), torch.randn(2, 5, 3)
+    pixels = target.to_pixels(colors, torch.randn(2, 5, 12))
+    assert torch.equal(pixels.view(2, 5, 4, 3), colors[:, :, None].expand(2, 5, 4, 3))  # channels last
+    assert torch.allclose(target.of(pixels), colors)
 
 
 def test_honest_pixels_have_the_visible_patches_statistics() -> None:

@@ -49,6 +49,21 @@ def test_rotations_of_windows_are_a_setting_that_leaves_earlier_ids_as_they_were
         load_backbone("mae_vit_b", weights="random", window_rope="image")
 
 
+def test_options_of_maes_successors_leave_earlier_ids_as_they_were() -> None:
+    ids = set()
+    for key, usual, other in (
+        ("mask.patch_grid", "1", "2"),
+        ("model.class_tokens", "1", "8"),
+        ("model.positions", "sincos", "learned"),
+    ):
+        for value in (usual, other):
+            config = load_config("pretrain", "vit_b", protocol="mae", overrides=[f"{key}={value}"])
+            settings = make_settings(config, data_fingerprint="f", norm_batch=8)
+            assert (key in settings) == (value == other)
+            ids.add(settings_id(settings))
+    assert len(ids) == 4
+
+
 def test_sets_given_by_other_files_have_other_folders() -> None:
     """A root alone names its run as ever; of a set that is given by a list the list counts."""
     folders = {

@@ -81,40 +81,53 @@ def predict(
     heads: int,
     decoder_heads: int,
     mask_in_encoder: bool = False,
+    classes: int = 1,
+    learned: bool = False,
+    decoder: bool = True,
 ) -> tuple[Tensor, list[int]]:
-    """Predictions (L, width) for a normalised image (C, H, W), and the places of the masked patches."""
+    """Predictions (L, width) for a normalised image (C, H, W), and the places of the masked patches.
+
+    `classes`: class tokens; their fixed positions are zeros. `learned`: all positions are weights.
+    """
     channels, height, width = image.shape
     grid = (height // patch, width // patch)
     count = grid[0] * grid[1]
     order = sorted(range(count), key=lambda i: (float(noise[i]), i))
     visible, masked = order[:keep], sorted(order[keep:])
     pixels = patches_of(image, patch)
-    position = torch.from_numpy(sin_cos(grid, w["encoder.vit.cls_token"].shape[-1])).float()
-    cls = w["encoder.vit.cls_token"][0, 0] + position[0]
+    fixed = torch.from_numpy(sin_cos(grid, w["encoder.vit.cls_token"].shape[-1])).float()[1:]
+    position = w["encoder.vit.pos_embed"][0, classes:] if learned else fixed
+    tokens = [w["encoder.vit.cls_token"][0, 0], *(w["encoder.vit.reg_token"][0] if classes > 1 else [])]
+    assert len(tokens) == classes
+    if learned:
+        tokens = [token + w["encoder.vit.pos_embed"][0, i] for i, token in enumerate(tokens)]
     if mask_in_encoder:
         entries = [
-            (w["mask_token"][0, 0] if i in masked else embed(pixels[i], w, patch, channels)) + position[1 + i]
+            (w["mask_token"][0, 0] if i in masked else embed(pixels[i], w, patch, channels)) + position[i]
             for i in range(count)
         ]
     else:
-        entries = [embed(pixels[i], w, patch, channels) + position[1 + i] for i in visible]
-    x = torch.stack([cls, *entries])
+        entries = [embed(pixels[i], w, patch, channels) + position[i] for i in visible]
+    x = torch.stack([*tokens, *entries])
     depth = 1 + max(int(name.split(".")[3]) for name in w if name.startswith("encoder.vit.blocks."))
     for i in range(depth):
         x = block(x, w, f"encoder.vit.blocks.{i}", heads)
     x = layer_norm(x, w["encoder.norm.weight"], w["encoder.norm.bias"])
+    if not decoder:
+        return (x @ w["decoder_pred.weight"].T + w["decoder_pred.bias"])[classes:], masked
     x = x @ w["decoder_embed.weight"].T + w["decoder_embed.bias"]
     if mask_in_encoder:
-        full = list(x[1:])
+        full = list(x[classes:])
     else:
-        full = [x[1 + visible.index(i)] if i in visible else w["mask_token"][0, 0] for i in range(count)]
-    position = torch.from_numpy(sin_cos(grid, x.shape[-1])).float()
-    x = torch.stack([x[0], *full]) + position
+        full = [x[classes + visible.index(i)] if i in visible else w["mask_token"][0, 0] for i in range(count)]
+    fixed = torch.from_numpy(sin_cos(grid, x.shape[-1])).float()[1:]
+    zeros = torch.zeros(classes, x.shape[-1])
+    x = torch.stack([*x[:classes], *full]) + (w["decoder_pos_embed"][0] if learned else torch.cat([zeros, fixed]))
     depth = 1 + max(int(name.split(".")[1]) for name in w if name.startswith("decoder_blocks."))
     for i in range(depth):
         x = block(x, w, f"decoder_blocks.{i}", decoder_heads)
     x = layer_norm(x, w["decoder_norm.weight"], w["decoder_norm.bias"])
-    return (x @ w["decoder_pred.weight"].T + w["decoder_pred.bias"])[1:], masked
+    return (x @ w["decoder_pred.weight"].T + w["decoder_pred.bias"])[classes:], masked
 
 
 def target_of(pixels: Tensor, normalised: bool) -> Tensor:
@@ -134,6 +147,7 @@ def loss_of(
     patch: int,
     normalised: bool,
     on_all: bool = False,
+    colors: bool = False,
     **options: int,
 ) -> Tensor:
     """The sum of the squared errors of all masked patches of all images over their number of values."""
@@ -141,7 +155,10 @@ def loss_of(
     for image, of_image in zip(images, noise, strict=True):
         prediction, masked = predict(image, of_image, w, patch=patch, **options)
         places = range(len(prediction)) if on_all else masked
-        aims = target_of(patches_of(image, patch), normalised)
+        pixels = patches_of(image, patch)
+        aims = target_of(pixels, normalised)
+        if colors:
+            aims = torch.stack([pixels[:, i :: len(image)].sum(1) / patch**2 for i in range(len(image))], 1)
         for i in places:
             total = total + ((prediction[i] - aims[i]) ** 2).sum()
             values += aims.shape[1]

@@ -55,7 +55,7 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
         with atomic_write(out) as target:
             torch.save({"model": _owned(tensors)}, target)
     elif form == "timm":
-        names = dict(_REGISTERS) if spec.position_prefix == 2 else {}
+        names = dict(_REGISTERS) if spec.position_prefix == 2 and spec.class_tokens == 1 else {}
         if final_norm_name(spec) == "fc_norm":
             names |= {f"norm.{part}": f"fc_norm.{part}" for part in ("weight", "bias")}
         tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}

@@ -26,6 +26,7 @@ from mae_transfer.backbones.checkpoints.layout import (
 )
 from mae_transfer.backbones.positions.resampling import RULES
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
+from mae_transfer.backbones.registry import class_token_fields
 from mae_transfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 NAME = "mae_transfer"
 
 _SHARED = ("rel_pos_window", "rel_pos_global")
-_FACTS = ("img_size", "in_chans", "mean", "std", "abs_pos", "rel_pos_tables", "pos_resampling")
+_FACTS = ("img_size", "in_chans", "class_tokens", "mean", "std", "abs_pos", "rel_pos_tables", "pos_resampling")
 _DECODER = ("mask_token", "decoder_")
 
 
@@ -60,7 +61,9 @@ def convert(state: State) -> Converted:
             ignored[key] = FINAL_NORM
         else:
             tensors[name.removeprefix("vit.")] = tensor
-    facts = {"class_token": False, "reg_tokens": 0, "position_prefix": 0} if _windowed(tensors) else {}
+    facts = (
+        {"class_token": False, "class_tokens": 1, "reg_tokens": 0, "position_prefix": 0} if _windowed(tensors) else {}
+    )
     warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
     if any(key.endswith(TABLE) for key in tensors):
         facts["rel_pos_tables"] = True  # also of a backbone that had none before it was transferred
@@ -110,6 +113,8 @@ def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str 
         facts["img_size"] = values.size(told["img_size"], "its run's img_size")
     if "in_chans" in told:
         facts["in_chans"] = values.whole(told["in_chans"], "its run's in_chans")
+    if told.get("class_tokens", 1) != 1:
+        facts |= class_token_fields(values.whole(told["class_tokens"], "its run's class_tokens"))
     facts |= values.statistics(told, "its run's", facts.get("in_chans", 3))
     for name in ("abs_pos", "rel_pos_tables"):
         if name in told:

@@ -20,16 +20,17 @@ from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.backbones.checkpoints.fixed_position import table
 from mae_transfer.backbones.lean_mlp import LeanMlp
+from mae_transfer.backbones.registry import with_class_tokens
 from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.engine.distributed import on_rank_zero
 from mae_transfer.engine.evaluation import drawing
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain import pictures
 from mae_transfer.pretrain.config import MaeConfig
-from mae_transfer.pretrain.encoder import grid_of
+from mae_transfer.pretrain.encoder import grid_of, new_encoder, spec_of
 from mae_transfer.pretrain.masking import Shuffle, check_mask, draw_noise, gather_patches, num_visible, shuffle
 from mae_transfer.pretrain.methods.method import Method
-from mae_transfer.pretrain.targets import NormPixelTarget, PcaTarget, PixelTarget, Target, TokenTarget
+from mae_transfer.pretrain.targets import MeanColorTarget, NormPixelTarget, PcaTarget, PixelTarget, Target, TokenTarget
 from mae_transfer.pretrain.tokens import TOKEN_VIEW, Tokens, prepare_tokens, token_view, view_size, vocabulary
 from mae_transfer.pretrain.views import Views
 
@@ -57,21 +58,22 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         h, w = encoder.native_grid
-        self.num_patches, self.len_keep = h * w, num_visible((h, w), config.mask.ratio)
+        self.num_patches, self.patch_grid = h * w, config.mask.patch_grid
+        self.len_keep = num_visible((h, w), config.mask.ratio, self.patch_grid)
         self.loss_on_all = config.model.loss_on == "all"
         self.grad_checkpointing = config.backbone.grad_checkpointing
 
         width, heads, depth = config.model.decoder_width, config.model.decoder_heads, config.model.decoder_depth
         self.mask_token = nn.Parameter(torch.zeros(1, 1, mask_token_width or width))
         self.decoder_embed = nn.Linear(encoder.embed_dim, width)
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 1 + self.num_patches, width), requires_grad=False)
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, encoder.prefix + self.num_patches, width))
         self.decoder_blocks = nn.ModuleList(
             Block(width, heads, qkv_bias=True, norm_layer=NORM, mlp_layer=LeanMlp) for _ in range(depth)
         )
         self.decoder_norm = NORM(width)
         self.decoder_pred = nn.Linear(width, target.width)
         self.target, self.tokens = target, Tokens()
-        self.initialize_weights()
+        self.initialize_weights(learned=config.model.positions == "learned")
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         patches, order = self.patchify(batch["images"]), shuffle(batch["noise"], self.len_keep)
@@ -82,7 +84,7 @@ class MaskedAutoencoder(nn.Module):
         return self.forward_loss(gather_patches(patches, ids), pred, self.token_ids(batch, ids))
 
     def forward_encoder(self, patches: Tensor, order: Shuffle) -> Tensor:
-        """Patches (B, L, p * p * C) -> the class token's and the visible patches' latents, (B, 1 + len_keep, C)."""
+        """Patches (B, L, p * p * C) -> latents of class tokens and visible patches, (B, prefix + len_keep, C)."""
         assert self.encoder.norm is not None
         visible = gather_patches(patches, order.ids_keep)
         return self.encoder.norm(self.encoder.visible_tokens(visible, order.ids_keep))
@@ -90,16 +92,17 @@ class MaskedAutoencoder(nn.Module):
     def forward_decoder(self, latent: Tensor, order: Shuffle, first: int) -> Tensor:
         """Predictions float32 (B, L - first, target width) of the patches ids_shuffle[:, first:]."""
         x = self.append_mask_tokens(self.decoder_embed(latent))
-        position = self.decoder_pos_embed[0]
-        x = x + torch.cat([position[:1].expand(len(x), 1, -1), position[1:][order.ids_shuffle]], dim=1)
+        position, prefix = self.decoder_pos_embed[0], self.encoder.prefix
+        x = x + torch.cat([position[:prefix].expand(len(x), -1, -1), position[prefix:][order.ids_shuffle]], dim=1)
         for block in self.decoder_blocks[:-1]:
             x = self._run(block, x)
-        x = self._run(partial(_run_tail, self.decoder_blocks[-1], 1 + first), x)
+        x = self._run(partial(_run_tail, self.decoder_blocks[-1], prefix + first), x)
         return self.decoder_pred(self.decoder_norm(x)).float()
 
     def append_mask_tokens(self, x: Tensor) -> Tensor:
-        """(B, 1 + len_keep, width) -> (B, 1 + L, width)."""
-        return torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), 1 + self.num_patches - x.shape[1], -1)], dim=1)
+        """(B, prefix + len_keep, width) -> (B, prefix + L, width)."""
+        masked = self.encoder.prefix + self.num_patches - x.shape[1]
+        return torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), masked, -1)], dim=1)
 
     def forward_loss(self, patches: Tensor, pred: Tensor, token_ids: Tensor | None) -> dict[str, Tensor]:
         """What the model gives: from patches (B, n, p * p * C), their predictions and, for such a target, tokens."""
@@ -144,14 +147,23 @@ class MaskedAutoencoder(nn.Module):
         return block(x)
 
     @torch.no_grad()
-    def initialize_weights(self) -> None:
-        """As the released code's; the bias of the patch embedding, which that leaves alone, keeps torch's own."""
-        vit, grid = self.encoder.vit, self.encoder.native_grid
-        vit.pos_embed.copy_(table(grid, self.encoder.embed_dim, columns_first=True))
-        vit.pos_embed.requires_grad_(False)
-        self.decoder_pos_embed.copy_(table(grid, self.decoder_norm.normalized_shape[0], columns_first=True))
+    def initialize_weights(self, learned: bool) -> None:
+        """As the released code's; the bias of the patch embedding, which that leaves alone, keeps torch's own.
+
+        learned: positions are learned, and drawn as Pixio's code draws them.
+        """
+        vit = self.encoder.vit
+        for position in (vit.pos_embed, self.decoder_pos_embed):
+            position.requires_grad_(learned)
+            if learned:
+                nn.init.trunc_normal_(position, std=0.02)
+            else:
+                fixed = table(self.encoder.native_grid, position.shape[2], columns_first=True)
+                position.zero_()[:, self.encoder.prefix - 1 :] = fixed
         nn.init.xavier_uniform_(vit.patch_embed.proj.weight.view(self.encoder.embed_dim, -1))
         nn.init.normal_(vit.cls_token, std=0.02)
+        if vit.reg_token is not None:
+            nn.init.normal_(vit.reg_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -169,14 +181,33 @@ class MaskTokensInEncoder(MaskedAutoencoder):
         super().__init__(encoder, target, config, mask_token_width=encoder.embed_dim)
 
     def forward_encoder(self, patches: Tensor, order: Shuffle) -> Tensor:
-        """Patches (B, L, p * p * C) -> the latents of the class token and of all patches, shuffled, (B, 1 + L, C)."""
+        """Patches (B, L, p * p * C) -> latents of class tokens and of all patches, shuffled, (B, prefix + L, C)."""
         assert self.encoder.norm is not None
+        prefix = self.encoder.prefix
         images, last = self.to_images(patches), self.encoder.depth - 1
         (tokens,) = self.encoder.tokens(images, (last,), order.mask, self.mask_token[0, 0])
-        return self.encoder.norm(torch.cat([tokens[:, :1], gather_patches(tokens[:, 1:], order.ids_shuffle)], dim=1))
+        shuffled = gather_patches(tokens[:, prefix:], order.ids_shuffle)
+        return self.encoder.norm(torch.cat([tokens[:, :prefix], shuffled], dim=1))
 
     def append_mask_tokens(self, x: Tensor) -> Tensor:
         return x
+
+
+class NoDecoder(MaskTokensInEncoder):
+    """Mask tokens in the encoder, and a linear layer in place of the decoder, as BEiT and SimMIM have it.
+
+    An early failure of masked autoencoding, for comparison: the encoder's last blocks have to be the decoder.
+    """
+
+    def __init__(self, encoder: ViTEncoder, target: Target, config: MaeConfig) -> None:
+        super().__init__(encoder, target, config)
+        del self.decoder_embed, self.decoder_pos_embed, self.decoder_blocks, self.decoder_norm
+        self.decoder_pred = nn.Linear(encoder.embed_dim, target.width)
+        nn.init.xavier_uniform_(self.decoder_pred.weight)
+        nn.init.zeros_(self.decoder_pred.bias)
+
+    def forward_decoder(self, latent: Tensor, order: Shuffle, first: int) -> Tensor:
+        return self.decoder_pred(latent[:, self.encoder.prefix + first :]).float()
 
 
 def _run_tail(block: Any, first: int, x: Tensor) -> Tensor:
@@ -201,7 +232,7 @@ def reconstruct(model: MaskedAutoencoder, batch: dict[str, Any], ratio: float, *
         batch: "images" and "noise".
         honest: take nothing from the true masked patches (`NormPixelTarget.to_pixels`).
     """
-    len_keep = num_visible(model.encoder.native_grid, ratio)
+    len_keep = num_visible(model.encoder.native_grid, ratio, model.patch_grid)
     patches, mask = model.patchify(batch["images"]), shuffle(batch["noise"], len_keep).mask
     pred = model.target.to_pixels(model.predictions(batch, len_keep), patches, mask if honest else None)
     pasted = torch.where(mask[:, :, None], pred, patches)
@@ -217,11 +248,12 @@ class MaeViews(Views):
     def __init__(self, config: MaeConfig) -> None:
         super().__init__(config)
         self.mask, self.grid = config.mask, grid_of(config)
-        check_mask(self.mask.kind, self.grid, self.mask.ratio)
+        check_mask(self.mask.kind, self.grid, self.mask.ratio, self.mask.patch_grid)
         self.token_size = view_size(config, config.tokenizer) if config.model.target == "token" else None
 
     def extras(self, region: Tensor, rng: np.random.Generator) -> dict[str, Any]:
-        extras: dict[str, object] = {"noise": draw_noise(self.mask.kind, self.grid, self.mask.ratio, rng)}
+        mask = self.mask
+        extras: dict[str, object] = {"noise": draw_noise(mask.kind, self.grid, mask.ratio, rng, mask.patch_grid)}
         if self.token_size is not None:
             extras[TOKEN_VIEW] = token_view(region, self.token_size)
         return extras
@@ -229,20 +261,27 @@ class MaeViews(Views):
 
 class MaeMethod(Method[MaeConfig, MaskedAutoencoder]):
     def title(self) -> str:
-        what = {"pixel": ", pixels", "norm_pixel": "", "pca": ", PCA", "token": ", tokens"}[self.config.model.target]
-        return f"MAE{what} (this project)"
+        what = {"pixel": ", pixels", "pca": ", PCA", "token": ", tokens", "mean_color": ", mean colour"}
+        return f"MAE{what.get(self.config.model.target, '')} (this project)"
+
+    def build_encoder(self) -> ViTEncoder:
+        return new_encoder(with_class_tokens(spec_of(self.config), self.config.model.class_tokens), self.config)
 
     def make_views(self) -> MaeViews:
         return MaeViews(self.config)
 
     def build_model(self, encoder: ViTEncoder, num_classes: int | None) -> MaskedAutoencoder:
-        kind = MaskTokensInEncoder if self.config.model.mask_token == "encoder" else MaskedAutoencoder
+        model = self.config.model
+        kind = MaskTokensInEncoder if model.mask_token == "encoder" else MaskedAutoencoder
+        kind = kind if model.decoder_depth else NoDecoder
         return kind(encoder, self._target(encoder), self.config)
 
     def _target(self, encoder: ViTEncoder) -> Target:
         model, values = self.config.model, encoder.patch_size**2 * self.config.data.channels
         if model.target == "token":
             return TokenTarget(vocabulary(self.config.tokenizer))
+        if model.target == "mean_color":
+            return MeanColorTarget(values, self.config.data.channels)
         if model.target != "pca":
             return NormPixelTarget(values) if model.target == "norm_pixel" else PixelTarget(values)
         if model.pca_coefficients > values:

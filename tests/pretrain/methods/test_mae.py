@@ -7,11 +7,16 @@ import pytest
 import torch
 from support.mae_reference import loss_of, patches_of, predict, sin_cos
 from support.pretraining import resolve_pretrain
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from mae_transfer.backbones.checkpoints.export import export
+from mae_transfer.backbones.checkpoints.own import facts_of
+from mae_transfer.backbones.load import load_backbone
 from mae_transfer.config.schedule import make_schedule
 from mae_transfer.engine.optim import param_groups
 from mae_transfer.engine.rng import seed_for_model
+from mae_transfer.errors import UserError
 from mae_transfer.pretrain.methods import mae
 
 TINY = ("data.image_size=32", "model.decoder_depth=2", "model.decoder_width=32", "model.decoder_heads=4")
@@ -68,6 +73,17 @@ VARIANTS = [
         id="mask_in_encoder",
     ),
     pytest.param(("model.target=pixel", "model.decoder_depth=1", "mask.ratio=0.4"), {"normalised": False}, id="one"),
+    pytest.param(
+        ("model.class_tokens=3", "model.positions=learned", "mask.patch_grid=2"),
+        {"normalised": True, "classes": 3, "learned": True},
+        id="pixio",
+    ),
+    pytest.param(("model.class_tokens=2",), {"normalised": True, "classes": 2}, id="class_tokens"),
+    pytest.param(
+        ("model.decoder_depth=0", "model.mask_token=encoder", "model.target=mean_color", "model.class_tokens=2"),
+        {"normalised": False, "mask_in_encoder": True, "decoder": False, "colors": True, "classes": 2},
+        id="early_failures",
+    ),
 ]
 
 
@@ -88,6 +104,7 @@ def test_loss_and_gradients_are_those_of_the_formulas(overrides, options) -> Non
     assert ours.keys() == theirs.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     assert [name for name in ours if not agree(ours[name], theirs[name])] == []
     assert max(float(gradient.abs().max()) for gradient in ours.values()) > 1e-2
+    assert [name for name, gradient in ours.items() if not gradient.any()] == []
 
 
 def test_reconstruction_is_that_of_the_formulas() -> None:
@@ -312,6 +329,61 @@ def test_parameter_groups_are_those_of_the_released_code() -> None:
     assert {decay["encoder.vit.cls_token"], decay["mask_token"]} == {0.05}
     assert not any("pos_embed" in name for name in decay)
     assert {group["lr_scale"] for group in groups} == {1.0}
+
+
+def test_an_encoder_of_several_class_tokens_transfers_with_nothing_else_to_say(tmp_path) -> None:
+    model = model_of("model.class_tokens=3", "model.positions=learned").eval()
+    origin = {"encoder": facts_of(model.encoder)}
+    torch.save({"step": 1, "model": model.state_dict(), "optimizer": {}, "ema": None, "origin": origin}, tmp_path / "r")
+    encoder = load_backbone("vit_nano_p8", checkpoint=tmp_path / "r", final_norm=True, img_size=32).eval()
+    images = normalised(model, batch_of(model)["images"])
+    with torch.no_grad():
+        (ours,), (theirs,) = encoder.tokens(images, (7,)), model.encoder.tokens(images, (7,))
+    assert torch.equal(ours, theirs)
+    assert ours.shape == (3, 3 + 16, 64)
+    assert torch.allclose(encoder.class_token(ours), (ours[:, 0] + ours[:, 1] + ours[:, 2]) / 3, atol=1e-6)
+    windowed = load_backbone("vit_nano_p8", checkpoint=tmp_path / "r", window_size=2, img_size=64)
+    assert (windowed.prefix, windowed.vit.pos_embed.shape) == (0, (1, 16, 64))
+    export(tmp_path / "r", "vit_nano_p8", "timm", tmp_path / "timm.pth")
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 8, "num_heads": 4, "num_classes": 0}
+    timms = VisionTransformer(**shape, reg_tokens=2).eval()
+    timms.load_state_dict(torch.load(tmp_path / "timm.pth", weights_only=True), strict=True)
+    with torch.no_grad():
+        assert torch.allclose(timms.forward_features(images), encoder.norm(ours), atol=1e-5)
+    with pytest.raises(UserError, match=r"no place for .*reg_token"):
+        export(tmp_path / "r", "vit_nano_p8", "official", tmp_path / "official.pth")
+
+
+def test_learned_positions_are_drawn_and_decayed_as_pixios() -> None:
+    """models_pixio.py initialize_weights; util/optim_factory.py: all of two dimensions or more but biases decays."""
+    config = config_of("model.class_tokens=8", "model.positions=learned", "data.image_size=128")
+    seed_for_model(0)
+    method = mae.MaeMethod(config)
+    model = method.build_model(method.build_encoder(), None)
+    vit = model.encoder.vit
+    for tensor in (vit.pos_embed, model.decoder_pos_embed, vit.reg_token):
+        assert tensor.requires_grad
+        assert tensor.std().item() == pytest.approx(0.02, rel=0.1)
+    decay = {name: group["weight_decay"] for group in param_groups(model, config.optim) for name in group["names"]}
+    assert [decay[f"encoder.vit.{name}"] for name in ("pos_embed", "cls_token", "reg_token")] == [0.05] * 3
+    fixed = model_of("model.class_tokens=3")
+    assert not fixed.encoder.vit.pos_embed[0, :3].any()
+    assert torch.equal(fixed.encoder.vit.pos_embed[0, 2:], model_of().encoder.vit.pos_embed[0])
+
+
+def test_full_recipe_of_pixio_is_that_of_its_script() -> None:
+    config = resolve_pretrain("mae", "vit_h_p16", data="x", overrides=["recipe=pixio"])
+    assert config.optim.lr == pytest.approx(2.5e-5 * 8192 / 256, rel=1e-12)
+    assert (config.train.global_batch, config.data.size, config.backbone.drop_path) == (8192, (256, 256), 0.4)
+    assert (config.mask.patch_grid, config.mask.ratio, config.model.class_tokens) == (4, 0.75, 8)
+    model = config.model
+    assert (model.decoder_depth, model.decoder_width, model.decoder_heads) == (32, 512, 16)
+    assert mae.MaeViews(config).grid == (16, 16)
+
+
+def test_no_decoder_needs_mask_tokens_in_the_encoder() -> None:
+    with pytest.raises(UserError, match="model.decoder_depth=0 leaves masked patches without a look"):
+        config_of("model.decoder_depth=0")
 
 
 @pytest.mark.parametrize("backbone", ["vit_b", "vit_l", "vit_h"])

@@ -68,5 +68,5 @@ class FrozenFeatures:
         if self.encoder.pools:
             return self.encoder.pooled(self.encoder.normalise(batch["images"])).float()[:, None, None]
         prefix = self.encoder.prefix
-        of = {"cls": lambda x: x[:, 0], "avg": lambda x: x[:, prefix:].mean(1)}
+        of = {"cls": self.encoder.class_token, "avg": lambda x: x[:, prefix:].mean(1)}
         return torch.stack([torch.stack([of[part](x) for part in self.parts], 1) for x in self.tokens(batch)], 1)
