@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mae_transfer.backbones.load import load_backbone
     from mae_transfer.backbones.plugins import register_backbone
     from mae_transfer.runs.api import run_pretrain, run_transfer
+    from mae_transfer.runs.costs import plan
     from mae_transfer.runs.model import evaluate, load_model
     from mae_transfer.runs.results import find_records, tables
     from mae_transfer.suites.api import run_suite
@@ -19,6 +20,7 @@ __all__ = [
     "find_records",
     "load_backbone",
     "load_model",
+    "plan",
     "register_backbone",
     "run_pretrain",
     "run_suite",
@@ -32,6 +34,7 @@ _MODULES = {
     "find_records": "mae_transfer.runs.results",
     "load_backbone": "mae_transfer.backbones.load",
     "load_model": "mae_transfer.runs.model",
+    "plan": "mae_transfer.runs.costs",
     "register_backbone": "mae_transfer.backbones.plugins",
     "run_pretrain": "mae_transfer.runs.api",
     "run_suite": "mae_transfer.suites.api",

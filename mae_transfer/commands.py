@@ -12,6 +12,7 @@ TOOLS = {
     "demo": "run_demo.py",
     "transfer": "run_transfer.py",
     "pretrain": "run_pretrain.py",
+    "plan": "plan_run.py",
     "suite": "run_suite.py",
     "recipe": "new_recipe.py",
     "tables": "make_tables.py",

@@ -68,5 +68,7 @@ def test_a_day_with_it(wheel: Path, tmp_path: Path) -> None:
     sets = [f"{name}=results/demo/data/{name}" for name in ("unlabelled", "classification")]
     assert "all 3 runs are done" in command(*again, "--set", "device=cpu", "--data", *sets)
     assert "top-1" in command("tables", "--runs", "results/demo/runs")
+    assert "TFLOP an image" in command("plan", "--task", "imagenet", "--backbone", "vit_nano", "data.image_size=64")
+    assert command("--version").startswith("mae-transfer ")
     weights = sorted((folder / "results").rglob("step_*.pt"))[-1]
     assert "layout: mae_transfer" in command("inspect", str(weights))

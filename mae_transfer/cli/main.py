@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "a small study of generated images in minutes: pre-training, transfer, table, page",
     "transfer": "transfer an encoder to a task and record how well it does",
     "pretrain": "pre-train an encoder, as a checkpoint for transfer",
+    "plan": "what a run will cost: memory, operations, hours, disk",
     "suite": "make all runs of a file of pre-trainings, encoders, tasks and seeds",
     "recipe": "copy a recipe into a file of your own",
     "tables": "tables of all runs, beside the published numbers",

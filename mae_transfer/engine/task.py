@@ -109,6 +109,9 @@ class BaseTask(ABC):
 
         return encoder_of(self.config.backbone, self.encoder_options)
 
+    def with_classes(self, count: int, /) -> None:
+        """Give models this many classes, whatever the data have: for a plan of a benchmark that is not there."""
+
     def check_batches(self, sizes: Collection[int], /) -> None:
         """UserError if a micro-batch of one of these numbers of images cannot be trained on."""
 

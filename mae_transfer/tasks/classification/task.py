@@ -155,6 +155,9 @@ class ClassificationTask(BaseTask):
         skipped = {name for dataset in datasets for name in dataset.skipped}
         return self._summary | {"skipped_files": sorted(skipped)}
 
+    def with_classes(self, count: int) -> None:
+        self.class_names = self.protocol.class_names = list(map(str, range(count)))
+
     def check_batches(self, sizes: Collection[int]) -> None:
         self.protocol.check_batches(sizes)
 

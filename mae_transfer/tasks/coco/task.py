@@ -123,6 +123,9 @@ class CocoTask(BaseTask):
         skipped = self.train_dataset.skipped + self.eval_dataset.skipped
         return self._summary | {"skipped_files": sorted(skipped)}
 
+    def with_classes(self, count: int) -> None:
+        self.num_classes = count
+
     def encoder_options(self, patch_size: int) -> dict[str, object]:
         return self.protocol.encoder_options(patch_size)
 

@@ -1,0 +1,125 @@
+"""A step without its arithmetic: real shapes, real control flow, counted bytes and operations, in seconds on a CPU.
+
+Under `DryRun` the dense arithmetic (linear layers, convolutions, attention, RoIAlign, new weights) and all that follows
+from its results is not computed: an operation returns memory of the right shape that nobody has written to, which costs
+nothing until it is touched. What does not follow from it runs as ever: anchors, matching, sampling, NMS. So a detector
+goes through its own code, with as many proposals and losses as in a real step, and torch is told what it allocates.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+Tree: TypeAlias = Any
+"""An operation, its arguments or results: tensors, numbers, and lists and tuples of them."""
+_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
+_ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
+_DENSE = {*flop_registry, _ATTENTION, _ATTENTION_BACKWARD}
+_RANDOM = {aten.normal_, aten.uniform_, aten.erfinv_}
+SMALL = 1 << 21
+"""Elements. A smaller result is noise as of a new layer: scores differ, boxes are nearly their anchors."""
+
+
+class DryRun(TorchDispatchMode):
+    """`now` and `peak`: bytes of the tensors that are alive, and the most there have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._bytes: dict[int, int] = {}
+        self._hollow: set[int] = set()
+        self._shapes: dict[object, Tree] = {}
+        self._noise = torch.randn(SMALL, generator=torch.Generator().manual_seed(0)) * 0.01
+        torchvision.extension._assert_has_ops()
+        self._dense = {*_DENSE, torch.ops.torchvision.roi_align, torch.ops.torchvision._roi_align_backward}
+
+    def __torch_dispatch__(
+        self, func: Tree, types: Sequence[type], args: tuple[Tree, ...] = (), kwargs: dict[str, Tree] | None = None
+    ) -> Tree:
+        out = self._call(func, args, kwargs or {})
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._bytes:
+            self._bytes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._bytes.pop(key, 0)
+        self._hollow.discard(key)
+
+    def _call(self, func: Tree, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> Tree:
+        leaves, structure = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        packet = func._overloadpacket
+        skipped = packet in self._dense or any(x.untyped_storage()._cdata in self._hollow for x in tensors)
+        skipped = skipped or (packet in _RANDOM and tensors[0].numel() > SMALL)
+        if func.is_view or not skipped:
+            return func(*args, **kwargs)
+        if func._schema.is_mutable and all(each.alias_info is not None for each in func._schema.returns):
+            return self._in_place(func._schema, args, kwargs)
+        key = (func, str(structure), *(_described(leaf) for leaf in leaves))
+        if key not in self._shapes:
+            self._shapes[key] = func(*tree_map(_shape_of, args), **tree_map(_shape_of, kwargs))
+        return tree_map(self._unwritten, self._shapes[key])
+
+    def _in_place(self, schema: Tree, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> Tree:
+        """The arguments that the operation would have written to."""
+        given = [args[i] if i < len(args) else kwargs.get(each.name) for i, each in enumerate(schema.arguments)]
+        pairs = zip(schema.arguments, given, strict=True)
+        written = [value for each, value in pairs if each.alias_info is not None and each.alias_info.is_write]
+        for leaf in tree_leaves(written):
+            if isinstance(leaf, Tensor) and leaf.numel() > SMALL:
+                self._hollow.add(leaf.untyped_storage()._cdata)
+        if not schema.returns:
+            return None
+        return written[0] if len(schema.returns) == 1 else tuple(written)
+
+    def _unwritten(self, shape: Tree) -> Tree:
+        if not isinstance(shape, Tensor):
+            return shape
+        out = torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype)
+        if not shape.is_floating_point():
+            return out.zero_()
+        if shape.numel() <= SMALL:
+            return out.copy_(self._noise[: shape.numel()].view(shape.shape))
+        self._hollow.add(out.untyped_storage()._cdata)
+        return out
+
+
+def count_operations() -> FlopCounterMode:
+    """torch's counter, which knows of the CPU's fused attention too; a multiplication and an addition are two."""
+
+    def forward(query: Tree, key: Tree, value: Tree, *args: object, **kwargs: object) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(grad: Tree, query: Tree, key: Tree, value: Tree, *args: object, **kwargs: object) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
+
+    rules: dict[Tree, Callable[..., int]] = {_ATTENTION: forward, _ATTENTION_BACKWARD: backward}
+    return FlopCounterMode(display=False, custom_mapping=rules)
+
+
+def _shape_of(leaf: Tree) -> Tree:
+    if isinstance(leaf, Tensor):
+        return leaf.to("meta")
+    return torch.device("meta") if isinstance(leaf, torch.device) else leaf
+
+
+def _described(leaf: Tree) -> str:
+    return f"{tuple(leaf.shape)}{leaf.stride()}{leaf.dtype}" if isinstance(leaf, Tensor) else str(leaf)

@@ -1,0 +1,293 @@
+"""What a run will cost, before it is made: memory, operations, hours, disk. No GPU and no data are needed.
+
+The run's own model makes two steps of two sizes under `engine/dry_run.py`. Bytes are those of tensors: the allocator's
+rounding, workspaces and the CUDA context are left to `RESERVE`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mae_transfer.backbones.flops import encoder_flops
+from mae_transfer.config.overrides import Overrides, parse_overrides
+from mae_transfer.config.sections import RunConfig
+from mae_transfer.engine.dry_run import DryRun, count_operations
+from mae_transfer.engine.ema import make_ema
+from mae_transfer.engine.loop import check_plan
+from mae_transfer.engine.optim import build_optimizer
+from mae_transfer.engine.task import BaseTask
+from mae_transfer.errors import UserError
+from mae_transfer.runs.resolve import resolve_config
+from mae_transfer.runs.tasks import make_task, task_card
+
+CARDS: Mapping[str, float] = {"V100": 125, "RTX 4090": 165, "A100": 312, "L40S": 362, "H100": 989, "B200": 2250}
+"""TFLOP/s of dense matrix products in bf16 (V100: fp16) with sums in fp32: NVIDIA's data sheets, of the SXM forms."""
+SHARE = 0.35
+"""Of that peak, that a training reaches. MAE's and ViTDet's codes reach 0.2 to 0.5, by their published times [ours]."""
+RESERVE = 0.10
+"""Of a card's memory, for what is no tensor: CUDA context, workspaces, fragments [ours]."""
+GIB = 2**30
+IMAGENET = 1281167
+"""Training images of ImageNet-1K, of which a pre-training's epochs are counted without data."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run costs. Bytes, operations (a multiplication and an addition are two), hours of wall time."""
+
+    title: str
+    parameters: int
+    trained_parameters: int
+    images: int
+    """Training images of an epoch; of a protocol without training all images that the encoder sees."""
+    steps: int
+    """0: nothing is trained."""
+    global_batch: int
+    gpus: int
+    forward_flops: float
+    """Of one image, the whole model."""
+    train_flops: float
+    """Of one image, forward and backward; `forward_flops` where nothing is trained."""
+    fixed_bytes: int
+    """Of a GPU in the forward and backward pass without their images: weights, gradients, optimizer, EMA, buckets."""
+    image_bytes: int
+    """What each image of a micro-batch adds to them."""
+    update_bytes: int
+    """In the update, which has temporaries of its own and no images."""
+    micro_batch: int
+    """The recipe's."""
+    gpu_memory: float
+    """GiB of a card."""
+    largest: int
+    """The largest micro-batch that fits, at most a GPU's part of the global batch; 0 if none does."""
+    checkpoint_bytes: int
+    """Of those that the run keeps."""
+    batch_norm: bool
+    """Whether the model takes statistics of its micro-batches, so that another size is another model."""
+
+    def memory(self, micro_batch: int) -> int:
+        """Bytes of tensors at the peak of a step."""
+        return max(self.update_bytes, self.fixed_bytes + micro_batch * self.image_bytes)
+
+    def hours(self, peak: float, share: float = SHARE) -> float:
+        """Wall time on `gpus` cards of that many TFLOP/s at that share of them."""
+        seen = self.steps * self.global_batch or self.images
+        return seen * self.train_flops / (peak * 1e12 * share * self.gpus) / 3600
+
+    def to_dict(self) -> dict[str, object]:
+        """All values, with `hours` by card."""
+        return dataclasses.asdict(self) | {"hours": {card: self.hours(peak) for card, peak in CARDS.items()}}
+
+    def lines(self) -> list[str]:
+        """As `mae-transfer plan` prints it."""
+        per_gpu = self.global_batch // self.gpus or self.micro_batch
+        sizes = sorted({1, 2, 4, 8, 16, 32, 64, self.micro_batch, self.largest, per_gpu} - {0})
+        table = "  ".join(f"{m}: {self.memory(m) / GIB:.1f}" for m in sizes if m <= per_gpu)
+        fits = f"{self.largest} is the largest that fits" if self.largest else "not even 1 fits"
+        times = "  ".join(f"{card} {_duration(self.hours(peak))}" for card, peak in CARDS.items())
+        rate = self.gpus * CARDS["H100"] * 1e12 * SHARE / self.train_flops
+        what = f"{self.images:,} images"
+        if self.steps:
+            what = f"{self.steps:,} steps of {self.global_batch} images, {self.images:,} training images"
+        flops = f"{self.forward_flops / 1e12:.4g} TFLOP an image forward, {self.train_flops / 1e12:.4g} in all"
+        lines = [
+            self.title,
+            f"  work        {what}",
+            f"  parameters  {self.parameters / 1e6:.1f} M, {self.trained_parameters / 1e6:.1f} M trained",
+            f"  operations  {flops}",
+            f"  memory      GiB of each GPU by micro-batch: {table}",
+            f"              {self.gpu_memory:g} GiB a GPU, {RESERVE:.0%} kept free: {fits}; train.micro_batch="
+            f"{self.micro_batch} is set",
+        ]
+        if self.batch_norm:
+            lines.append(
+                "              batch norm takes its statistics over a micro-batch: another size is another recipe"
+            )
+        of = f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}"
+        lines.append(f"  time        {of} at {SHARE:.0%} of their peak: {times}")
+        lines.append(f"  loading     {rate:,.0f} images a second keep {of} H100 busy")
+        if self.steps:
+            lines.append(f"  disk        {self.checkpoint_bytes / GIB:.1f} GiB of checkpoints")
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def plan(
+    task: str,
+    backbone: str,
+    *,
+    protocol: str | None = None,
+    method: str | None = None,
+    data: str | None = None,
+    preset: str = "full",
+    gpus: int = 1,
+    gpu_memory: float = 80,
+    weights: str | None = None,
+    tokenizer: str | None = None,
+    subset: int | None = None,
+    overrides: Overrides = (),
+) -> Plan:
+    """What a run costs; the same as `mae-transfer plan` with the options of these names.
+
+    Args:
+        task: of a transfer, or `pretrain`.
+        method: of a pre-training.
+        data: the data set's folder. Without it a benchmark's own numbers of images and classes are taken.
+        gpus: GPUs in all.
+        gpu_memory: GiB of each.
+        weights, subset, overrides: as those of `run_transfer`.
+        tokenizer: as that of `run_pretrain`.
+
+    Raises:
+        UserError: bad input, or a number of images that cannot be known without data.
+    """
+    if gpus < 1 or not 0 < gpu_memory < 1e6:
+        raise UserError(f"--gpus {gpus}, --gpu-memory {gpu_memory:g}: give a number of GPUs and the GiB of each")
+    card = task_card(task)
+    known = data is not None or "data.root" in dict(parse_overrides(overrides))
+    if not known and card.benchmark is None and card.transfers:
+        raise UserError(f"--task {task}: its number of images is unknown; give --data")
+    config = resolve_config(
+        *(task, backbone),
+        protocol=protocol or method,
+        data=data if known else "synthetic",
+        preset=preset,
+        weights=weights,
+        tokenizer=tokenizer,
+        subset=subset,
+        overrides=overrides,
+    )
+    return plan_run(config, gpus=gpus, gpu_memory=gpu_memory)
+
+
+def plan_run(config: RunConfig, *, gpus: int, gpu_memory: float) -> Plan:
+    """What the run of a configuration costs. No weights file is read: new weights have the same size."""
+    card, benchmark = task_card(config.task), task_card(config.task).benchmark
+    config = config.model_copy(update={"backbone": config.backbone.model_copy(update=_NEW)})
+    task = make_task(config)
+    images = len(task.train_dataset)
+    val = int(task.data_summary["val_images"])
+    if config.data.root == "synthetic" and config.subset is None:
+        images, val = (benchmark.train_images, benchmark.val_images) if benchmark else (IMAGENET, 0)
+        images = round(images * (getattr(config.data, "fraction", None) or 100) / 100)
+        if benchmark is not None:
+            task.with_classes(benchmark.classes)
+    steps = check_plan(config, images, gpus).total if task.trains else 0
+    measured = _train(task) if task.trains else _features(task)
+    per_gpu = config.train.global_batch // gpus if task.trains else config.eval.batch_size
+    buckets = 4 * measured.trained if gpus > 1 else 0  # DDP's copy of the gradients
+    free = int(gpu_memory * GIB * (1 - RESERVE)) - buckets
+    largest = max(0, (free - measured.fixed) // max(1, measured.image)) if measured.update <= free else 0
+    name = getattr(config, card.option, "") or ""
+    return Plan(
+        title=" ".join(filter(None, (config.task, name, f"({config.recipe}, {config.preset})", config.backbone.name))),
+        parameters=measured.parameters,
+        trained_parameters=measured.trained,
+        images=images if task.trains else images + val,
+        steps=steps,
+        global_batch=config.train.global_batch if task.trains else 0,
+        gpus=gpus,
+        forward_flops=measured.forward,
+        train_flops=measured.all,
+        fixed_bytes=measured.fixed + buckets,
+        image_bytes=measured.image,
+        update_bytes=measured.update + buckets,
+        micro_batch=min(config.train.micro_batch, per_gpu) if task.trains else per_gpu,
+        gpu_memory=gpu_memory,
+        largest=min(largest, per_gpu),
+        checkpoint_bytes=measured.state * config.train.keep_checkpoints,
+        batch_norm=measured.batch_norm,
+    )
+
+
+_NEW = {"weights": "random", "checkpoint": None, "checkpoint_key": None}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    parameters: int
+    trained: int
+    forward: float
+    all: float
+    fixed: int
+    image: int
+    update: int = 0
+    state: int = 0
+    batch_norm: bool = False
+
+
+def _train(task: BaseTask) -> _Measured:
+    """Two steps of each of two micro-batches: the second one has the optimizer's states."""
+    config = task.config
+    small = next((m for m in (1, 2) if _takes(task, m)), 4)
+    with DryRun() as memory, count_operations() as counter:
+        model = task.build_model(task.build_encoder())
+        ema = make_ema(model, config.optim.ema) if config.optim.ema else None
+        optimizer = build_optimizer(model, config.optim)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
+        model.train()
+        peaks, update, forward, whole = [], 0, 0.0, 0.0
+        for size in (small, small, 2 * small):
+            samples = [task.train_dataset[(0, i % len(task.train_dataset))] for i in range(size)]
+            batch = task.train_dataset.collate(samples)
+            optimizer.zero_grad()
+            memory.peak, before = memory.now, counter.get_total_flops()
+            with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                losses = model(batch)
+            after = counter.get_total_flops()
+            torch.stack(list(losses.values())).sum().backward()
+            forward, whole = (after - before) / size, (counter.get_total_flops() - before) / size
+            peaks.append(memory.peak)
+            memory.peak = memory.now
+            optimizer.step()
+            if ema is not None:
+                ema.update_parameters(model)
+            update = memory.peak
+            del losses, batch, samples
+    trained = [p for p in model.parameters() if p.requires_grad]
+    image = max(0, (peaks[2] - peaks[1]) // small)
+    moments = sum(x.nbytes for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x))
+    weights = sum(x.nbytes for x in model.state_dict().values())
+    return _Measured(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained=sum(p.numel() for p in trained),
+        forward=forward,
+        all=whole,
+        fixed=peaks[1] - small * image,
+        image=image,
+        update=update,
+        state=weights * (2 if ema is not None else 1) + moments,
+        batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()),
+    )
+
+
+def _features(task: BaseTask) -> _Measured:
+    """The encoder on two sizes of batch, without gradients."""
+    with DryRun() as memory, torch.no_grad():
+        encoder = task.build_encoder().eval()
+        side = [length * encoder.patch_size for length in encoder.global_grid]
+        peaks = []
+        for size in (1, 2):
+            memory.peak = memory.now
+            encoder(torch.zeros(size, len(encoder.mean), *side))
+            peaks.append(memory.peak)
+    flops, image = encoder_flops(encoder), peaks[1] - peaks[0]
+    count = sum(p.numel() for p in encoder.parameters())
+    return _Measured(count, 0, flops, flops, peaks[0] - image, image)
+
+
+def _takes(task: BaseTask, micro_batch: int) -> bool:
+    try:
+        task.check_batches({micro_batch})
+    except UserError:
+        return False
+    return True
+
+
+def _duration(hours: float) -> str:
+    return f"{hours * 60:.2g} min" if hours < 1 else f"{hours:,.3g} h"

@@ -1,0 +1,158 @@
+"""Planned memory and operations against those of real steps of the same models."""
+
+import json
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mae_transfer.runs.costs as costs
+from mae_transfer.cli.main import main
+from mae_transfer.engine.dry_run import DryRun, count_operations
+from mae_transfer.engine.optim import build_optimizer
+from mae_transfer.runs.resolve import resolve_config
+from mae_transfer.runs.tasks import make_task
+
+SMALL = ["train.precision=fp32", "data.workers=0", "schedule.steps=100", "schedule.warmup_steps=0"]
+RUNS = {
+    "coco": (
+        *("coco", "vit_nano_p8", None),
+        [
+            "data.image_size=192",
+            "model.fpn_channels=32",
+            "model.head_channels=32",
+            "model.box_fc=64",
+            "model.mask_convs=1",
+        ],
+    ),
+    "ade20k": ("ade20k", "vit_nano_p8", None, ["data.image_size=96", "eval.stride=64", "model.head_channels=64"]),
+    "finetune": ("imagenet", "vit_ti", None, ["data.image_size=96"]),
+    "linear": ("imagenet", "vit_ti", "linear", ["data.image_size=96"]),
+    "frozen": (
+        "coco",
+        "vit_nano_p8",
+        "frozen",
+        [
+            "data.image_size=192",
+            "model.fpn_channels=32",
+            "model.head_channels=32",
+            "model.box_fc=64",
+            "model.mask_convs=1",
+        ],
+    ),
+    "mae": ("pretrain", "vit_ti", "mae", ["data.image_size=96"]),
+}
+
+
+WEIGHTS = {"pretrain": None}
+"""A pre-training has new ones."""
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages that operations made and somebody still holds, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage.data_ptr() not in self.sizes:
+                    self.sizes[storage.data_ptr()] = storage.nbytes()
+                    weakref.finalize(storage, self.sizes.pop, storage.data_ptr(), None)
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return out
+
+
+def real_steps(task: Any, size: int) -> tuple[int, int]:
+    """Bytes at the peak of the second of two real steps of `size` images, and the operations of it."""
+    torch.manual_seed(0)
+    with Alive() as memory, count_operations() as counter:
+        model = task.build_model(task.build_encoder())
+        optimizer = build_optimizer(model, task.config.optim)
+        model.train()
+        for _ in range(2):
+            batch = task.train_dataset.collate([task.train_dataset[(0, i)] for i in range(size)])
+            optimizer.zero_grad()
+            memory.peak, before = 0, counter.get_total_flops()
+            losses = model(batch)
+            torch.stack(list(losses.values())).sum().backward()
+            done = counter.get_total_flops() - before
+            optimizer.step()
+            del losses, batch
+    return memory.peak, done
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_memory_and_operations_are_those_of_real_steps(name: str) -> None:
+    task, backbone, protocol, overrides = RUNS[name]
+    options: dict[str, Any] = {"data": "synthetic", "weights": WEIGHTS.get(task, "random"), "subset": 8}
+    config = resolve_config(task, backbone, protocol=protocol, overrides=SMALL + overrides, **options)
+    planned = costs.plan_run(config, gpus=1, gpu_memory=80)
+    found, operations = real_steps(make_task(config), 4)
+    assert planned.memory(4) == pytest.approx(found, rel=0.10)
+    assert planned.train_flops * 4 == pytest.approx(operations, rel=0.10 if task == "coco" else 1e-6)
+
+
+def test_dense_results_are_not_computed_and_all_else_is() -> None:
+    with DryRun() as memory:
+        hollow = torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+        assert float((hollow + 1).sum()) != 1000.0 * 1001 * 1000, "nothing was multiplied"
+        order = torch.tensor([3.0, 1.0, 2.0]).argsort()
+        assert order.tolist() == [1, 2, 0]
+        assert memory.peak >= 3 * 4 * 10**6 > memory.now - hollow.nbytes
+        del hollow
+    assert memory.now < 10**6
+
+
+def test_hours_and_the_largest_micro_batch_in_closed_form() -> None:
+    base = dict.fromkeys(("parameters", "trained_parameters", "forward_flops", "checkpoint_bytes"), 1)
+    plan = costs.Plan(
+        title="", images=1000, steps=10, global_batch=64, gpus=2, train_flops=7e12, fixed_bytes=3, image_bytes=2,
+        update_bytes=8, micro_batch=4, gpu_memory=80, largest=9, batch_norm=False, **base,
+    )  # fmt: skip
+    assert plan.hours(1000, share=0.5) == pytest.approx(10 * 64 * 7 / (1000 * 0.5 * 2) / 3600)
+    assert [plan.memory(m) for m in (1, 2, 3, 4)] == [8, 8, 9, 11]
+
+
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["plan", "--task", "imagenet", "--backbone", "vit_nano", "--gpu-memory", "2", "data.image_size=64"]
+    assert main([*small, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    free = 2 * 2**30 * 0.9 - found["fixed_bytes"]
+    assert found["largest"] == min(1024, int(free // found["image_bytes"]))
+    assert (found["images"], found["steps"], found["micro_batch"]) == (1281167, 125113, 32)
+    assert found["hours"]["H100"] == pytest.approx(125113 * 1024 * found["train_flops"] / (989e12 * 0.35) / 3600)
+    assert main([*small[:5], "--protocol", "knn", "data.image_size=64"]) == 0
+    out = capsys.readouterr().out
+    assert "1,331,167 images" in out
+    assert "steps" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--task folder --backbone vit_nano", "its number of images is unknown; give --data"),
+        ("--task coco --backbone vit_nano --gpus 0", "--gpus 0"),
+        ("--task coco --backbone vit_nano --gpu-memory nan", "--gpu-memory nan"),
+        ("--task coco --backbone vit_nano --gpus 7", "cannot be reached with 7 processes"),
+        ("--task coco --backbone mae_vit_bb", "mae_vit_b"),
+        ("--task coco --backbone vit_nano --method mae", "--method is for --task pretrain"),
+        ("--task pretrain --backbone vit_nano --method beit", "--tokenizer kmeans"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments.split()]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
