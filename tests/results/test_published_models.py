@@ -40,7 +40,7 @@ def test_hashes_in_the_names_of_files_are_those_of_the_list() -> None:
         if named:
             found += 1
             assert model.digest == f"sha256 {named[1]}"
-    assert found == 8
+    assert found == 11
 
 
 def test_a_model_needs_a_source() -> None:

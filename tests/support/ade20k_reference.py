@@ -34,8 +34,8 @@ def make_model(name="random_vit_nano", size=64, overrides=(), classes=CLASSES, *
     return build_upernet(make_encoder(name, size, **options), classes, config)
 
 
-def make_mmseg(encoder, size):
-    """mmsegmentation's EncoderDecoder as its published config builds it, silently."""
+def make_mmseg(encoder, size, kind="MAE", classes=CLASSES):
+    """mmsegmentation's EncoderDecoder as its published configs (MAE, BEiT) build it, silently."""
     import_heads()
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -43,10 +43,10 @@ def make_mmseg(encoder, size):
         from mmseg.models import EncoderDecoder, SegDataPreProcessor
 
         width, norm = encoder.embed_dim, {"type": "SyncBN", "requires_grad": True}
-        head = {"num_classes": CLASSES, "norm_cfg": norm, "align_corners": False, "dropout_ratio": 0.1}
+        head = {"num_classes": classes, "norm_cfg": norm, "align_corners": False, "dropout_ratio": 0.1}
         return EncoderDecoder(
             backbone={
-                "type": "MAE",
+                "type": kind,
                 "img_size": (size, size),
                 "patch_size": 16,
                 "embed_dims": width,

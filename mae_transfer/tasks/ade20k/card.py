@@ -37,6 +37,15 @@ PROTOCOLS = (
         config=f"{_CONFIG}:FinetuneLinearConfig",
         about="a linear layer on patch tokens, end to end",
     ),
+    Protocol(
+        "trained",
+        "trained_upernet",
+        f"{_CODE}.trained:Trained",
+        config=f"{_CONFIG}:TrainedConfig",
+        stated="mae_transfer.tasks.ade20k.trained.stated:stated_evaluation",
+        load=f"{_CODE}.trained:load",
+        about="a UperNet that was trained elsewhere, evaluated",
+    ),
 )
 """In the order of the tables. New ones come last: records hold their places."""
 

@@ -75,7 +75,7 @@ def find_pairs(config: PairsConfig, split: str) -> Pairs:
     Raises UserError for a missing folder, an image without mask, a mask of another size than its (upright) image or
     with more than one channel, and a file that is no image.
     """
-    paths = find_paths(config, LAYOUT, EXPECTED)
+    paths = find_paths(config, {key: place for key, place in LAYOUT.items() if key.startswith(split)}, EXPECTED)
     folder, masks = paths[f"{split}_images"], paths[f"{split}_masks"]
     names = _names(folder, config.image_suffix)
     if not names:

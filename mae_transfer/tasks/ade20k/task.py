@@ -56,17 +56,20 @@ class Ade20kTask(BaseTask):
         self.protocol: Protocol[Any, Any] = (protocol or _protocol_class(config))(config)
         self.trains = self.protocol.trains
         self.class_names = class_names(data)
-        train, val = find_pairs(data, "train"), find_pairs(data, "val")
-        self.warnings = train.warnings + val.warnings
+        with_train = self.protocol.needs_training_images
+        train = find_pairs(data, "train" if with_train else "val")
+        val = find_pairs(data, "val") if with_train else train
+        self.warnings = train.warnings + (val.warnings if with_train else [])
         self.splits = self.protocol.datasets(train, val)
         self.train_dataset = self.splits.train
         self.eval_dataset: EvalSplit = self.splits.val
-        self.warnings += check_values(self.splits)
+        self.warnings += check_values(self.splits if with_train else [self.splits.val])
         if data.fraction is not None:
             present, sample = classes_present(self.splits.train)
             self.warnings += left_out(self.class_names, present, data.fraction, sample)
         self._summary = self._summarise(train, val)
-        self.warnings += note_overlap(self._summary, *self.splits)
+        if with_train:
+            self.warnings += note_overlap(self._summary, *self.splits)
 
     @property
     def data_summary(self) -> dict[str, Any]:
@@ -85,7 +88,9 @@ class Ade20kTask(BaseTask):
         parts = {name: combine(pairs.identity(split.whole), self.class_names) for name, pairs, split in splits}
         train_images, val_images = (len(split.whole) for split in self.splits)
         data, whole = self.config.data, (BENCHMARK.train_images, BENCHMARK.val_images, BENCHMARK.classes)
-        sizes = (len(train), len(val), len(self.class_names))
+        with_train = self.protocol.needs_training_images
+        train_images = train_images if with_train else 0
+        sizes = (len(train) if with_train else BENCHMARK.train_images, len(val), len(self.class_names))
         if data.name is None and self.is_synthetic:
             name = "generated images"
         elif data.name is None and sizes == whole and self.config.subset is None:
@@ -99,7 +104,7 @@ class Ade20kTask(BaseTask):
             "whole_fingerprint": combine(parts, self.config.subset),
             "parts": parts,
             "names_fingerprint": combine(*by_name),
-            "train_images": len(self.splits.train),
+            "train_images": len(self.splits.train) if with_train else 0,
             "val_images": val_images,
             "subset": self.config.subset,
             "draw": self.config.data.draw,
@@ -110,6 +115,11 @@ class Ade20kTask(BaseTask):
 
     def encoder_options(self, patch_size: int) -> dict[str, Any]:
         return self.protocol.encoder_options(patch_size)
+
+    def build_encoder(self) -> "Encoder":
+        from mae_transfer.backbones.configured import encoder_of
+
+        return encoder_of(self.protocol.backbone(), self.encoder_options)
 
     def build_model(self, encoder: "Encoder") -> nn.Module:
         model: nn.Module = self.protocol.build_model(encoder, len(self.class_names))

@@ -31,6 +31,13 @@ class PartialConfig(Ade20kConfig):
     model: PartialModel
 
 
+class TrainedConfig(Ade20kConfig):
+    """Of the protocol trained."""
+
+    protocol: Literal["trained"]
+    """As in `--protocol`."""
+
+
 class FinetuneLinearData(DataConfig):
     """Of the protocol finetune_linear, whose evaluation has another size than its training."""
 

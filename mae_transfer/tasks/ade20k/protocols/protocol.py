@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import nn
 
-from mae_transfer.config.sections import OptimConfig
+from mae_transfer.config.sections import BackboneConfig, OptimConfig
 from mae_transfer.engine.contract import Contract
 from mae_transfer.tasks.ade20k.config import CropsConfig, SegmentationConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain, EvalSplit, Splits
@@ -39,6 +39,8 @@ class Protocol(Contract, ABC, Generic[Config, Model]):
     """
 
     trains: ClassVar[bool] = True
+    needs_training_images: ClassVar[bool] = True
+    """Without, only the validation pairs have to be there."""
     reads: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config) -> None:
@@ -52,6 +54,10 @@ class Protocol(Contract, ABC, Generic[Config, Model]):
             Ade20kTrain(train, config.data, seed=config.seed, subset=config.subset),
             Ade20kEval(val, config, subset=config.subset),
         )
+
+    def backbone(self) -> BackboneConfig:
+        """The encoder to build, with its weights."""
+        return self.config.backbone
 
     @abstractmethod
     def encoder_options(self, patch_size: int) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""A UperNet's file under this project's names: encoder, pyramid, both heads, and what the file says of itself.
+
+    backbone.layers, neck              mmsegmentation, 0.x and 1.x (mmseg `models/backbones/mae.py`, `beit.py`,
+                                       `necks/featurepyramid.py`)
+    backbone.blocks, backbone.fpn1     BEiT's own code (microsoft/unilm beit/semantic_segmentation), and copies of it
+    beit.encoder.layer, fpn1           transformers' BeitForSemanticSegmentation, as it is saved
+    encoder.vit                        a run of this project
+
+The heads have mmsegmentation's names in all of them, but for transformers' `classifier`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from mae_transfer.backbones.checkpoints import beit, files, hf_beit, hf_config, mmpretrain, own
+from mae_transfer.backbones.checkpoints.audit import refusal
+from mae_transfer.backbones.checkpoints.layout import State
+from mae_transfer.backbones.checkpoints.state_dict import unwrap
+from mae_transfer.backbones.registry import IMAGENET_MEAN, IMAGENET_STD
+from mae_transfer.tasks.classification.trained.stated import stated_labels
+
+Facts: TypeAlias = dict[str, Any]
+"""Fields of an encoder's spec."""
+_MMSEG: Facts = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+"""Of mmsegmentation's and BEiT's configurations for ADE20K, whatever the pre-training had."""
+_PYRAMID = (
+    (r"^neck\.upsample_4x\.", "pyramid.stages.0."),
+    (r"^neck\.upsample_2x\.0\.", "pyramid.stages.1."),
+    (r"^(backbone\.)?fpn1\.", "pyramid.stages.0."),
+    (r"^(backbone\.)?fpn2\.0\.", "pyramid.stages.1."),
+    (r"^(decode|auxiliary)_head\.classifier\.", r"\1_head.conv_seg."),
+)
+
+
+class SegmentorFile(NamedTuple):
+    """`state`: by this project's names. `ignored`: what else the file holds, with the reason. `facts`: of the spec.
+    `labels`: names of its classes in order, None where it says none. `taps`: 0-based blocks that its pyramid reads,
+    where it says that."""
+
+    state: State
+    source: str
+    layout: str
+    ignored: dict[str, str]
+    facts: Facts
+    labels: Sequence[str] | None
+    taps: tuple[int, ...] | None
+
+
+def read(checkpoint: str | Path, key: str | None = None) -> SegmentorFile:
+    """Read a file of any of these layouts.
+
+    Raises:
+        UserError: it is of none, or cannot be read.
+    """
+    path = files.find(checkpoint)
+    source, raw = str(path), files.read(path)
+    state, ignored = unwrap(raw, source, key)
+    facts: Facts = {}
+    labels, taps = _labels(raw), None
+    inside = "backbone."
+    if any(name.startswith("encoder.vit.") for name in state):
+        facts, _ = own.facts_of_run(raw)
+        return SegmentorFile(state, source, "mae_transfer segmentation", ignored, facts, labels, taps)
+    if any(name.startswith("backbone.layers.") for name in state):
+        layout, facts = "mmsegmentation", dict(_MMSEG)
+        converted = mmpretrain.convert({name: x for name, x in state.items() if name.startswith(inside)})
+    elif any(name.startswith("backbone.blocks.") for name in state):
+        layout, facts = "BEiT segmentation", dict(_MMSEG)
+        encoder = {name: x for name, x in state.items() if re.match(r"backbone\.(?!fpn)", name)}
+        bare = {name.removeprefix(inside): x for name, x in encoder.items()}
+        converted = beit.convert(bare).within(lambda name: inside + name)
+    elif any(name.startswith("beit.encoder.layer.") for name in state):
+        layout, inside = "Hugging Face BEiT segmentation", "beit."
+        converted = hf_beit.convert({name: x for name, x in state.items() if name.startswith(inside)})
+        beside = hf_config.beside(path)
+        facts = {**converted.facts, **beside.stated(hf_beit.NAME).facts}
+        labels, taps = stated_labels(source), _taps(beside.config, source)
+    else:
+        raise refusal(source, "is no UperNet of mmsegmentation, BEiT, transformers or this project (docs/verify.md).")
+    found: dict[str, Tensor] = {f"encoder.vit.{name}": x for name, x in converted.tensors.items()}
+    for name, tensor in state.items():
+        new = name
+        for pattern, ours in _PYRAMID:
+            new = re.sub(pattern, ours, new)
+        if new != name or not name.startswith(inside):
+            found[new] = tensor
+    used = {k: v for k, v in converted.ignored.items() if k in state and not re.match(r"backbone\.fpn", k)}
+    return SegmentorFile(found, source, layout, ignored | used, facts, labels, taps)
+
+
+def _labels(raw: object) -> Sequence[str] | None:
+    """Class names that mmsegmentation leaves: `meta.CLASSES` in 0.x, `meta.dataset_meta.classes` in 1.x."""
+    meta = raw.get("meta") if isinstance(raw, Mapping) else None
+    if not isinstance(meta, Mapping):
+        return None
+    inner = meta.get("dataset_meta")
+    for holder in (meta, inner if isinstance(inner, Mapping) else {}):
+        names = holder.get("CLASSES", holder.get("classes"))
+        if isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names):
+            return list(names)
+    return None
+
+
+def _taps(config: Mapping[str, object], source: str) -> tuple[int, ...] | None:
+    """transformers' `out_indices` counts the patch embedding as 1: number i is the output of block i - 2, from 0."""
+    places = config.get("out_indices")
+    if places is None:
+        return None
+    if not isinstance(places, list) or not all(isinstance(i, int) and i >= 2 for i in places):
+        raise refusal(source, f"its config.json has out_indices {places!r:.60}; a pyramid reads outputs of blocks.")
+    return tuple(i - 2 for i in places)
