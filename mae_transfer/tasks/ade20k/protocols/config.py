@@ -68,8 +68,8 @@ class LinearSection(Section):
     """What the linear head reads of the frozen encoder, and how."""
 
     layers: Layers
-    """Blocks whose patch tokens are read, side by side: `last`, `last_four`, `four_even` (the last of each quarter), or
-    0-based numbers."""
+    """Blocks whose patch tokens are read, side by side: `last`, `last_four`, `four_even` (DINOv3's: the last of
+    each quarter, 4 11 17 23 at depth 24), or 0-based numbers."""
     final_norm: bool = True
     """They go through the weights' own norm after the blocks; false takes the blocks' output."""
     dropout: float = Field(0.0, ge=0, lt=1)

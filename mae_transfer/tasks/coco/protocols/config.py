@@ -13,8 +13,9 @@ class FrozenSection(Section):
     """What the pyramid reads of the frozen encoder."""
 
     layers: Layers
-    """Blocks whose maps are read: `last`, `four_even` (the last of each quarter), `last_four`, or 0-based numbers. The
-    FPN has four levels and takes four maps, or the same map for each; the simple pyramid takes one."""
+    """Blocks whose maps are read: `last`, `four_even` (DINOv3's: the last of each quarter, 4 11 17 23 at depth 24),
+    `last_four`, or 0-based numbers. The FPN has four levels and takes four maps, or the same map for each; the simple
+    pyramid takes one."""
     final_norm: bool
     """The maps of a plain ViT go through the weights' own norm after the blocks; false takes the blocks' output."""
 
