@@ -7,12 +7,17 @@ INIT_TITLES = {
     "sup": "supervised",
     "mocov3": "MoCo v3",
     "dino": "DINO",
+    "ibot": "iBOT",
+    "dinov2": "DINOv2",
+    "dinov3": "DINOv3",
     "beit": "BEiT",
+    "simmim": "SimMIM",
     "mae": "MAE",
+    "pixio": "Pixio",
 }
 """Known initialisations in the order of the paper's table; others follow by name."""
 INIT_ORDER = list(INIT_TITLES)
-SIZE_ORDER = ["nano", "ti", "s", "b", "l", "h"]
+SIZE_ORDER = ["nano", "ti", "s", "s+", "b", "l", "h", "h+"]
 PRESETS = ("full", "mini", "smoke")
 PRESET_NOTES = {
     "full": "The full recipe on another data set than the published numbers.",
@@ -40,7 +45,7 @@ def size_title(size: str) -> str:
     letters = size.rstrip("0123456789")
     if letters not in SIZE_ORDER:
         return size
-    name = letters.upper() if len(letters) == 1 else letters
+    name = letters.upper() if len(letters.rstrip("+")) == 1 else letters
     return f"{name} {size[len(letters) :]}".strip()
 
 

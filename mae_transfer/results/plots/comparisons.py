@@ -85,7 +85,7 @@ def cost_plots(table: pd.DataFrame) -> list[Plot]:
     for keys, group in _groups(table, ["processor"]):
         series = []
         for init, name, rows in _series_of(group):
-            points: list[Any] = [
+            points: list[tuple[float, float, float, int, str]] = [
                 (float(_once(like)["hours"].mean()), *_mean(like), _size_title(str(size)))
                 for (size, *_), like in rows.groupby(["size", "blocks"], sort=False, dropna=False)
             ]

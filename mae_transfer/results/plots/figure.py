@@ -24,7 +24,7 @@ INK, FAINT = "#1b2127", "#c9d0d8"
 COLOURS = ("#0b62b0", "#c4500a", "#1a7f4e", "#7a3fd0", "#b0307a", "#00717a", "#5a616b")
 """At least 4.5:1 on white; the page has lighter ones for its dark mode."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)))
+LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)))
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,

@@ -26,6 +26,7 @@ from mae_transfer.results.tables.overview import overviews
 from mae_transfer.results.tables.render import FORMATS
 from mae_transfer.results.tables.sensitivity import sensitivity_tables
 from mae_transfer.results.tables.table import Table
+from mae_transfer.results.tables.variants import variant_tables
 from mae_transfer.run_folder.schema import RunRecord
 
 
@@ -57,7 +58,7 @@ def build_tables(
     """
     records = sorted(records, key=lambda record: str(record["run_id"]))
     warnings = [] if warnings is None else warnings
-    runs, published = long_table(records), read_published()
+    runs, published, variants = long_table(records), read_published(), read_published(variants=True)
     inits = sorted(runs["init"].unique())
     if control is not None and control not in inits:
         raise UserError(f"--control {control}: no record has this initialisation; there are: {', '.join(inits)}")
@@ -68,6 +69,8 @@ def build_tables(
         blocks = protocol_blocks if task.has_protocols else dense_blocks
         for block in blocks(task, published[published["task"] == task.name]):
             tables += lay_out(block, comparison)
+        if task.on_benchmark(task.runs).any():
+            tables += variant_tables(task, variants[variants["task"] == task.name])
     other = other_runs(records, tasks, warnings)
     top = [*overviews(tasks, comparison), *sensitivity_tables(tasks, comparison)]
     tables = [*top, *tables, *([other] if other else [])]

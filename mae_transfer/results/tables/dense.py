@@ -52,6 +52,10 @@ def _blocks_of(task: TaskTables, of_metrics: str, published: pd.DataFrame, *, co
         for (data, _, recipe), group in others.groupby(["data", "data_fingerprint", "recipe"], sort=True):
             title = f"{group['heading'].iloc[0]}, {preset}: {data}, recipe {recipe}"
             found.append(block(title, PRESET_NOTES[preset], group, published.iloc[:0]))
+    others = everything[everything["protocol"] != ""]
+    if len(others) and not (task.on_benchmark(shown) & (shown["protocol"] != "")).any():
+        title = f"{task.title}: {task.benchmark}, by protocol{ending} (no full run recorded yet)"
+        found.append(protocol_columns(title, "", shown.iloc[:0], others, metrics, task.controls))
     for preset in PRESETS:
         of_preset = shown[shown["preset"] == preset]
         for (data, _), group in of_preset.groupby(["data", "data_fingerprint"], sort=True):

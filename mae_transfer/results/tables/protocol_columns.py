@@ -35,7 +35,8 @@ def protocol_columns(
     groups = comparable_runs(runs)
     places: dict[str, None] = {}
     kinds = runs[["rank", "recipe"]].drop_duplicates().sort_values(["rank", "recipe"])
-    for recipe in kinds["recipe"]:
+    of_quoted = sorted(set(quoted["recipe"][quoted["protocol"] != ""]) - {""})
+    for recipe in dict.fromkeys([*kinds["recipe"], *of_quoted]):
         sizes = {g.size for g in groups if g.recipe == recipe} | set(quoted[quoted["recipe"] == recipe]["size"])
         places |= dict.fromkeys(_place(recipe, size) for size in sizes_in_order(sizes))
     columns = tuple(

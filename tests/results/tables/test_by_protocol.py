@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from support.records import described
-from support.tables import make_tables
+from support.tables import build_tables, make_tables
 
 from mae_transfer.results.published import read_published
-from mae_transfer.run_folder.schema import SCHEMA
+from mae_transfer.run_folder.schema import SCHEMA, RunRecord
 
 COUNT = itertools.count()
+DENSE = ("coco", "ade20k")
 DEFAULT_RECIPES = {"finetune": "finetune_mae", "partial": "partial_mae", "linear": "linear_mae"}
 
 
@@ -58,14 +59,22 @@ def row(text: str, name: str) -> list[str]:
 def test_the_protocols_of_a_data_set_stand_in_one_table_beside_the_published_rows() -> None:
     text = make_tables([record("finetune", 83.5), record("linear", 67.9), record("knn", 40.0, init="dino")])
     one = table(text, "ImageNet-1K val")
-    assert "| protocol, initialisation | top-1 B | top-1 L | top-1 H | top-1 H 448 | top-5 B |" in one
-    assert row(one, "finetune, MAE")[:5] == ["83.5 (n=1)", "-", "-", "-", "88.5 (n=1)"]
-    assert row(one, "finetune, MAE, published (MAE (arXiv 2111.06377) Table 3)")[:4] == ["83.6", "85.9", "86.9", "87.8"]
-    assert row(one, "linear, MAE, published (MAE (arXiv 2111.06377) Table 12)")[:3] == ["68.0", "75.8", "76.6"]
-    assert row(one, "linear, MAE, published (facebookresearch/mae FINETUNE.md)")[:3] == ["67.8", "76.0", "77.2"]
-    assert row(one, "linear, BEiT, published (MAE (arXiv 2111.06377) Table 12)")[1] == "52.1"
-    assert row(one, "knn, DINO")[0] == "40.0 (n=1)"
-    assert row(one, "blind (the commonest class)")[:5] == ["0.1", "0.1", "0.1", "0.1", "-"]
+    assert (
+        "| protocol, initialisation | top-1 S | top-1 B | top-1 L | top-1 H | top-1 H 448 | top-1 g | top-5 S |" in one
+    )
+    assert row(one, "finetune, MAE")[:8] == ["-", "83.5 (n=1)", "-", "-", "-", "-", "-", "88.5 (n=1)"]
+    assert row(one, "finetune, MAE, published (MAE (arXiv 2111.06377) Table 3)")[1:5] == [
+        "83.6",
+        "85.9",
+        "86.9",
+        "87.8",
+    ]
+    assert row(one, "linear, MAE, published (MAE (arXiv 2111.06377) Table 12)")[1:4] == ["68.0", "75.8", "76.6"]
+    assert row(one, "linear, MAE, published (facebookresearch/mae FINETUNE.md)")[1:4] == ["67.8", "76.0", "77.2"]
+    assert row(one, "linear, BEiT, published (MAE (arXiv 2111.06377) Table 12)")[2] == "52.1"
+    assert row(one, "knn, DINO")[1] == "40.0 (n=1)"
+    assert row(one, "knn, DINO, published (facebookresearch/dino README)")[:2] == ["74.5", "76.1"]
+    assert row(one, "blind (the commonest class)")[:7] == [*["0.1"] * 6, "-"]
     names = [line.split(" |")[0][2:] for line in one.splitlines() if line.startswith("| ")]
     kinds = [name.split(",")[0] for name in names[2:]]
     assert kinds == sorted(kinds, key=("finetune", "linear", "knn").index), "protocols in one order"
@@ -76,7 +85,7 @@ def test_the_protocols_of_a_data_set_stand_in_one_table_beside_the_published_row
     ("task", "title", "values"),
     [
         ("inat2017", "iNaturalist 2017 val", ["70.5", "75.7", "79.3", "83.4"]),
-        ("inat2018", "iNaturalist 2018 val", ["75.4", "80.1", "83.0", "86.8"]),
+        ("inat2018", "iNaturalist 2018 val", ["-", "75.4", "80.1", "83.0", "86.8"]),  # S and g of DINOv2
         ("inat2019", "iNaturalist 2019 val", ["80.5", "83.4", "85.7", "88.3"]),
         ("places205", "Places205 val", ["63.9", "65.8", "65.9", "66.8"]),
         ("places365", "Places365 val", ["57.9", "59.4", "59.8", "60.3"]),
@@ -84,7 +93,7 @@ def test_the_protocols_of_a_data_set_stand_in_one_table_beside_the_published_row
 )
 def test_table_6_of_the_paper(task: str, title: str, values: list[str]) -> None:
     one = table(make_tables([record("finetune", 50.0, task=task, data=title)]), title)
-    assert row(one, "finetune, MAE, published (MAE (arXiv 2111.06377) Table 6)")[:4] == values
+    assert row(one, "finetune, MAE, published (MAE (arXiv 2111.06377) Table 6)")[: len(values)] == values
 
 
 def test_presets_data_sets_and_image_sizes_are_kept_apart() -> None:
@@ -112,7 +121,7 @@ def test_cells_average_over_seeds_and_draws() -> None:
     records = [record("logreg", v, seed=s, draw=d) for v, (s, d) in zip(values, runs, strict=True)]
     kept = [50.0, 51.0, 40.0]
     expected = f"{statistics.mean(kept):.1f} ± {statistics.stdev(kept):.1f} (n=3)"
-    assert row(table(make_tables(records), "ImageNet-1K val"), "logreg, MAE")[0] == expected
+    assert row(table(make_tables(records), "ImageNet-1K val"), "logreg, MAE")[1] == expected
 
 
 def test_unlike_runs_get_rows_of_their_own_and_recipes_their_names() -> None:
@@ -121,8 +130,8 @@ def test_unlike_runs_get_rows_of_their_own_and_recipes_their_names() -> None:
     assert row(one, "finetune, MAE") or row(one, "finetune, MAE [1]")
     assert "[1] unlike the reference run of its size in b: optim.lr 0.001 -> 0.0005." in one
     two = table(make_tables([record("linear", 68.0), record("linear", 70.0, recipe="linear_sweep")]), "ImageNet-1K val")
-    assert row(two, "linear, MAE (linear_mae)")[0] == "68.0 (n=1)"
-    assert row(two, "linear, MAE (linear_sweep)")[0] == "70.0 (n=1)"
+    assert row(two, "linear, MAE (linear_mae)")[1] == "68.0 (n=1)"
+    assert row(two, "linear, MAE (linear_sweep)")[1] == "70.0 (n=1)"
 
 
 def test_partial_fine_tuning_has_blocks_as_columns_and_the_linear_probe_at_none() -> None:
@@ -190,3 +199,44 @@ def test_every_published_number_names_its_protocol_and_source() -> None:
     assert (own["source"] != "").all()
     assert (own["blocks"].notna() == (own["protocol"] == "partial")).all()
     assert not own.duplicated(["task", "init", "size", "protocol", "blocks", "metric", "source"]).any()
+
+
+def test_variants_have_tables_of_their_own_and_never_stand_in_a_cell_of_the_others() -> None:
+    variants, main = read_published(variants=True), read_published()
+    assert len(variants) > 190
+    assert (variants["source"] != "").all()
+    assert (variants["variant"] != "").all()
+    assert (main["variant"] == "").all()
+    assert not variants.duplicated(["task", "recipe", "init", "size", "protocol", "variant", "metric", "source"]).any()
+    of_paper = variants["source"].str.extract(r"^MAE \(arXiv 2111.06377\) (Table [127]|Figure [57])[a-f]?$")[0]
+    assert of_paper.value_counts().to_dict() == {
+        "Table 1": 48,
+        "Table 2": 5,
+        "Table 7": 21,
+        "Figure 5": 20,
+        "Figure 7": 10,
+    }
+    assert not main["source"].str.contains(r"2111.06377\) (?:Table [127]|Figure [57])[a-f]?$").any()
+    runs = [record("finetune", 83.5), record("linear", 67.9)]
+    runs += [record("", 50.0, task=task, data=f"{task.upper()} val{'2017' * (task == 'coco')}") for task in DENSE]
+    tables = build_tables([RunRecord(**run) for run in runs])
+    shown = [table for table in tables if table.title.startswith("Published variants: ")]
+    cells = [cell.value for table in shown for _, row in table.rows for cell in row if cell.value is not None]
+    of_tasks = variants[variants["task"].isin(["imagenet", *DENSE])]
+    assert sorted(cells) == sorted(of_tasks["value"])
+    assert all(table.published_only for table in shown)
+    labels = [label for table in shown for label, _ in table.rows]
+    assert all("published (" in label for label in labels)
+    others = [label for table in tables if table not in shown for label, _ in table.rows]
+    for text in set(variants["variant"]):
+        assert any(f": {text}, published (" in label for label in labels)
+        assert not any(f": {text}, " in label for label in others)
+    published = [label.split("published (")[1][:-1] for label in others if "published (" in label]
+    assert set(published) <= set(main["source"])
+
+
+def test_linear_segmentation_is_published_per_recipe() -> None:
+    one = table(make_tables([]), "ADE20K: ADE20K val, by protocol (no full run recorded yet)")
+    assert "| mIoU linear_dinov3 S | mIoU linear_dinov3 S+ | mIoU linear_dinov3 B |" in one
+    cells = row(one, "DINOv3, published (facebookresearch/dinov3 MODEL_CARD.md)")
+    assert cells == ["-", "-", "-", "47.0", "48.8", "51.8", "54.9", "54.8", "55.9"]
