@@ -113,7 +113,7 @@ class Ade20kTask(BaseTask):
     def check_batches(self, sizes: Collection[int]) -> None:
         self.protocol.check_batches(sizes)
 
-    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+    def encoder_options(self, patch_size: int) -> dict[str, object]:
         return self.protocol.encoder_options(patch_size)
 
     def build_encoder(self) -> "Encoder":

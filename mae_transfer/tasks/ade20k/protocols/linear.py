@@ -6,7 +6,7 @@ DINOv3's `LinearHead` (dinov3/eval/segmentation/models/heads/linear_head.py) are
 computes in float32 in any precision. The encoder runs without autograd, so that a step keeps none of its activations.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Linear(Protocol[LinearConfig, LinearSegmentor]):
     reads: ClassVar[tuple[str, ...]] = TRAINING
 
     @override
-    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+    def encoder_options(self, patch_size: int) -> dict[str, object]:
         side = self.config.data.image_size
         return {"img_size": padded_size(side, side, patch_size), "final_norm": self.config.probe.final_norm}
 

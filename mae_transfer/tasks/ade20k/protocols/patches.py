@@ -6,7 +6,7 @@ and val images are computed once (`patch_features.py`). What there is to choose 
 to the training images that were not set aside. mIoU is that of the stretched masks, as there.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from lightning_fabric import Fabric
@@ -91,7 +91,7 @@ class PatchesProtocol(Protocol[PatchesConfig, PatchClassifier]):
         return Splits(PatchImages(train, self.config, few=True), PatchImages(val, self.config))
 
     @override
-    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+    def encoder_options(self, patch_size: int) -> dict[str, object]:
         size = self.config.data.image_size
         grid_of(size, patch_size, self.config.backbone.name, what="data.image_size=")
         return {"img_size": pair(size), "final_norm": self.config.probe.final_norm}

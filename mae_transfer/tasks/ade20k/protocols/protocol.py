@@ -6,7 +6,7 @@ A protocol is a class named in the task's card. `Protocol` has the defaults, whi
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from torch import nn
 
@@ -60,7 +60,7 @@ class Protocol(Contract, ABC, Generic[Config, Model]):
         return self.config.backbone
 
     @abstractmethod
-    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+    def encoder_options(self, patch_size: int) -> dict[str, object]:
         """Arguments of `load_backbone`; UserError for a size that cannot be cut into patches."""
 
     @abstractmethod

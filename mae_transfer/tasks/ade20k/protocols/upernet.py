@@ -8,7 +8,7 @@ initialisation that of its `init_weights()`; the loss is `segmentor.pixel_loss`.
 
 import warnings
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, distributed, nn
 from typing_extensions import override
@@ -151,7 +151,7 @@ class Upernet(Protocol[Ade20kConfig, UperNet]):
     reads: ClassVar[tuple[str, ...]] = (*TRAINING, "optim.layer_decay", "backbone.drop_path")
 
     @override
-    def encoder_options(self, patch_size: int) -> dict[str, Any]:
+    def encoder_options(self, patch_size: int) -> dict[str, object]:
         side, model = self.config.data.image_size, self.config.model
         check_crop(side, patch_size, self.config.backbone.name)
         return {"img_size": side, "taps": model.taps, "pos_embed": model.pos_embed, "layer_scale": model.layer_scale}
