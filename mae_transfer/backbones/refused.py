@@ -7,7 +7,7 @@ OWN_MODULE = "wrap it as a module of your own (docs/extending/encoder.md)"
 FAMILIES = {
     "naflexvit": (
         "a NaFlexVit, which packs images of many sizes",
-        "most are there as plain ViTs: timm:vit_base_patch16_siglip_224, timm:vit_base_patch16_rope_reg1_gap_256",
+        "pass its file with the plain ViT of its size, as timm:vit_base_patch16_siglip_224, which takes it",
     ),
     "vision_transformer_relpos": (
         "a ViT with timm's own relative positions",

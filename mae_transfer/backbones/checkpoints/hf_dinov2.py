@@ -22,7 +22,7 @@ _BLOCK = {
 
 
 def detects(state: State) -> bool:
-    return hf_names.is_hugging_face(state) and any(".layer_scale1." in key or ".norm1." in key for key in state)
+    return hf_names.is_hugging_face(state) and any(".layer_scale1." in key for key in state)
 
 
 def convert(state: State) -> Converted:

@@ -5,7 +5,15 @@ register. facebook/vit-mae-* seem to be converted from MAE's visualisation files
 """
 
 from mae_transfer.backbones.checkpoints import hf_names
-from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, depth_of, norm, width_of
+from mae_transfer.backbones.checkpoints.layout import (
+    Converted,
+    Shape,
+    State,
+    depth_of,
+    norm,
+    several_class_tokens,
+    width_of,
+)
 
 NAME = "Hugging Face ViT / DeiT / ViTMAE"
 INITS = ("sup", "mae")
@@ -31,7 +39,7 @@ _NEW = {
 def detects(state: State) -> bool:
     named = any(".layernorm_before." in key for key in state if not key.startswith("decoder."))
     beit = any(key.endswith((".lambda_1", ".lambda_2", "relative_position_bias_table")) for key in state)
-    return hf_names.is_hugging_face(state) and named and not beit
+    return hf_names.is_hugging_face(state) and named and not beit and not several_class_tokens(state)
 
 
 def block_names(state: State) -> dict[str, str]:

@@ -127,7 +127,9 @@ def _grid(converted: Converted, stated: hf_config.Stated) -> Grid | None:
         return None
     patch = _patch(converted.tensors)
     size, hint = patches(stated.image_size, patch), patches(stated.input_size, patch)
-    for prefix in (converted.facts.get("position_prefix", 1), 0):
+    registers = converted.tensors.get("reg_token")
+    beside = 0 if registers is None or registers.ndim != 3 else registers.shape[1]
+    for prefix in (converted.facts.get("position_prefix", 1), 0, 1 + beside):
         try:
             grid = native_grid(converted, prefix, stated=size, hints=[hint])
         except UserError:
@@ -210,7 +212,7 @@ def _names(reader: Reader, converted: Converted, grid: Grid | None) -> list[str]
     labelled = any(key.startswith(("head.", "fc_norm.")) for key in converted.ignored)
     usual = ("sup", "mae", "dino", "mocov3") if labelled else ("mae", "sup", "dino", "mocov3")
     inits += getattr(reader, "INITS", usual)
-    dims: Any = (width_of(tensors), depth_of(tensors), _patch(tensors))
+    dims = (width_of(tensors), depth_of(tensors), _patch(tensors))
     size = "g" if dims[:2] == (1536, 40) else registry.size_of(*dims[:2])
     names = []
     for init in dict.fromkeys(inits):
@@ -218,6 +220,8 @@ def _names(reader: Reader, converted: Converted, grid: Grid | None) -> list[str]
         if init in _TIMM and size in _TIMM_SIZES:
             reg = "reg4_" if "reg_token" in tensors else ""
             names.append(_TIMM[init].format(size=_TIMM_SIZES[size], patch=dims[2], reg=reg))
+        if init == "own" and size is not None and registry.SIZES[size][3] != dims[2]:
+            names.append(f"vit_{size}_p{dims[2]}")
         for name in registry.names():
             spec = registry.find(name)
             if spec.init == init and (spec.embed_dim, spec.depth, spec.patch_size) == dims:

@@ -99,6 +99,12 @@ def linear(state: State, name: str, width: int) -> dict[str, Shape]:
     return {f"{name}.weight": (agreed, width), f"{name}.bias": (agreed,)}
 
 
+def several_class_tokens(state: State) -> bool:
+    """Whether a state dict has more than one class token (1, n, C), as Pixio's."""
+    tokens = [tensor for key, tensor in state.items() if key.split(".")[-1] == "cls_token"]
+    return any(token.ndim == 3 and token.shape[1] > 1 for token in tokens)
+
+
 def has(state: State, name: str) -> bool:
     """Whether a module `<name>` has its weight or its bias there."""
     return f"{name}.weight" in state or f"{name}.bias" in state

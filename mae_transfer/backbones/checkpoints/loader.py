@@ -25,12 +25,15 @@ from mae_transfer.backbones.checkpoints import (
     hf_beit,
     hf_dinov2,
     hf_dinov3,
+    hf_pixio,
     hf_vit,
     mae,
     mmpretrain,
     mocov3,
+    naflexvit,
     own,
     pe,
+    pixio,
     simmim,
     timm_names,
 )
@@ -51,6 +54,8 @@ from mae_transfer.errors import UserError
 READERS: tuple[ModuleType, ...] = (
     own,
     mae,
+    pixio,
+    naflexvit,
     beit,
     dinov2,
     dinov3,
@@ -65,6 +70,7 @@ READERS: tuple[ModuleType, ...] = (
     hf_beit,
     hf_dinov2,
     hf_dinov3,
+    hf_pixio,
     augreg,
     timm_names,
 )

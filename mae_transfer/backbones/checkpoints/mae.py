@@ -5,14 +5,24 @@ only if it is whole. Files with the encoder alone and fine-tuned ones go through
 """
 
 from mae_transfer.backbones.checkpoints import timm_names
-from mae_transfer.backbones.checkpoints.layout import Converted, Shape, State, depth_of, linear, norm, width_of
+from mae_transfer.backbones.checkpoints.layout import (
+    Converted,
+    Shape,
+    State,
+    depth_of,
+    linear,
+    norm,
+    several_class_tokens,
+    width_of,
+)
 
 NAME = "official MAE with decoder"
 INITS = ("mae",)
 
 
 def detects(state: State) -> bool:
-    return any(key.startswith("decoder_") for key in state) and any(key.startswith("blocks.") for key in state)
+    decoder, blocks = (any(key.startswith(start) for key in state) for start in ("decoder_", "blocks."))
+    return decoder and blocks and not several_class_tokens(state)
 
 
 def convert(state: State) -> Converted:

@@ -22,13 +22,14 @@ from mae_transfer.backbones.checkpoints.layout import (
     linear,
     norm,
     renamed,
+    several_class_tokens,
     width_of,
 )
 
 NAME = "timm ViT / official MAE"
 
 _FOREIGN = re.compile(
-    r"decoder|mask_token$|masked_embed$|register_tokens$|storage_tokens$|rope(?!\.freqs(?!_))|lm_head|blocks\.\d+\.\d+\."
+    r"decoder|embeds\.|mask_token$|masked_embed$|register_tokens$|storage_tokens$|rope(?!\.freqs(?!_))|lm_head|blocks\.\d+\.\d+\."
     r"|.*(relative_position_bias_table|bias_mask|mlp\.w12\.\w+|mlp\.w[123]\.\w+|inner_attn_ln\.\w+)$"
 )
 _REASONS = {
@@ -43,6 +44,7 @@ _REASONS = {
 def detects(state: State) -> bool:
     blocks = any(key.startswith("blocks.") for key in state)
     biased = any(key.endswith((".q_bias", ".v_bias")) for key in state)
+    blocks = blocks and not several_class_tokens(state)
     return blocks and (not biased or eva(state)) and not any(_FOREIGN.match(key) for key in state)
 
 

@@ -8,6 +8,7 @@ shuffles its (fixed) position embedding instead: its blocks treat a sequence as 
 computed: embeddings of masked patches and, after the last attention, tokens of visible ones.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ class MaskedAutoencoder(nn.Module):
         x = patches.reshape(len(patches), h, w, p, p, -1).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(len(x), -1, h * p, w * p)
 
-    def _run(self, block: Any, x: Tensor) -> Tensor:
+    def _run(self, block: Callable[..., Tensor], x: Tensor) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)

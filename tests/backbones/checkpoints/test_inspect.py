@@ -232,6 +232,17 @@ def test_official_comes_back_bit_for_bit(tmp_path, dtype, main, capsys):
         assert torch.equal(after["model"][key], tensor), key
 
 
+def test_pixio_is_named_with_its_patch_and_positions(tmp_path, main, capsys):
+    state = dict(nano(patch_size=8, reg_tokens=7).state_dict())
+    state["cls_token"] = torch.cat([state["cls_token"], state.pop("reg_token")], dim=1)
+    torch.save(state, tmp_path / "pixio.pth")
+    assert main([str(tmp_path / "pixio.pth")]) == 0
+    out = capsys.readouterr().out
+    parts = ("layout: Pixio", "7 tokens beside the class token", "patch 8, grid 8x8 (64 px)", "--backbone vit_nano_p8 ")
+    for part in parts:
+        assert part in out, (part, out)
+
+
 @pytest.mark.parametrize("via", ["timm", "hf"])
 def test_official_comes_back_through_another_naming(tmp_path, via):
     path, before = official(tmp_path)

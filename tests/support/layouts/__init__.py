@@ -64,6 +64,7 @@ from support.layouts.pretraining import (
     timm_plain,
 )
 from support.layouts.rotary import DINOV3, EVA02, ROPE, dinov3, eva02, hf_dinov3, perception_encoder, timm_eva
+from support.layouts.several_tokens import hf_pixio, naflexvit, pixio
 
 LAYOUTS: dict[str, tuple[str, Callable[[], Layout]]] = {
     "MAE encoder": (
@@ -107,6 +108,12 @@ LAYOUTS: dict[str, tuple[str, Callable[[], Layout]]] = {
     ),
     "Perception Encoder": ("facebookresearch/perception_models core/vision_encoder/pe.py", perception_encoder),
     "Perception Encoder, tower alone": ("the same: load_ckpt", lambda: perception_encoder(core=False)),
+    "Pixio": ("facebookresearch/pixio pixio/pixio.py: cls_token (1, n, C), pos_embed (1, n + N, C)", pixio),
+    "Pixio training": ("facebookresearch/pixio pretraining/models_pixio.py", lambda: pixio(decoder=True)),
+    "HF Pixio": ("transformers' class, save_pretrained", hf_pixio),
+    "HF Pixio, names of 5": ("transformers' class, state_dict()", lambda: hf_pixio(new=True)),
+    "NaFlexVit": ("timm's class", naflexvit),
+    "NaFlexVit without tokens": ("timm's class", lambda: naflexvit(tokens=False)),
     "MoCo v3": ("facebookresearch/moco-v3 moco/builder.py, main_moco.py", mocov3),
     "DINO": ("facebookresearch/dino vision_transformer.py DINOHead, main_dino.py", dino),
     "iBOT": ("bytedance/ibot models/head.py, main_ibot.py", ibot),
