@@ -24,6 +24,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.run_folder.schema import SCHEMA
 from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.resolve import resolve_config
+from mae_transfer.runs.tasks import task_card
 from mae_transfer.suites.config import SuiteConfig
 from mae_transfer.suites.estimate import Estimator
 from mae_transfer.suites.matrix import duration, show_matrix
@@ -154,6 +155,19 @@ def test_the_shipped_suites(tmp_path: Path) -> None:
     data = {"tiny_imagenet": "/a", "coco": "/b", "photographs": "/c"}
     _, runs = plan_suite(folder / "small_study.yaml", data=data)
     assert len(runs) == 9 + 12 * 4
+
+
+def test_the_suite_of_frozen_protocols_has_every_one_of_them(tmp_path: Path) -> None:
+    mocov3 = tmp_path / "mocov3.pth"
+    mocov3.touch()
+    data = {name: f"/nowhere/{name}" for name in ("imagenet", "ade20k", "coco")}
+    path = config_folder() / "suites" / "frozen.yaml"
+    _, runs = plan_suite(path, data=data, checkpoints={"mocov3_vit_b": str(mocov3)})
+    found = {(run.config.task, getattr(run.config, "protocol", None)) for run in runs}
+    known = {(task, p.name) for task in data for p in task_card(task).protocols if p.frozen}
+    assert found == known
+    assert len(runs) == 6 * len(found)
+    assert not [run.title for run in runs if "--allow-unread" in run.arguments]
 
 
 BAD: list[tuple[dict[str, Any], list[str], str]] = [
