@@ -1,10 +1,13 @@
-"""Pictures of a segmentor: the image, its true classes and the predicted ones, with the names of the commonest."""
+"""Pictures of a segmentor: the image, its true classes and the predicted ones, with the names of the commonest.
+
+knn, logreg and in_context have a fourth panel: the features of the patches (`pca_picture.py`).
+"""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
-from torch import nn
+from torch import Tensor, nn
 
 from mae_transfer.data.drawing import (
     BACKGROUND,
@@ -21,13 +24,15 @@ from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.evaluation import drawing
 from mae_transfer.run_folder.pictures import Picture
 from mae_transfer.tasks.ade20k.data import Segmentation
+from mae_transfer.tasks.ade20k.pca_picture import pca_colours
+from mae_transfer.tasks.ade20k.protocols.patches import PatchClassifier
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 SIDE = 320
-"""Longer side in pixels of a panel; there are three."""
+"""Longer side in pixels of a panel; there are three, of patches four."""
 SHARE = 0.65
 """Of the class's colour in an overlay."""
 NAMED = 8
@@ -39,16 +44,17 @@ def draw_pictures(
 ) -> list[Picture]:
     """Of `count` images; what cannot be decoded, and may be skipped, is left out."""
     pictures = []
-    chosen = choose_subset([dataset.file_name(place) for place in range(len(dataset))], count)
-    for place in chosen.tolist():
-        pair = dataset.read_or_skip(place)
-        if pair is None:
-            continue
-        pixels, label = pair
+    chosen = choose_subset([dataset.file_name(place) for place in range(len(dataset))], count).tolist()
+    pairs = {place: pair for place in chosen if (pair := dataset.read_or_skip(place)) is not None}
+    maps, predictions = list[Tensor](), list[np.ndarray]()
+    for place in pairs:
         batch = fabric.to_device(dataset.collate([dataset[place]]))
         with drawing(model), fabric.autocast():
             (prediction,) = model(batch)
-        predicted = prediction.cpu().numpy()
+            maps += [model.maps(batch["images"])[0]] if isinstance(model, PatchClassifier) else []
+        predictions.append(prediction.cpu().numpy())
+    colours = pca_colours(maps) if maps else []
+    for number, ((place, (pixels, label)), predicted) in enumerate(zip(pairs.items(), predictions, strict=True)):
         counted = label != IGNORE
         share = 100 * float((predicted == label)[counted].mean()) if counted.any() else float("nan")
         panels = [
@@ -56,6 +62,9 @@ def draw_pictures(
             headed(overlay(pixels, label), "ground truth"),
             headed(overlay(pixels, predicted), "prediction"),
         ]
+        if colours:
+            components = Image.fromarray(colours[number]).resize(_size(pixels), Image.Resampling.NEAREST)
+            panels.append(headed(components, "features"))
         row = side_by_side(panels)
         picture = stacked([row, legend(label, predicted, names, row.width)])
         caption = f"{share:.1f} % of the labelled pixels right" if counted.any() else "no pixel is labelled"

@@ -50,10 +50,13 @@ class PatchClassifier(nn.Module):
         if "features" in batch:
             features: Tensor = batch["features"]
         else:
-            maps = torch.cat(self.tokens(self.encoder.normalise(batch["images"])), dim=1)
-            features = maps.flatten(2).transpose(1, 2)
+            features = self.maps(batch["images"]).flatten(2).transpose(1, 2)
         with torch.autocast(features.device.type, enabled=False):
             return self.segment(self.scale(features.float()), batch["sizes"][0])
+
+    def maps(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> features float32 (B, C, h, w), not scaled."""
+        return torch.cat(self.tokens(self.encoder.normalise(images)), dim=1)
 
     def segment(self, features: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """Scaled features (B, h * w, C) -> int16 (H, W) for each image; by default the pixels of each patch in turn."""

@@ -21,6 +21,7 @@ from mae_transfer.data.images import choose_subset
 from mae_transfer.run_folder.record import read_record
 from mae_transfer.tasks.ade20k.bank import votes
 from mae_transfer.tasks.ade20k.patch_tokens import PatchTokens
+from mae_transfer.tasks.ade20k.pictures import SIDE
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 CLASSES, PATCH, SIZE = 4, 16, (32, 48)
@@ -110,7 +111,8 @@ def test_knn_is_scikit_learns_with_a_vote_of_each_pixel(root, tmp_path):
     predicted = predict(np.ones(12, dtype=bool), val, k, metric)
     assert record["metrics"]["mIoU"] == pytest.approx(miou(truth, predicted), abs=1e-6)
     assert record["row"] == {"name": "knn", "frozen": True, "rank": 2}
-    assert any((tmp_path / "run/pictures").iterdir())
+    with Image.open(tmp_path / "run/pictures/00.jpg") as picture:
+        assert picture.width >= 4 * SIDE, "image, truth, prediction, features"
 
 
 def test_logreg_is_scikit_learns_and_its_c_is_chosen_without_val(root, tmp_path):
