@@ -18,6 +18,9 @@ from mae_transfer.errors import UserError
 from mae_transfer.runs.tasks import config_class, protocol_of, task_card
 from mae_transfer.tasks.card import load_object
 
+FEW_LABELS = {"data.fraction": "--fraction", "data.shots": "--shots", "data.draw": "--draws"}
+"""Keys of few labels -> their options."""
+
 
 def load_config(
     task: str,
@@ -57,6 +60,12 @@ def load_config(
     for key, _ in given:
         check_key(schema, key)
     asked = dict(given)
+    few = next((key for key in FEW_LABELS if key in asked), None)
+    if few is not None and chosen is not None and chosen.load:
+        raise UserError(
+            f"{few} ({FEW_LABELS[few]}) chooses training images, and the protocol {chosen.name} trains nothing; leave "
+            "it out"
+        )
     spec = backbone_spec(backbone)
     init = "random" if asked.get("backbone.weights") == "random" else spec.init
 

@@ -55,12 +55,18 @@ class Verdict:
         low, high = (self.measured,) * 2 if self.interval is None else (self.interval.low, self.interval.high)
         return low - self.tolerance - 1e-9 <= self.expected <= high + self.tolerance + 1e-9
 
+    @property
+    def word(self) -> str:
+        if self.part and self.interval is None:
+            return "NO VERDICT"
+        return "agrees" if self.agrees else "DIFFERS"
+
     def line(self) -> str:
-        verdict = "agrees" if self.agrees else "DIFFERS"
+        verdict = self.word
         found = f"{self.metric}: measured {self.measured:.3f}, expected {self.expected:.3f}"
         found += f", difference {self.measured - self.expected:+.3f}"
         if self.part and self.interval is None:
-            return f"{found}: NO VERDICT on a part of {self.part} images; evaluate all of them"
+            return f"{found}: {verdict} on a part of {self.part} images; evaluate all of them"
         if self.interval is None:
             return f"{found}: {verdict} (tolerance {self.tolerance:g})"
         within = f"95 % interval of the whole {self.interval.low:.2f} to {self.interval.high:.2f}"
@@ -175,17 +181,23 @@ def _is_published(path: Path, model: PublishedModel) -> bool | None:
     if model.digest is None or not path.is_file():
         return None
     kind, wanted = model.digest.split()
+    digest = digest_of(path, kind)
+    same = digest.startswith(wanted)
+    if not same:
+        _LOG.warning(
+            "%s is not the published file: its %s is %s, the published one begins with %s",
+            *(path, kind, digest, wanted),
+        )
+    return same
+
+
+def digest_of(path: Path, kind: str) -> str:
+    """The hexadecimal hash of a file, by `md5` or `sha256`."""
     digest = hashlib.new(kind)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    same = digest.hexdigest().startswith(wanted)
-    if not same:
-        _LOG.warning(
-            "%s is not the published file: its %s is %s, the published one begins with %s",
-            *(path, kind, digest.hexdigest(), wanted),
-        )
-    return same
+    return digest.hexdigest()
 
 
 def _fetch(url: str, path: Path) -> None:

@@ -8,11 +8,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from support.trained import CLASSES, SOURCES, Source
+from support.trained import CLASSES, SOURCES, Source, write_val
 from timm.data import create_transform, resolve_model_data_config
 
 from mae_transfer.cli.transfer import main
-from mae_transfer.data.synthetic.classification import draw
 from mae_transfer.results.tables.build import make_tables
 from mae_transfer.run_folder.record import read_record
 from mae_transfer.run_folder.validation import validate
@@ -24,15 +23,7 @@ MORE = ["--device", "cpu", "data.workers=0", "eval.pictures=2"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Only val/."""
-    root = tmp_path_factory.mktemp("data")
-    for label in range(CLASSES):
-        folder = root / "val" / f"class{label}"
-        folder.mkdir(parents=True)
-        for number in range(EACH):
-            rng = np.random.default_rng((label, number))
-            draw(label, 90 + 10 * number, 120, rng).save(folder / f"{number}.jpg", quality=95)
-    return root
+    return write_val(tmp_path_factory.mktemp("data"), EACH)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +102,8 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
     torch.save({key: tensor for key, tensor in state.items() if not key.startswith("head.")}, bare)
     refused("has no classifier that is read here", of=Source(bare, source.backbone, source.scores))
     refused("optim.lr", "optim.lr=3")
+    refused("data.fraction (--fraction) chooses training images, and the protocol trained", "--fraction", "10")
+    refused("data.shots (--shots) chooses training images", "--shots", "2", "--draws", "3")
     refused("no such file", f"model.classifier={tmp_path / 'none.pth'}")
     options = ["--task", "folder", "--backbone", "mae_vit_nano", "--data", str(data), "--eval-only"]
     assert main([*options, "--output", str(tmp_path / "none")]) == 2

@@ -1,16 +1,15 @@
 """`mae-transfer verify`: a number that comes out, one that does not, a part, and what is said of wrong input."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from support.trained import CLASSES, SOURCES, Source
+from support.trained import SOURCES, Source, write_val
 
 from mae_transfer.cli.verify import main
-from mae_transfer.data.synthetic.classification import draw
 from mae_transfer.results.comparable_runs import comparable_runs
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.published_models import read_published_models
@@ -23,13 +22,7 @@ MORE = ["--device", "cpu", "data.workers=0", "eval.pictures=0"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for label in range(CLASSES):
-        folder = root / "val" / f"class{label}"
-        folder.mkdir(parents=True)
-        for number in range(EACH):
-            draw(label, 80, 100, np.random.default_rng((label, number))).save(folder / f"{number}.jpg", quality=95)
-    return root
+    return write_val(tmp_path_factory.mktemp("data"), EACH)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +107,59 @@ def test_a_part_has_its_interval_and_never_shares_a_cell_with_a_training(
     groups = comparable_runs(long_table(records))
     assert [group.protocol for group in groups].count("trained") == 1
     assert len(groups) == 2
+
+
+def test_all_models_in_a_folder_by_name_and_by_hash(
+    source: Source, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, models = tmp_path / "weights", tmp_path / "list.yaml"
+    (weights / "more").mkdir(parents=True)
+    shutil.copy(source.path, weights / "more" / source.path.name)
+    shutil.copy(source.path, weights / "renamed.pth")
+    model = {"task": "folder", "backbone": source.backbone, "tolerance": 0.05, "source": "this test"}
+    model |= {"settings": {"data.image_size": 64}}
+    digest = f"sha256 {hashlib.sha256(source.path.read_bytes()).hexdigest()[:8]}"
+    listed = {
+        "named": {**model, "file": source.path.name, "metrics": {"top1": 0.0}},
+        "hashed": {**model, "file": "other.pth", "digest": digest, "metrics": {"top1": 0.0}},
+        "absent": {**model, "file": "absent.pth", "metrics": {"top1": 0.0}},
+    }
+
+    def verify_all(*more: str, at: str = "runs") -> tuple[int, str, str]:
+        models.write_text(yaml.safe_dump(listed, sort_keys=False))
+        command = ["--all", "--models", str(models), "--checkpoint", str(weights), "--output", str(tmp_path / at)]
+        code = main([*command, *MORE, *more])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    assert verify_all("--data", str(data))[0] == 4
+    top1 = measured(tmp_path / "runs" / "named")
+    listed["named"]["metrics"] = listed["hashed"]["metrics"] = {"top1": top1}
+    code, printed, said = verify_all("--data", f"folder={data}")
+    assert code == 0
+    assert "renamed.pth is hashed, by its sha256" in said
+    table = printed[printed.index("model ") :].splitlines()
+    assert [line.split() for line in table[1:]] == [
+        [name, "top1", f"{top1:.3f}", f"{top1:.3f}", "+0.000", "agrees"] for name in ("named", "hashed")
+    ]
+    listed["named"]["metrics"] = {"AP": 3.0}
+    code, printed, _ = verify_all("--data", str(data))
+    assert code == 2, "what is refused is no difference, and stops none of the others"
+    assert "refused: folder measures no AP" in printed
+    assert printed.rstrip().endswith("agrees")
+    for more, text in (
+        (("--data", f"imagenet={data}"), "models of folder: give --data folder=DIR"),
+        ((), "models of folder: give --data folder=DIR"),
+        (("--data", str(data), "tiny"), "leave out tiny"),
+        (("--data", str(data), "--download"), "without --download"),
+    ):
+        code, _, said = verify_all(*more, at="none")
+        assert (code, said.count("error: ")) == (2, 1)
+        assert text in said
+        assert not (tmp_path / "none").exists()
+    shutil.rmtree(weights / "more")
+    (weights / "renamed.pth").write_bytes(b"0")
+    assert "none of its 1 weights files is a published model's" in verify_all("--data", str(data))[2]
 
 
 def test_the_list_and_bad_input(

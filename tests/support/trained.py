@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import transformers
@@ -15,6 +16,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from mae_transfer.data.synthetic.classification import draw
 
 DIM, DEPTH, HEADS, PATCH, SIZE, CLASSES = 64, 8, 4, 16, 64, 7
 SHAPE = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS}
@@ -28,6 +31,17 @@ HF = {
     "num_labels": CLASSES,
 }
 PLAIN = "mae_vit_nano"
+
+
+def write_val(root: Path, each: int) -> Path:
+    """A data set of which only val/ is there: `each` JPEG images of every class."""
+    for label in range(CLASSES):
+        folder = root / "val" / f"class{label}"
+        folder.mkdir(parents=True)
+        for number in range(each):
+            rng = np.random.default_rng((label, number))
+            draw(label, 90 + 10 * number, 120, rng).save(folder / f"{number}.jpg", quality=95)
+    return root
 
 
 @dataclass
