@@ -130,6 +130,11 @@ def read(path: str | Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
+        if path.suffix == ".onnx":
+            raise UserError(
+                f"checkpoint {path}: ONNX files are not read; pass the model's state_dict(), or the file that the ONNX "
+                "was made from."
+            ) from error
         code = re.search(r"GLOBAL (\S+)|[Tt]rying to (?:load|call reduce for)[^\n]*", str(error))
         if isinstance(error, pickle.UnpicklingError) and code:
             wanted = re.sub(r" at 0x[0-9a-f]+", "", code[1] or code[0])

@@ -17,6 +17,7 @@ from mae_transfer.backbones.checkpoints import (
     augreg,
     beit,
     clip,
+    crossmae,
     dino,
     dinov2,
     dinov3,
@@ -54,6 +55,7 @@ from mae_transfer.errors import UserError
 READERS: tuple[ModuleType, ...] = (
     own,
     mae,
+    crossmae,
     pixio,
     naflexvit,
     beit,

@@ -21,12 +21,12 @@ INITS = ("mae",)
 
 
 def detects(state: State) -> bool:
-    decoder, blocks = (any(key.startswith(start) for key in state) for start in ("decoder_", "blocks."))
-    return decoder and blocks and not several_class_tokens(state)
+    decoded, blocks = (any(key.startswith(start) for key in state) for start in ("decoder_", "blocks."))
+    return decoded and blocks and not several_class_tokens(state) and not any(".cross_attn." in key for key in state)
 
 
 def convert(state: State) -> Converted:
-    promised = _decoder(state)
+    promised = decoder(state)
     encoder = timm_names.convert({key: tensor for key, tensor in state.items() if key not in promised})
     ignored = {key: "decoder of the pre-training" for key in promised if key in state}
     encoder.ignored |= ignored
@@ -34,7 +34,8 @@ def convert(state: State) -> Converted:
     return encoder
 
 
-def _decoder(state: State) -> dict[str, Shape]:
+def decoder(state: State) -> dict[str, Shape]:
+    """Promise of the decoder's tensors."""
     widths = [
         state[key].shape[-1] for key in ("mask_token", "decoder_norm.weight", "decoder_norm.bias") if key in state
     ]

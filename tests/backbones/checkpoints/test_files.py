@@ -117,6 +117,13 @@ def test_what_is_not_a_file(tmp_path):
     assert "pass weights.zip" in refusal(tmp_path / "._weights.zip")
 
 
+def test_an_onnx_file_is_refused_by_its_name(tmp_path):
+    """Protocol buffers: field 1, ir_version 8; field 2, the producer's name."""
+    (tmp_path / "vit.onnx").write_bytes(b"\x08\x08\x12\x07pytorch" + bytes(64))
+    with pytest.raises(UserError, match=r"vit\.onnx: ONNX files are not read; pass the model's state_dict\(\)"):
+        files.read(tmp_path / "vit.onnx")
+
+
 def test_folders_of_other_tools_are_told_apart(tmp_path):
     folders = {
         "deepspeed": ("zero_to_fp32.py", "run its zero_to_fp32.py"),

@@ -48,6 +48,46 @@ def mae_full():
     return of_timm(NAMES["mae"], model, {"model": model.state_dict() | mae_decoder(), **training})
 
 
+def crossmae(weighted=True, self_attn=False, width=16, depth=2):
+    """Parts of the decoder by torch's modules, as `transformer_utils.py` makes them."""
+    model, state = vit(), {}
+    for i in range(depth):
+        parts = {"norm1": nn.LayerNorm(width), "norm2": nn.LayerNorm(width)}
+        parts |= {"cross_attn.q": nn.Linear(width, width), "cross_attn.kv": nn.Linear(DIM, 2 * width)}
+        parts |= {"cross_attn.proj": nn.Linear(width, width)}
+        parts |= {"mlp.fc1": nn.Linear(width, 4 * width), "mlp.fc2": nn.Linear(4 * width, width)}
+        if self_attn:
+            parts |= {"norm0": nn.LayerNorm(width), "self_attn.qkv": nn.Linear(width, 3 * width)}
+            parts |= {"self_attn.proj": nn.Linear(width, width)}
+        for name, part in parts.items():
+            state |= {f"decoder_blocks.{i}.{name}.{key}": t for key, t in part.state_dict().items()}
+    parts = {"decoder_norm": nn.LayerNorm(width), "decoder_pred": nn.Linear(width, PATCH * PATCH * 3)}
+    if weighted:
+        parts |= {"wfm.linear": nn.Linear(DEPTH + 1, depth, bias=False)}
+        parts |= {f"dec_norms.{i}": nn.LayerNorm(DIM) for i in range(depth)}
+    for name, part in parts.items():
+        state |= {f"{name}.{key}": t for key, t in part.state_dict().items()}
+    state |= {"mask_token": torch.randn(1, 1, width), "decoder_pos_embed": torch.randn(1, GRID**2 + 1, width)}
+    spare = ("wfm.linear.weight",)  # nothing else tells how many blocks it weighs
+    encoder = {key: t for key, t in model.state_dict().items() if not (weighted and key.startswith("norm."))}
+    return of_timm("CrossMAE", model, {"model": encoder | state, "epoch": 3}, spare=spare)
+
+
+def ijepa():
+    """The target encoder, as chosen from `encoder`, `predictor` and `target_encoder`; it has no class token."""
+    options = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    spec, model = tiny_arch("vit_tiny_ijepa", **options), vit(**options)
+    return of_timm(NAMES["timm"], model, {f"module.{key}": t for key, t in model.state_dict().items()}, spec=spec)
+
+
+def franca():
+    """`teacher` with `module.backbone.*`, four chunks of blocks; its heads are in a file of their own."""
+    layout = dinov2(chunks=True)
+    layout.content = {"teacher": {f"module.backbone.{key}": t for key, t in layout.content.items()}}
+    layout.state, layout.spare = layout.content["teacher"], ("module.backbone.mask_token",)
+    return layout
+
+
 def linear_probe():
     model = vit()
     probe = {f"head.1.{key}": t for key, t in nn.Linear(DIM, 10).state_dict().items()}
