@@ -4,9 +4,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mae_transfer.cli.exit import exit_code, new_parser
+from mae_transfer.config.overrides import parse_override
 from mae_transfer.errors import EXIT_DONE, UserError
+from mae_transfer.files import user_path
+
+if TYPE_CHECKING:
+    from mae_transfer.runs.costs import Plan
+    from mae_transfer.suites.costs import SuitePlan
 
 EXAMPLES = """\
 examples:
@@ -19,6 +26,10 @@ examples:
     mae-transfer plan --task pretrain --method mae --backbone vit_l --gpus 64
   a data set of your own, of which the number of images is read:
     mae-transfer plan --task folder --backbone mae_vit_b --data ./my_images
+  all runs of a suite, and their sum; data sets that are no benchmark are read:
+    mae-transfer plan --suite configs/suites/mae_vs_baselines.yaml --gpus 8
+    mae-transfer plan --suite configs/suites/small_study.yaml --data tiny_imagenet=/data/tiny_imagenet \\
+        --data coco=/data/coco_small --data photographs=/data/photographs
   as JSON:
     mae-transfer plan --task ade20k --backbone mae_vit_b --json
 """
@@ -31,14 +42,19 @@ def build_parser() -> argparse.ArgumentParser:
         "without --data, of a benchmark at its full size.",
         EXAMPLES,
     )
-    parser.add_argument("--task", required=True, help="a task of transfer, or pretrain")
-    parser.add_argument("--backbone", required=True, help="as of transfer or pretrain")
+    parser.add_argument("--task", help="a task of transfer, or pretrain")
+    parser.add_argument("--backbone", help="as of transfer or pretrain")
+    parser.add_argument("--suite", type=user_path, help="in the place of both: a suite file (docs/suites.md)")
     parser.add_argument("--protocol", help="of a task that has protocols; default: its first")
     parser.add_argument("--method", help="of pretrain; default: mae")
     parser.add_argument("--tokenizer", help="of the method beit: kmeans, or its file")
     parser.add_argument("--weights", choices=["pretrained", "random"], help="random: the recipe of random weights")
-    parser.add_argument("--data", help="root folder of the data set; default: the size of the benchmark")
-    parser.add_argument("--preset", default="full", help="full, mini or smoke; default: full")
+    parser.add_argument(
+        "--data",
+        action="append",
+        help="root folder of the data set, of a suite NAME=FOLDER, once for each; default: the size of the benchmark",
+    )
+    parser.add_argument("--preset", help="full, mini or smoke; default: full, or that of the suite")
     parser.add_argument("--subset", type=int, help="use only this many images of each split")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs in all; default: 1")
     parser.add_argument("--gpu-memory", type=float, default=80, metavar="GIB", help="of each; default: 80")
@@ -55,16 +71,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    options = {name: value for name, value in vars(args).items() if name != "json"}
+    found = _of_suite(args) if args.suite else _of_run(args)
+    print(json.dumps(found.to_dict(), indent=2) if args.json else found)
+    return EXIT_DONE
+
+
+def _of_suite(args: argparse.Namespace) -> "SuitePlan":
+    alone = ("task", "backbone", "protocol", "method", "tokenizer", "weights", "subset")
+    given = [f"--{name}" for name in alone if getattr(args, name) is not None]
+    if given:
+        raise UserError(f"--suite has its own tasks and backbones; leave out {', '.join(given)}")
+    from mae_transfer.suites.costs import plan_costs
+
+    data = dict(parse_override(pair) for pair in args.data or ())
+    options = {name: getattr(args, name) for name in ("preset", "gpus", "gpu_memory", "overrides")}
+    return plan_costs(args.suite, data={name: str(place) for name, place in data.items()}, **options)
+
+
+def _of_run(args: argparse.Namespace) -> "Plan":
+    if args.task is None or args.backbone is None:
+        raise UserError("give --task and --backbone, or --suite FILE")
+    if args.data and len(args.data) > 1:
+        raise UserError("several --data are for a --suite; a run has one")
+    options = {name: value for name, value in vars(args).items() if name not in ("json", "suite")}
+    options |= {"data": args.data[0] if args.data else None, "preset": args.preset or "full"}
     if args.method is not None and args.task != "pretrain":
         raise UserError(f"--method is for --task pretrain; a protocol of {args.task} is --protocol")
     if args.protocol is not None and args.task == "pretrain":
         raise UserError("--protocol is for transfer; a pre-training has a --method")
     from mae_transfer.runs.costs import plan
 
-    found = plan(**options)
-    print(json.dumps(found.to_dict(), indent=2) if args.json else found)
-    return EXIT_DONE
+    return plan(**options)
 
 
 if __name__ == "__main__":
