@@ -79,7 +79,7 @@ def plan_costs(
     content = read_suite(suite)
     sets = {entry.data or entry.task for entry in content.tasks} | {e.data or PRETRAINING for e in content.pretrain}
     unknown = dict.fromkeys(sets - {*content.data}, SYNTHETIC)
-    _, runs = plan_suite(suite, data={**unknown, **(data or {})}, preset=preset, overrides=overrides)
+    _, runs = plan_suite(suite, data={**unknown, **(data or {})}, preset=preset, overrides=overrides, weights=False)
     kinds: dict[str, list[SuiteRun]] = {}
     for run in runs:
         with named_in_errors(run.title):

@@ -81,8 +81,9 @@ class _Planner:
         data: Mapping[str, str],
         checkpoints: Mapping[str, str],
         overrides: Sequence[str],
+        weights: bool,
     ) -> None:
-        self.suite, self.output = suite, output
+        self.suite, self.output, self.weights = suite, output, weights
         self.data = {**suite.data, **data}
         self.checkpoints, self.overrides = checkpoints, tuple(overrides)
         self.runs: dict[str, SuiteRun] = {}
@@ -210,7 +211,7 @@ class _Planner:
                         **options,
                     )
                 for run in runs:
-                    if row.pretrained is None:
+                    if row.pretrained is None and self.weights:
                         _check_weights(run.config, row.label)
                     column = " ".join(filter(None, (task.label or task.data or task.task, run_label(run.config))))
                     column += " search" if task.search else ""
@@ -264,6 +265,7 @@ def plan_suite(
     checkpoints: Mapping[str, str] | None = None,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    weights: bool = True,
 ) -> tuple[Path, list[SuiteRun]]:
     """The output folder of a suite, and its runs in the order in which they are made.
 
@@ -272,6 +274,7 @@ def plan_suite(
         checkpoints: label of a backbone -> weights file.
         preset: instead of the suite's own, where an entry names none.
         overrides: `key=value` for every run, over those of the file.
+        weights: whether those of the backbones have to be there.
 
     Raises:
         UserError: anything wrong with the file, an option or a resolved configuration, or a run that is there twice or
@@ -285,7 +288,7 @@ def plan_suite(
     _check_names("--data", data, {*sets, *suite.data})
     _check_names("--checkpoint", checkpoints, {entry.label or entry.name for entry in suite.backbones})
     folder = output or RUNS / suite.name
-    runs = _Planner(suite, folder, data, checkpoints, overrides).plan()
+    runs = _Planner(suite, folder, data, checkpoints, overrides, weights).plan()
     for run in runs:
         if run.place.record.exists():
             check_same_recipe(run.place.path, run.config)

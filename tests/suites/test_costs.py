@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from mae_transfer.cli.main import main
+from mae_transfer.errors import UserError
 from mae_transfer.runs.costs import plan
+from mae_transfer.suites.plan import plan_suite
 
 SUITE = """\
 name: mine
@@ -66,3 +68,13 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
     assert main(["plan", "--backbone", "vit_nano"]) == 2
     assert "give --task and --backbone, or --suite FILE" in capsys.readouterr().err
+
+
+def test_no_weights_are_needed(tmp_path: Path) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(SUITE.replace("  - {name: random_vit_nano, seeds: [0]}", "  - {name: mocov3_vit_b, seeds: [0]}"))
+    sets = {"pre-training": "synthetic", "imagenet": "synthetic"}
+    _, runs = plan_suite(suite, data=sets, weights=False)
+    assert [run.config.backbone.name for run in runs].count("mocov3_vit_b") == 2
+    with pytest.raises(UserError, match="mocov3_vit_b' has no published weights"):
+        plan_suite(suite, data=sets)
