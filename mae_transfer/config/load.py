@@ -28,10 +28,13 @@ def validate(
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         got = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
         hint = nearest(key, leaf_keys(schema)) if first["type"] == "extra_forbidden" else ""
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] in ("tuple_type", "list_type"):
+            said = f"give a list, such as [{first['input']}]"
         where = f"config key '{key}': " if key else ""  # a check of several sections names its keys itself
         if recipe and key and not any(f"{key}.".startswith(f"{name}.") for name in given):
             where = f"recipe {recipe}: {where}"
-        raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}{hint}{more}") from None
+        raise UserError(f"{where}{said}{got}{hint}{more}") from None
     if (config.schedule.epochs is None) == (config.schedule.steps is None):
         raise UserError("give exactly one of schedule.epochs and schedule.steps (set the other to null)")
     return config

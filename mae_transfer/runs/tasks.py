@@ -1,11 +1,14 @@
 """The list of tasks: those of this package, and those that other packages or notebooks add.
 
 Another package names its cards by the entry-point group `mae_transfer.tasks`; the entry is a `TaskCard`, or several.
-`register_task` does the same for this process alone.
+`register_task` does the same for this process alone. A protocol of another package for tasks that are there already is
+named by the group `mae_transfer.protocols`; the entry is a mapping from names of tasks to the `Protocol`, and
+`register_protocols` does the same for this process.
 """
 
+import dataclasses
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from mae_transfer.engine.task import BaseTask
 
 GROUP = "mae_transfer.tasks"
+PROTOCOLS_GROUP = "mae_transfer.protocols"
 MODULES = (
     "mae_transfer.tasks.coco.card",
     "mae_transfer.tasks.ade20k.card",
@@ -39,6 +43,16 @@ def register_task(card: TaskCard, *, replace: bool = False) -> None:
     if not replace and card.name in _all():
         raise UserError(f"the task '{card.name}' is there already, from {_all()[card.name][1]}; give it another name")
     _registered[card.name] = (card, "register_task")
+
+
+def register_protocols(protocols: Mapping[str, Protocol]) -> None:
+    """Add protocols to tasks of this process; the names of tasks map to them. One that is there as it is stays.
+
+    Raises:
+        UserError: an unknown task, or a task that has another protocol of the name.
+    """
+    for name, protocol in protocols.items():
+        register_task(_with_protocol(task_card(name), protocol, "register_protocols"), replace=True)
 
 
 def task_cards(*, transfers: bool | None = None) -> list[TaskCard]:
@@ -119,7 +133,32 @@ def _installed() -> dict[str, tuple[TaskCard, str]]:
         except Exception as error:
             raise UserError(f"task {entry.name} of {origin} cannot be loaded: {error}; mend or remove it") from error
         _add(found, (cards,) if isinstance(cards, TaskCard) else cards, origin)
+    for entry in sorted(entry_points(group=PROTOCOLS_GROUP), key=lambda entry: entry.name):
+        origin = f"{entry.value} (package {entry.dist.name if entry.dist else 'unknown'})"
+        try:
+            protocols: Mapping[str, Protocol] = entry.load()
+            pairs = list(protocols.items())
+        except Exception as error:
+            raise UserError(
+                f"protocol {entry.name} of {origin} cannot be loaded: {error}; mend or remove it"
+            ) from error
+        for name, protocol in pairs:
+            if name not in found:
+                raise UserError(f"protocol {entry.name} of {origin}: there is no task '{name}'; mend or remove it")
+            card, of = found[name]
+            found[name] = (_with_protocol(card, protocol, origin), of)
     return found
+
+
+def _with_protocol(card: TaskCard, protocol: Protocol, origin: str) -> TaskCard:
+    if protocol in card.protocols:
+        return card
+    if not card.protocols or protocol.name in {other.name for other in card.protocols}:
+        why = f"has a protocol '{protocol.name}' already" if card.protocols else "has no protocols"
+        raise UserError(
+            f"protocol {protocol.name} of {origin}: the task {card.name} {why}; give it another name or task"
+        )
+    return dataclasses.replace(card, protocols=(*card.protocols, protocol))
 
 
 def _add(found: dict[str, tuple[TaskCard, str]], cards: Iterable[TaskCard], origin: str) -> None:

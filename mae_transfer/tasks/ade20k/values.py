@@ -15,6 +15,8 @@ from mae_transfer.tasks.ade20k.data import Segmentation
 
 SAMPLED = 64
 """Masks of each split that are read at the start, evenly spread."""
+FAR_BELOW = 4
+"""A set whose highest class is below this part of `num_classes` was given another set's number, ADE20K's by default."""
 READ_AT_MOST = 2000
 """Masks of each split that are read before settings are refused for a class that never occurs."""
 
@@ -75,7 +77,15 @@ def find_fault(counts: np.ndarray, config: PairsConfig) -> str | None:
             f"the values are 1..{config.num_classes - 1}: set data.reduce_zero_label=true and "
             f"data.num_classes={config.num_classes - 1}"
         )
-    if len(classes & seen) == 1:
+    used = classes & seen
+    if len(used) > 1 and max(used) - first + 1 < config.num_classes / FAR_BELOW:
+        highest = max(used)
+        or_zero = f", or data.num_classes={highest + 1} and data.reduce_zero_label=false if 0 is a class"
+        return (
+            f"the highest value of a class is {highest}, far below data.num_classes={config.num_classes}: set "
+            f"data.num_classes={highest - first + 1}{or_zero if first and 0 in seen else ''}"
+        )
+    if len(used) == 1:
         ignored = sorted(seen - classes)
         if ignored == [0]:
             return (

@@ -46,6 +46,8 @@ REFUSED = {
     "0 and 1 with the zero label": ([0, 1], 2, True, "data.reduce_zero_label=false"),
     "0 and 1 of 150": ([0, 1], 150, True, "0 is ignored: .*data.reduce_zero_label=false and data.num_classes=2"),
     "1..3 without the zero label": ([1, 2, 3], 4, False, "data.reduce_zero_label=true and data.num_classes=3"),
+    "0..2 of 150": ([0, 1, 2], 150, True, "num_classes=2, or data.num_classes=3 and data.reduce_zero_label=false if 0"),
+    "0..3 of 150": ([0, 1, 2, 3], 150, False, "the highest value of a class is 3, .*: set data.num_classes=4$"),
     "one class": ([4], 7, False, "with one class every prediction is right"),
 }
 
