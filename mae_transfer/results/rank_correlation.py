@@ -4,12 +4,12 @@ Encoders are taken as drawn from a larger number of encoders. Those of one famil
 rather too narrow than too wide.
 
 From `BOOTSTRAP` encoders on it is the percentile bootstrap over encoders (Efron and Tibshirani 1993, chapter 13). With
-fewer that one is far too narrow: where all encoders are in the same order, so are all resamples. There it is the
-parametric bootstrap with the test inverted (Carpenter 1999, "Test inversion bootstrap confidence intervals", JRSS B
-61): all tau of which neither tail of simulated values, from the found one outwards, is under 2.5 %. Scores are
-simulated as bivariate normal, where rho = sin(pi tau / 2) (Kruskal 1958, "Ordinal measures of association", JASA 53);
-tau depends on ranks alone. A tail has half of the probability of the found value itself (mid-p, Lancaster 1961); of
-four encoders the whole, since mid-p would leave out zero at an exact p of 8 %. docs/results.md has the coverage.
+fewer, and where all are in one order, that one is far too narrow: so are all resamples. There it is the parametric
+bootstrap with the test inverted (Carpenter 1999, "Test inversion bootstrap confidence intervals", JRSS B 61): all tau
+of which neither tail of simulated values, from the found one outwards, is under 2.5 %. Scores are simulated as
+bivariate normal, where rho = sin(pi tau / 2) (Kruskal 1958, "Ordinal measures of association", JASA 53); tau depends
+on ranks alone. A tail has half of the probability of the found value itself (mid-p, Lancaster 1961); of four encoders
+the whole, since mid-p would leave out zero at an exact p of 8 %. docs/results.md has the coverage.
 """
 
 from functools import cache
@@ -37,12 +37,18 @@ def kendall_tau(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def tau_interval(x: np.ndarray, y: np.ndarray) -> Interval | None:
-    """Of tau-b, over encoders; None under `FEWEST` of them, and where a score ties all."""
+    """Of tau-b, over encoders; None under `FEWEST` of them, and where a score ties all.
+
+    Ties tell of no order: the interval is that of as many encoders as there are different scores, under `FEWEST` all.
+    """
     count, tau = len(x), kendall_tau(x, y)
+    distinct = min(len(np.unique(x)), len(np.unique(y)))
     if count < FEWEST or tau is None:
         return None
-    if count < BOOTSTRAP:
-        return _inverted(count, round(tau, 9))
+    if distinct < FEWEST:
+        return Interval(-1.0, 1.0)
+    if count < BOOTSTRAP or abs(tau) > 1 - _ROUNDING:
+        return _inverted(distinct, round(tau, 9))
     times = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES_OF_VALUES)
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(_weighted(_signs(x), _signs(y), times.astype(float)), [tail, 100 - tail])

@@ -169,12 +169,20 @@ def plan_run(config: RunConfig, *, gpus: int, gpu_memory: float) -> Plan:
     """What the run of a configuration costs. No weights file is read: new weights have the same size."""
     card, benchmark = task_card(config.task), task_card(config.task).benchmark
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update=_NEW)})
+    few = {key: getattr(config.data, key, None) for key in ("fraction", "shots")}
+    whole = config.data.root == "synthetic" and config.preset != "smoke"
+    if whole:  # counted below: the generated images are too few to draw from
+        off = {key: None for key, value in few.items() if value is not None}
+        config = config.model_copy(update={"data": config.data.model_copy(update=off)})
     task = make_task(config)
-    images = len(task.train_dataset)
-    val = int(task.data_summary["val_images"])
-    if config.data.root == "synthetic" and config.subset is None:
+    images, val = len(task.train_dataset), int(task.data_summary["val_images"])
+    if whole:
         images, val = (benchmark.train_images, benchmark.val_images) if benchmark else (IMAGENET, 0)
-        images = round(images * (getattr(config.data, "fraction", None) or 100) / 100)
+        images = round(images * (few["fraction"] or 100) / 100)
+        if few["shots"] and benchmark:
+            images = min(images, few["shots"] * benchmark.classes)
+        if config.subset is not None:
+            images, val = min(images, config.subset), min(val, config.subset)
         if benchmark is not None:
             task.with_classes(benchmark.classes)
     steps = check_plan(config, images, gpus).total if task.trains else 0
@@ -235,7 +243,7 @@ def _train(task: BaseTask) -> _Measured:
         for size in (small, small, 2 * small):
             samples = [task.train_dataset[(0, i % len(task.train_dataset))] for i in range(size)]
             batch = task.train_dataset.collate(samples)
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=False)  # a later micro-batch of a step finds gradients there
             memory.peak, before = memory.now, counter.get_total_flops()
             with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 losses = model(batch)

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from mae_transfer.results.rank_correlation import BOOTSTRAP, kendall_tau, tau_interval
+from mae_transfer.results.statistics import Interval
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7, 30])
@@ -89,3 +90,13 @@ def test_coverage_of_every_size(count: int, copula: str) -> None:
     print(count, copula, shares, np.mean(shares))
     assert 0.93 <= np.mean(shares) <= (0.99 if count == 4 else 0.97)  # of four: whole tails, so too wide
     assert min(shares) >= 0.90
+
+
+def test_ties_tell_of_no_order() -> None:
+    few = np.array([1.0, 1, 1, 1, 2])
+    assert tau_interval(few, few) == Interval(-1.0, 1.0), "an exact permutation test has p = 0.2"
+    one_order = np.arange(17.0)
+    interval = tau_interval(one_order, one_order)
+    assert interval is not None
+    assert 0.5 < interval.low < 0.99
+    assert interval.high == 1

@@ -63,7 +63,7 @@ class Ade20kTask(BaseTask):
         self.splits = self.protocol.datasets(train, val)
         self.train_dataset = self.splits.train
         self.eval_dataset: EvalSplit = self.splits.val
-        self.warnings += check_values(self.splits if with_train else [self.splits.val])
+        self.warnings += check_values(self.splits if with_train else [self.splits.val], trained=not with_train)
         if data.fraction is not None:
             present, sample = classes_present(self.splits.train)
             self.warnings += left_out(self.class_names, present, data.fraction, sample)

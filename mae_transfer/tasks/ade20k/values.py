@@ -21,8 +21,10 @@ READ_AT_MOST = 2000
 """Masks of each split that are read before settings are refused for a class that never occurs."""
 
 
-def check_values(datasets: Sequence[Segmentation]) -> list[str]:
+def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> list[str]:
     """Lines that say which values occur in the sampled masks of the splits.
+
+    trained: the classes are those of a trained model, of which a val folder may have few.
 
     Raises UserError for a value that is no class, for a split without a labelled pixel, and where a class never occurs
     and another setting would explain it.
@@ -37,12 +39,12 @@ def check_values(datasets: Sequence[Segmentation]) -> list[str]:
                 "data.reduce_zero_label and data.ignore_value to fit the masks"
             )
         counts, read = counts + own, read + masks
-    fault = find_fault(counts, config)
+    fault = find_fault(counts, config, trained=trained)
     if fault is not None:
         for dataset in datasets:  # is it rare, or in none of the set's masks, whatever the subset?
             own, masks = _count(dataset, np.setdiff1d(_spread(len(dataset.pairs), READ_AT_MOST), _sampled(dataset)))
             counts, read = counts + own, read + masks
-        fault = find_fault(counts, config)
+        fault = find_fault(counts, config, trained=trained)
         if fault is not None:
             raise UserError(f"{datasets[0].pairs.mask_folder}: {describe(counts, read, config)}; {fault}")
     return [describe(counts, read, config)]
@@ -57,7 +59,7 @@ def classes_present(dataset: Segmentation) -> tuple[np.ndarray, int | None]:
     return present, len(numbers) if len(numbers) < len(dataset) else None
 
 
-def find_fault(counts: np.ndarray, config: PairsConfig) -> str | None:
+def find_fault(counts: np.ndarray, config: PairsConfig, *, trained: bool = False) -> str | None:
     """What explains that a class of the set never occurs, and what to do; None if nothing does.
 
     Args:
@@ -78,7 +80,7 @@ def find_fault(counts: np.ndarray, config: PairsConfig) -> str | None:
             f"data.num_classes={config.num_classes - 1}"
         )
     used = classes & seen
-    if len(used) > 1 and max(used) - first + 1 < config.num_classes / FAR_BELOW:
+    if not trained and len(used) > 1 and max(used) - first + 1 < config.num_classes / FAR_BELOW:
         highest = max(used)
         or_zero = f", or data.num_classes={highest + 1} and data.reduce_zero_label=false if 0 is a class"
         return (
