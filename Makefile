@@ -52,7 +52,7 @@ test: lint
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable . \
-	    pytest pytest-xdist pycocotools psutil hatchling submitit
+	    pytest pytest-xdist pycocotools psutil hatchling submitit transformers
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -m "not slow and not reference" \
 	    tests/config tests/data tests/results/tables tests/run_folder tests/runs tests/test_wheel.py
 

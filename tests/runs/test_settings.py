@@ -37,7 +37,7 @@ def test_settings_leave_out_what_is_compared_and_what_cannot_matter() -> None:
 
 
 def test_rotations_of_windows_are_a_setting_that_leaves_earlier_ids_as_they_were() -> None:
-    name = "timm:vit_tiny_patch16_dinov3_qkvb"
+    name = "timm:vit_small_patch16_dinov3_qkvb"
     ids = {}
     for value in ("window", "image"):
         config = load_config("coco", name, overrides=[f"backbone.window_rope={value}"])
@@ -74,7 +74,7 @@ def test_sets_given_by_other_files_have_other_folders() -> None:
 
 
 def test_recipes_turn_tables_off_beside_rotary_positions() -> None:
-    name = "timm:vit_tiny_patch16_dinov3_qkvb"
+    name = "timm:vit_small_patch16_dinov3_qkvb"
     for task, recipe, usual in (
         ("coco", "mask_rcnn_li2021", True),
         ("coco", "vitdet_cascade", "decomposed"),
