@@ -3,7 +3,7 @@
 Under `DryRun` the dense arithmetic (linear layers, convolutions, attention, RoIAlign, new weights) and all that follows
 from its results is not computed: an operation returns memory of the right shape that nobody has written to, which costs
 nothing until it is touched. What does not follow from it runs as ever: anchors, matching, sampling, NMS. So a detector
-goes through its own code, with as many proposals and losses as in a real step, and torch is told what it allocates.
+goes through its own code, with the proposals of an untrained one: few of them are objects.
 """
 
 import weakref

@@ -24,9 +24,10 @@ from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.tasks import make_task, task_card
 
 CARDS: Mapping[str, float] = {"V100": 125, "RTX 4090": 165, "A100": 312, "L40S": 362, "H100": 989, "B200": 2250}
-"""TFLOP/s of dense matrix products in bf16 (V100: fp16) with sums in fp32: NVIDIA's data sheets, of the SXM forms."""
+"""TFLOP/s of dense matrix products in bf16 (V100: fp16) with sums in fp32, as NVIDIA states them; from memory of its data
+sheets, which could not be read here."""
 SHARE = 0.35
-"""Of that peak, that a training reaches. MAE's and ViTDet's codes reach 0.2 to 0.5, by their published times [ours]."""
+"""Of that peak, that a training is taken to reach: an assumption [ours], measured on no GPU."""
 RESERVE = 0.10
 """Of a card's memory, for what is no tensor: CUDA context, workspaces, fragments [ours]."""
 GIB = 2**30
