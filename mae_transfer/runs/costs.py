@@ -24,8 +24,8 @@ from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.tasks import make_task, task_card
 
 CARDS: Mapping[str, float] = {"V100": 125, "RTX 4090": 165, "A100": 312, "L40S": 362, "H100": 989, "B200": 2250}
-"""TFLOP/s of dense matrix products in bf16 (V100: fp16) with sums in fp32, as NVIDIA states them; from memory of its data
-sheets, which could not be read here."""
+"""TFLOP/s of dense matrix products in bf16 (V100: fp16) with sums in fp32, as NVIDIA states them; from memory of its
+data sheets, which could not be read here."""
 SHARE = 0.35
 """Of that peak, that a training is taken to reach: an assumption [ours], measured on no GPU."""
 RESERVE = 0.10
