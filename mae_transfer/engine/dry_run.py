@@ -1,21 +1,29 @@
 """A step without its arithmetic: real shapes, real control flow, counted bytes and operations, in seconds on a CPU.
 
-Under `DryRun` the dense arithmetic (linear layers, convolutions, attention, RoIAlign, new weights) and all that follows
-from its results is not computed: an operation returns memory of the right shape that nobody has written to, which costs
-nothing until it is touched. What does not follow from it runs as ever: anchors, matching, sampling, NMS. So a detector
-goes through its own code, with the proposals of an untrained one: few of them are objects.
+Under `DryRun` the dense arithmetic (linear layers, convolutions, attention, RoIAlign), what is written into large
+tensors (new weights, updates) and all that follows from these is not computed: an operation returns memory of the right
+shape that nobody has written to, which costs nothing until it is touched. What does not follow from it runs as ever:
+anchors, matching, sampling, NMS. So a detector goes through its own code, with the proposals of an untrained one: few
+of them are objects.
+
+`as_on_cuda` takes attention's path on GPUs beside it.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from mae_transfer.backbones.positions.bias_attention import fused_everywhere
 
 aten = torch.ops.aten
 Tree: TypeAlias = Any
@@ -23,7 +31,6 @@ Tree: TypeAlias = Any
 _ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
 _ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
 _DENSE = {*flop_registry, _ATTENTION, _ATTENTION_BACKWARD}
-_RANDOM = {aten.normal_, aten.uniform_, aten.erfinv_}
 SMALL = 1 << 21
 """Elements. A smaller result is noise as of a new layer: scores differ, boxes are nearly their anchors."""
 
@@ -68,7 +75,7 @@ class DryRun(TorchDispatchMode):
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         packet = func._overloadpacket
         skipped = packet in self._dense or any(x.untyped_storage()._cdata in self._hollow for x in tensors)
-        skipped = skipped or (packet in _RANDOM and tensors[0].numel() > SMALL)
+        skipped = skipped or (func._schema.is_mutable and _large(args[0]))
         if func.is_view or not skipped:
             return func(*args, **kwargs)
         if func._schema.is_mutable and all(each.alias_info is not None for each in func._schema.returns):
@@ -102,6 +109,30 @@ class DryRun(TorchDispatchMode):
         return out
 
 
+class _FusedWithMask(TorchFunctionMode):
+    """Attention with a mask by the kernel that CUDA has for it; the CPU's own falls back to (B, heads, N, N) logits."""
+
+    def __torch_function__(
+        self, func: Tree, types: Sequence[type], args: tuple[Tree, ...] = (), kwargs: dict[str, Tree] | None = None
+    ) -> Tree:
+        kwargs = kwargs or {}
+        mask = kwargs.get("attn_mask")
+        if func is not F.scaled_dot_product_attention or mask is None:
+            return func(*args, **kwargs)
+        query, key, value = args
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        mask = mask.to(dtype).expand(*query.shape[:-1], key.shape[-2])
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+        return aten._scaled_dot_product_efficient_attention(query, key, value, mask, torch.is_grad_enabled())[0]
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Within `DryRun`: attention's code, memory and operations of a GPU."""
+    with fused_everywhere(), _FusedWithMask():
+        yield
+
+
 def count_operations() -> FlopCounterMode:
     """torch's counter, which knows of the CPU's fused attention too; a multiplication and an addition are two."""
 
@@ -113,6 +144,10 @@ def count_operations() -> FlopCounterMode:
 
     rules: dict[Tree, Callable[..., int]] = {_ATTENTION: forward, _ATTENTION_BACKWARD: backward}
     return FlopCounterMode(display=False, custom_mapping=rules)
+
+
+def _large(leaf: Tree) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() > SMALL
 
 
 def _shape_of(leaf: Tree) -> Tree:

@@ -14,7 +14,7 @@ from torch import nn
 from mae_transfer.backbones.flops import encoder_flops
 from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.engine.dry_run import DryRun, count_operations
+from mae_transfer.engine.dry_run import DryRun, as_on_cuda, count_operations
 from mae_transfer.engine.ema import make_ema
 from mae_transfer.engine.loop import check_plan
 from mae_transfer.engine.optim import build_optimizer
@@ -234,7 +234,7 @@ def _train(task: BaseTask) -> _Measured:
     """Two steps of each of two micro-batches: the second one has the optimizer's states."""
     config = task.config
     small = next((m for m in (1, 2) if _takes(task, m)), 4)
-    with DryRun() as memory, count_operations() as counter:
+    with DryRun() as memory, as_on_cuda(), count_operations() as counter:
         model = task.build_model(task.build_encoder())
         ema = make_ema(model, config.optim.ema) if config.optim.ema else None
         optimizer = build_optimizer(model, config.optim)
@@ -277,7 +277,7 @@ def _train(task: BaseTask) -> _Measured:
 
 def _features(task: BaseTask) -> _Measured:
     """The encoder on two sizes of batch, without gradients."""
-    with DryRun() as memory, torch.no_grad():
+    with DryRun() as memory, as_on_cuda(), torch.no_grad():
         encoder = task.build_encoder().eval()
         side = [length * encoder.patch_size for length in encoder.global_grid]
         peaks = []

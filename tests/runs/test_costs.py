@@ -3,6 +3,7 @@
 import json
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mae_transfer.runs.costs as costs
+from mae_transfer.backbones.positions.bias_attention import biased_attention
 from mae_transfer.cli.main import main
-from mae_transfer.engine.dry_run import DryRun, count_operations
+from mae_transfer.engine.dry_run import DryRun, as_on_cuda, count_operations
 from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.tasks import make_task, task_card
@@ -82,7 +84,8 @@ def real_steps(task: Any, size: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_memory_and_operations_are_those_of_real_steps(name: str) -> None:
+def test_memory_and_operations_are_those_of_real_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "as_on_cuda", nullcontext)  # the real steps are the CPU's
     task, backbone, protocol, overrides = RUNS[name]
     options: dict[str, Any] = {"data": "synthetic", "weights": WEIGHTS.get(task, "random"), "subset": 8}
     config = resolve_config(task, backbone, protocol=protocol, overrides=SMALL + overrides, **options)
@@ -104,6 +107,28 @@ def test_dense_results_are_not_computed_and_all_else_is() -> None:
         assert memory.peak >= 3 * 4 * 10**6 > memory.now - hollow.nbytes
         del hollow
     assert memory.now < 10**6
+
+
+def test_a_position_bias_costs_what_it_does_on_a_gpu() -> None:
+    """Kept are q, k, v, the output, its log-sums and one mask; gone backward, a gradient of the mask for each image."""
+    heads, grid, width = 4, (24, 24), 16
+    tokens = grid[0] * grid[1]
+    with DryRun() as memory, as_on_cuda(), count_operations() as counter:
+        table = torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1), heads, requires_grad=True)
+        peaks = []
+        for batch in (4, 8):
+            inputs = [torch.zeros(batch, heads, tokens, width, requires_grad=True) for _ in range(3)]
+            before, memory.peak = counter.get_total_flops(), memory.now
+            out = biased_attention(*inputs, table, grid, 0)
+            kept = memory.now - sum(x.nbytes for x in (*inputs, table))
+            forward = counter.get_total_flops() - before
+            out.sum().backward()
+            peaks.append(memory.peak)
+            del inputs, out
+    mask, one = 4 * heads * tokens**2, 4 * heads * tokens * width
+    assert kept == pytest.approx(mask + 8 * (one + 4 * heads * tokens), rel=0.02)
+    assert forward == 8 * 2 * 2 * heads * tokens**2 * width
+    assert peaks[1] - peaks[0] == pytest.approx(4 * (mask + 7 * one), rel=0.02), "three inputs, their gradients, output"
 
 
 def test_hours_and_the_largest_micro_batch_in_closed_form() -> None:

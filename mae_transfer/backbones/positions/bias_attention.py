@@ -21,6 +21,7 @@ stops growing at 256.) The layout of the table is in `tables.py`.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,9 +48,23 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Grid,
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias_mask(table, grid, prefix, q.dtype))
 
 
+_pieces_on_cpu = True
+
+
 def runs_in_pieces(device: torch.device) -> bool:
     """Whether attention runs in pieces on a device; if not, it is PyTorch's fused one."""
-    return device.type == "cpu"
+    return device.type == "cpu" and _pieces_on_cpu
+
+
+@contextmanager
+def fused_everywhere() -> Iterator[None]:
+    """On a CPU, too, the path of CUDA: a plan for GPUs has its memory."""
+    global _pieces_on_cpu
+    before, _pieces_on_cpu = _pieces_on_cpu, False
+    try:
+        yield
+    finally:
+        _pieces_on_cpu = before
 
 
 def bias_mask(table: Tensor, grid: Grid, prefix: int, dtype: torch.dtype) -> Tensor:
