@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mae_transfer.config.overrides import Overrides
 from mae_transfer.engine.progress import console
-from mae_transfer.errors import UserError
+from mae_transfer.errors import UserError, nearest
 from mae_transfer.files import user_path
 from mae_transfer.results.published_models import PublishedModel
 from mae_transfer.runs.verify import Verdict, digest_of, verify
@@ -57,15 +57,31 @@ def find_files(folder: str | Path, models: Mapping[str, PublishedModel]) -> dict
     return found
 
 
-def data_of_tasks(data: list[str], tasks: set[str]) -> dict[str, str]:
+def data_of_tasks(data: list[str], tasks: set[str], known: set[str]) -> dict[str, str]:
     """`imagenet=/data/imagenet` for each task, or one folder for the one task that there is.
 
+    Args:
+        tasks: those that need a folder.
+        known: those that may have one.
+
     Raises:
-        UserError: a task has no folder.
+        UserError: a task has no folder, is named twice, or is not known; a folder has no task.
     """
-    if len(data) == 1 and len(tasks) == 1 and "=" not in data[0].split("/")[0]:
+    named = [text.partition("=") if "=" in text.split("/")[0] else ("", "", text) for text in data]
+    if len(data) == 1 and len(tasks) == 1 and not named[0][0]:
         return {min(tasks): data[0]}
-    found = dict(text.split("=", 1) for text in data if "=" in text)
+    found: dict[str, str] = {}
+    for text, (task, _, folder) in zip(data, named, strict=True):
+        if not task:
+            raise UserError(f"--data {text}: --all takes TASK=FOLDER, with a task of {', '.join(sorted(known))}")
+        if task not in known:
+            raise UserError(
+                f"--data {text}: no model of the list is of the task '{task}'{nearest(task, known)}; "
+                f"the list has {', '.join(sorted(known))}"
+            )
+        if task in found:
+            raise UserError(f"--data {text}: {task} has a folder already, {found[task]}; give one")
+        found[task] = folder
     lacks = sorted(tasks - found.keys())
     if lacks:
         raise UserError(
@@ -93,11 +109,12 @@ def verify_all(
         images, device, overrides: as of `verify`, of all models.
 
     Raises:
-        UserError: no file is known, or the data of a task are not named; nothing was evaluated.
+        UserError: no file is known, or the data of a task are not named or of no task; nothing was evaluated.
     """
     with console():
         found = find_files(checkpoints, models)
-    folders = data_of_tasks(data, {models[name].task for name in found})
+    known = {model.task for model in models.values()}
+    folders = data_of_tasks(data, {models[name].task for name in found}, known)
     for name, path in found.items():
         place = None if output is None else user_path(output) / name
         options = {"images": images, "output": place, "device": device, "overrides": overrides, "progress": progress}

@@ -148,7 +148,10 @@ def test_all_models_in_a_folder_by_name_and_by_hash(
     assert "refused: folder measures no AP" in printed
     assert printed.rstrip().endswith("agrees")
     for more, text in (
-        (("--data", f"imagenet={data}"), "models of folder: give --data folder=DIR"),
+        (("--data", f"foldre={data}"), "no model of the list is of the task 'foldre', did you mean folder?; the list"),
+        (("--data", f"folder={data}", "--data", f"imagenet={data}"), "of the task 'imagenet'; the list has folder"),
+        (("--data", f"folder={data}", "--data", str(data)), "--all takes TASK=FOLDER, with a task of folder"),
+        (("--data", f"folder={data}", "--data", "folder=/other"), f"folder has a folder already, {data}"),
         ((), "models of folder: give --data folder=DIR"),
         (("--data", str(data), "tiny"), "leave out tiny"),
         (("--data", str(data), "--download"), "without --download"),
