@@ -85,7 +85,7 @@ def miou_interval(
     for _ in range(RESAMPLES_OF_VALUES // _BLOCK):
         times = rng.multinomial(count, np.full(count, 1 / count), size=_BLOCK).astype(float)
         a, b, c, d = (times @ total for total in totals)  # whole numbers below 2^53: exact
-        differences.append(_mean_over_classes(a, b) - _mean_over_classes(c, d))
+        differences.append(mean_over_classes(a, b) - mean_over_classes(c, d))
     return _percentiles(100 * np.concatenate(differences))
 
 
@@ -103,7 +103,7 @@ def mean_interval(values: np.ndarray, control: np.ndarray) -> Interval:
 _BLOCK = 500  # resamples at a time, for the memory
 
 
-def _mean_over_classes(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
+def mean_over_classes(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
     """(resamples,): the mean of intersection over union (resamples, K) over the classes that occur."""
     occurs = union > 0
     means: np.ndarray = (intersection / np.where(occurs, union, 1)).sum(1) / occurs.sum(1)

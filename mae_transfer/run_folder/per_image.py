@@ -5,14 +5,18 @@
     classification  correct bool (n,): the highest score was the image's own class
     ADE20K          sparse counts of pixels, one entry per image and class that occurs in label or prediction:
                     image int32 (m,) row of the image, label int32 (m,), intersection and union int64 (m,)
+    COCO            of a trained detector that was evaluated: detections, each image's by falling score, and objects
+                    that are no crowd: detection_image, detection_label, object_image, object_label int32, score
+                    float32; for box and mask uint16 (m,) with a bit for each overlap of 0.50, 0.55 .. 0.95, whether the
+                    detection matched an object (box_matched) or only lies on a crowd (box_ignored)
     another task    what it likes; of an array (n,) of numbers or bools the metric may be the mean that says so
 
 A metric's report says by `per_image` what it follows from: the name of an array, of which it is the mean (in percent of
-bools), or `iou`, the mean over classes of the counts. Where no report does, the main metric is that of `correct` or of
-the counts, as in records of earlier versions.
+bools), `iou`, the mean over classes of the counts, or `box` or `mask`, COCO's AP (`matches.py`). Where no report does,
+the main metric is that of `correct` or of the counts, as in records of earlier versions.
 
 The record names the file and its SHA-256: a file of another evaluation than the record's is found out. Needs no torch.
-COCO has none: average precision is no mean over images, and its detections are too large to keep.
+A detector that was trained here has none: average precision is no mean over images.
 """
 
 import hashlib
@@ -34,6 +38,10 @@ FILE = "per_image.npz"
 COUNTS = ("image", "label", "intersection", "union")
 IOU = "iou"
 """`per_image` of a metric that is the mean over classes of intersection over union, in percent."""
+DETECTIONS = ("detection_image", "detection_label", "score")
+OBJECTS = ("object_image", "object_label")
+KINDS = ("box", "mask")
+"""`per_image` of metrics that are COCO's AP."""
 CLASSES = 65536
 """Labels are below; a mask has at most 16 bits."""
 Arrays: TypeAlias = Mapping[str, np.ndarray]
@@ -121,6 +129,8 @@ def _check(arrays: Arrays) -> None:
     ids = arrays["ids"]
     if ids.dtype.kind != "S" or ids.ndim != 1:
         raise ValueError("ids are no names")
+    if "score" in arrays and "object_image" in arrays:
+        return _check_matches(arrays)
     names = ("correct",) if "correct" in arrays else COUNTS if arrays.keys() & {*COUNTS} else ()
     columns = [arrays[name] for name in names]
     if any(array.shape != (len(columns[0]),) for array in columns):
@@ -138,6 +148,23 @@ def _check(arrays: Arrays) -> None:
         raise ValueError("its counts contradict each other")
 
 
+def _check_matches(arrays: Arrays) -> None:
+    """Raise KeyError or ValueError if the arrays of detections are not what they should be."""
+    kinds = [kind for kind in KINDS if f"{kind}_matched" in arrays]
+    bits = [f"{kind}_{what}" for kind in kinds for what in ("matched", "ignored")]
+    for names in ((*DETECTIONS, *bits), OBJECTS):
+        if any(arrays[name].shape != arrays[names[0]].shape or arrays[name].ndim != 1 for name in names):
+            raise ValueError("its arrays differ in length")
+    whole = [arrays[name] for name in (*DETECTIONS[:2], *bits, *OBJECTS)]
+    if any(array.dtype.kind not in "iu" or (array < 0).any() for array in whole):
+        raise ValueError("its matches are no whole numbers from 0")
+    images, labels = ([arrays[f"{of}_{what}"] for of in ("detection", "object")] for what in ("image", "label"))
+    if any((array >= len(arrays["ids"])).any() for array in images) or any((a >= CLASSES).any() for a in labels):
+        raise ValueError("its matches contradict each other")
+    if arrays["score"].dtype.kind != "f" or not np.isfinite(arrays["score"]).all():
+        raise ValueError("its scores are no finite numbers")
+
+
 def sources(reports: Iterable[Report]) -> dict[str, str]:
     """Metric -> what it follows from, by its `per_image`; empty for the main one where no report says anything."""
     reports = list(reports)
@@ -150,7 +177,8 @@ def sources(reports: Iterable[Report]) -> dict[str, str]:
 def known_source(arrays: Arrays, source: str) -> str | None:
     """The source if the file has it; of an empty one the known arrays that are there. None if there is nothing."""
     found = source or ("correct" if "correct" in arrays else IOU)
-    return found if (COUNTS[-1] if found == IOU else found) in arrays else None
+    array = COUNTS[-1] if found == IOU else f"{found}_matched" if found in KINDS else found
+    return found if array in arrays else None
 
 
 def values_of(arrays: Arrays, name: str) -> np.ndarray:

@@ -5,7 +5,7 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ from mae_transfer.data.synthetic.folder import cache_folder
 from mae_transfer.engine.progress import console
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write, user_path
+from mae_transfer.results.part import LEAST, interval_of_whole, metric_of
 from mae_transfer.results.published_models import PublishedModel
 from mae_transfer.results.statistics import Interval, wilson_interval
+from mae_transfer.run_folder.per_image import known_source, read_per_image, sources
 from mae_transfer.run_folder.record import read_record, write_json
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.names import RUNS, check_output
@@ -29,7 +31,7 @@ TIMEOUT = 10.0
 """Seconds to wait for an answer of the authors' address."""
 CHUNK = 1 << 20
 SHARES = ("top1", "top5")
-"""Metrics that are a share of images, so that a part of these tells of all."""
+"""Metrics that are a share of images: Wilson's interval. Those of others follow from the results of single images."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Verdict:
     """A metric measured and expected, in percent.
 
     `part`: of so many images, where the number is of more. `interval`: what all of them may give; None for a metric
-    that is no share of images, of which a part tells too little.
+    of which a part does not tell.
     """
 
     metric: str
@@ -48,16 +50,20 @@ class Verdict:
     interval: Interval | None = None
 
     @property
+    def tells(self) -> bool:
+        return self.part is None or self.interval is not None
+
+    @property
     def agrees(self) -> bool:
         """On the whole benchmark to the tolerance; on a part if the interval and the tolerance reach the number."""
-        if self.part and self.interval is None:
+        if not self.tells:
             return False
         low, high = (self.measured,) * 2 if self.interval is None else (self.interval.low, self.interval.high)
         return low - self.tolerance - 1e-9 <= self.expected <= high + self.tolerance + 1e-9
 
     @property
     def word(self) -> str:
-        if self.part and self.interval is None:
+        if not self.tells:
             return "NO VERDICT"
         return "agrees" if self.agrees else "DIFFERS"
 
@@ -65,12 +71,18 @@ class Verdict:
         verdict = self.word
         found = f"{self.metric}: measured {self.measured:.3f}, expected {self.expected:.3f}"
         found += f", difference {self.measured - self.expected:+.3f}"
-        if self.part and self.interval is None:
+        if not self.tells:
             return f"{found}: {verdict} on a part of {self.part} images; evaluate all of them"
         if self.interval is None:
             return f"{found}: {verdict} (tolerance {self.tolerance:g})"
         within = f"95 % interval of the whole {self.interval.low:.2f} to {self.interval.high:.2f}"
         return f"{found}, {within}: {verdict} (tolerance {self.tolerance:g})"
+
+
+def reproduced(verdicts: Sequence[Verdict]) -> bool:
+    """Whether the numbers agree: all of those that were found out, of which there is at least one."""
+    telling = [verdict for verdict in verdicts if verdict.tells]
+    return bool(telling) and all(verdict.agrees for verdict in telling)
 
 
 def verify(
@@ -98,9 +110,8 @@ def verify(
         UserError: no weights, and all that an evaluation refuses.
     """
     check_output(output)
-    others = [metric for metric in model.metrics if metric not in SHARES]
-    if images is not None and others:
-        raise UserError(f"--images {images}: a part of the images has no interval for {others[0]}; leave it out")
+    if images is not None:
+        _check_part(model, images)
     with console() if progress else nullcontext():
         path = _weights(name, model, checkpoint, download)
         same_file = None if path is None else _is_published(path, model)
@@ -120,14 +131,14 @@ def verify(
         overrides=settings,
         progress=progress,
     )
-    verdicts = compare(model, record)
+    verdicts = compare(model, record, folder)
     marked: dict[str, object] = {
         **record,
         "published_model": {
             "name": name,
             **model.model_dump(include={"metrics", "tolerance", "source", "file"}),
             "published_file": same_file,
-            "agrees": all(verdict.agrees for verdict in verdicts),
+            "agrees": reproduced(verdicts),
         },
     }
     file = folder / "record.json"
@@ -137,8 +148,23 @@ def verify(
     return record, verdicts
 
 
-def compare(model: PublishedModel, record: RunRecord) -> list[Verdict]:
-    """The verdicts on a record, a metric each; on a part of the images that the numbers are of with its interval."""
+def _check_part(model: PublishedModel, images: int) -> None:
+    """UserError unless so many images tell something of the model's numbers."""
+    follow = sources(task_card(model.task).metrics)
+    of_images = [metric for metric in model.metrics if metric in follow and metric not in SHARES]
+    others = [metric for metric in model.metrics if metric not in follow and metric not in SHARES]
+    if len(others) == len(model.metrics):
+        raise UserError(f"--images {images}: a part of the images has no interval for {others[0]}; leave it out")
+    if of_images and images < LEAST:
+        raise UserError(f"--images {images}: an interval for {of_images[0]} takes {LEAST} images or more")
+
+
+def compare(model: PublishedModel, record: RunRecord, folder: Path) -> list[Verdict]:
+    """The verdicts on a record, a metric each; on a part of the images that the numbers are of with its interval.
+
+    Args:
+        folder: the run's, with its results of single images.
+    """
     benchmark, data = task_card(model.task).benchmark, record["data"]
     images = data.get("val_images", 0) - len(data.get("skipped_files") or ())
     of = model.images or (images if benchmark is None else benchmark.val_images)
@@ -154,8 +180,20 @@ def compare(model: PublishedModel, record: RunRecord) -> list[Verdict]:
         if part is not None and metric in SHARES:
             share = wilson_interval(measured / 100, part, of)
             interval = Interval(100 * share.low, 100 * share.high)
+        elif part is not None:
+            interval = _interval(metric, record, folder, of)
         found.append(Verdict(metric, measured, expected, model.tolerance, part, interval))
     return found
+
+
+def _interval(metric: str, record: RunRecord, folder: Path, of: int) -> Interval | None:
+    """Of a metric of `of` images, by the results of the single images of a part; None without any, or of too few."""
+    source, kept = sources(record["reports"]).get(metric), record.get("per_image")
+    if source is None or kept is None or kept["images"] < LEAST:
+        return None
+    arrays = read_per_image(folder, kept)
+    known = known_source(arrays, source)
+    return None if known is None else interval_of_whole(metric_of(arrays, known), len(arrays["ids"]), of)
 
 
 def _weights(name: str, model: PublishedModel, checkpoint: str | Path | None, download: bool) -> Path | None:

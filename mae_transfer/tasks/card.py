@@ -29,7 +29,7 @@ def metric(
         title: head of its column.
         main: plots and searches judge a run by the first main metric.
         group: metrics of a group have a table of their own, named by the group; `details` have none.
-        per_image: the array of `Evaluation.per_image` that the metric is the mean of, or `iou`
+        per_image: the array of `Evaluation.per_image` that the metric is the mean of, or `iou`, `box` or `mask`
             (`run_folder/per_image.py`): tables then have intervals over images, and validation compares the two.
     """
     report: Report = {"key": key, "title": title, "better": better, "unit": unit, "main": main, "group": group}

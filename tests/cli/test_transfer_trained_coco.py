@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from support.coco_command import TINY
 
 import mae_transfer as mt
@@ -16,6 +17,7 @@ from mae_transfer.cli.verify import main as verify
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.results.tables.build import make_tables
 from mae_transfer.run_folder.record import find_records, read_record
+from mae_transfer.run_folder.validation import validate
 from mae_transfer.runs.tasks import descriptions
 
 IMAGES = 16
@@ -160,4 +162,33 @@ def test_verify_says_both_numbers(
     assert verify([*words, "--output", str(tmp_path / "fewer")]) == 4
     assert "NO VERDICT on a part of 3 images" in capsys.readouterr().out
     assert verify([*arguments(box, IMAGES), "--images", "2"]) == 2
-    assert "has no interval for box_AP" in capsys.readouterr().err
+    assert "--images 2: an interval for box_AP takes 100 images or more" in capsys.readouterr().err
+
+
+def test_a_part_has_an_interval_for_ap(
+    trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_coco(tmp_path / "coco", train_images=1, val_images=130, size=(48, 64), seed=3)
+    shutil.rmtree(data / "train2017")
+    run = trained["vitdet_mask_rcnn"]
+    few = "eval.max_detections=10"
+    assert evaluate(run, data, tmp_path / "whole", "trained_vitdet", few) == 0
+    whole = read_record(tmp_path / "whole" / "record.json")["metrics"]
+
+    def verdict(**changes: float) -> tuple[int, str]:
+        model: dict[str, object] = {"task": "coco", "backbone": "mae_vit_nano", "source": "this test", "images": 130}
+        model |= {"metrics": {key: whole[key] for key in ("box_AP", "mask_AP")} | changes, "tolerance": 0.001}
+        (tmp_path / "list.yaml").write_text(
+            yaml.safe_dump({"tiny": model | {"settings": {"recipe": "trained_vitdet"}}})
+        )
+        command = ["tiny", "--models", str(tmp_path / "list.yaml"), "--checkpoint", str(run), "--data", str(data)]
+        more = ["--images", "100", "--output", str(tmp_path / "part"), "--device", "cpu", *TINY, *LOOSE, few]
+        return verify([*command, *more]), capsys.readouterr().out
+
+    code, said = verdict(box_AP50=90.0)
+    assert (code, said.count("95 % interval of the whole"), said.count("agrees")) == (0, 2, 2)
+    assert said.count("NO VERDICT on a part of 100 images") == 1, "what has no interval decides nothing"
+    assert read_record(tmp_path / "part" / "record.json")["per_image"]["images"] == 100
+    code, said = verdict(mask_AP=50.0)
+    assert (code, said.count("agrees"), said.count("DIFFERS")) == (4, 1, 1)
+    assert validate(tmp_path) == (2, []), "AP of the kept matches is that of the records"

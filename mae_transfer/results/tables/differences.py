@@ -18,7 +18,16 @@ from mae_transfer.results.names import init_title
 from mae_transfer.results.statistics import Interval, accuracy_interval, mean_interval, miou_interval, t_interval
 from mae_transfer.results.tables.block import Block, Place, Row
 from mae_transfer.results.tables.table import MISSING, Cell, Table
-from mae_transfer.run_folder.per_image import IOU, Arrays, dense, known_source, read_per_image, same_images, values_of
+from mae_transfer.run_folder.per_image import (
+    IOU,
+    KINDS,
+    Arrays,
+    dense,
+    known_source,
+    read_per_image,
+    same_images,
+    values_of,
+)
 
 SUPERVISED = ("sup", "supervised (this project)")
 NOTE = (
@@ -134,7 +143,7 @@ def difference(group: ComparableRuns, control: ComparableRuns, metric: str, comp
 def _over_images(
     run: Mapping[str, Any], control: Mapping[str, Any], metric: str, comparison: Comparison
 ) -> Interval | None:
-    if metric not in run["sources"] or metric not in control["sources"]:
+    if metric not in run["sources"] or metric not in control["sources"] or run["sources"][metric] in KINDS:
         return None
     one, other = comparison.images(run), comparison.images(control)
     if one is None or other is None or not same_images(one, other) or not len(one["ids"]):

@@ -49,8 +49,8 @@ CARDS = (
         task="mae_transfer.tasks.coco.task:CocoTask",
         protocols=PROTOCOLS,
         metrics=(
-            metric("box_AP", "AP box", main=True),
-            metric("mask_AP", "AP mask", main=True),
+            metric("box_AP", "AP box", main=True, per_image="box"),
+            metric("mask_AP", "AP mask", main=True, per_image="mask"),
             *(
                 metric(f"{kind}_{name}", f"{name} {kind}", group="details")
                 for kind in ("box", "mask")

@@ -26,12 +26,14 @@ from torch import nn
 from mae_transfer.engine.distributed import host_group
 from mae_transfer.engine.evaluation import evaluating, evaluation_batches
 from mae_transfer.files import atomic_write
+from mae_transfer.run_folder.per_image import Arrays
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.card import STATISTICS
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval
 from mae_transfer.tasks.coco.detector.paste import encode_bitmaps
 from mae_transfer.tasks.coco.detector.postprocess import Detections
+from mae_transfer.tasks.coco.matches import keep_matches
 
 # The names of COCOeval's statistics, in its order.
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -65,29 +67,47 @@ def evaluate(
     in the precision of the run, and is left in the mode it came in. Rank r takes images r, r + world, ...; with
     `predictions_path` rank 0 writes all detections there in COCO's results format. Collective: call it on every rank.
     """
+    return evaluate_each(model, dataset, config, fabric, progress, predictions_path)[0]
+
+
+def evaluate_each(
+    model: nn.Module,
+    dataset: CocoEval,
+    config: CocoConfig,
+    fabric: Fabric,
+    progress: bool,
+    predictions_path: Path | None = None,
+    *,
+    matches: bool = False,
+) -> tuple[dict[str, float], Arrays | None]:
+    """The metrics of `evaluate`, and with `matches` how each image's detections match (`run_folder/per_image.py`)."""
     mine = detect(model, dataset, config, fabric, progress)
     if fabric.world_size == 1:
-        return _finish(mine, dataset, config, predictions_path)
+        return _finish(mine, dataset, config, predictions_path, matches)
     # Through host memory: object collectives over NCCL need the GPU and its synchronisation.
     group = host_group()
     parts: list[list[ImageDetections]] | None = [[]] * fabric.world_size if fabric.global_rank == 0 else None
     dist.gather_object(mine, parts, dst=0, group=group)
-    metrics: list[dict[str, float]] = [{}]
+    results: list[tuple[dict[str, float], Arrays | None]] = [({}, None)]
     if parts is not None:
-        metrics = [_finish([image for part in parts for image in part], dataset, config, predictions_path)]
-    dist.broadcast_object_list(metrics, src=0, group=group)
-    return metrics[0]
+        results = [_finish([image for part in parts for image in part], dataset, config, predictions_path, matches)]
+    dist.broadcast_object_list(results, src=0, group=group)
+    return results[0]
 
 
 def _finish(
-    detections: list[ImageDetections], dataset: CocoEval, config: CocoConfig, predictions_path: Path | None
-) -> dict[str, float]:
+    detections: list[ImageDetections],
+    dataset: CocoEval,
+    config: CocoConfig,
+    predictions_path: Path | None,
+    matches: bool,
+) -> tuple[dict[str, float], Arrays | None]:
     found, wanted = sorted(image.image_id for image in detections), sorted(dataset.image_ids)
     if found != wanted:
         raise RuntimeError(f"{len(wanted)} images were to be evaluated once each, and {len(found)} results came in")
     if predictions_path is not None:
         write_predictions(predictions_path, detections, dataset.annotations)
-    return score(dataset.annotations, detections, per_class=config.eval.per_class)
+    return score_each(dataset.annotations, detections, per_class=config.eval.per_class, matches=matches)
 
 
 def detect(
@@ -164,7 +184,6 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_collector_paused()
 def score(
     annotations: CocoAnnotations,
     detections: list[ImageDetections],
@@ -173,7 +192,21 @@ def score(
     kinds: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """The metrics of `evaluate` over the images of `detections`, of boxes or masks or, by default, of all there are."""
+    return score_each(annotations, detections, per_class=per_class, kinds=kinds)[0]
+
+
+@_collector_paused()
+def score_each(
+    annotations: CocoAnnotations,
+    detections: list[ImageDetections],
+    *,
+    per_class: bool = False,
+    kinds: Sequence[str] | None = None,
+    matches: bool = False,
+) -> tuple[dict[str, float], Arrays | None]:
+    """The metrics of `score`, and with `matches` what `evaluate_each` gives."""
     content = ground_truth(annotations, {image.image_id for image in detections})
+    ids = [image["id"] for image in content["images"]]
     results = coco_results(detections, annotations)
     for number, result in enumerate(results, start=1):
         # "rle" is the evaluator's own key for a mask ready to use; from "segmentation" it would make every mask anew
@@ -183,19 +216,24 @@ def score(
     _number_anew(content, results)
     truth, found = COCO(content), COCO(content | {"annotations": results})
     metrics: dict[str, float] = {}
+    overlaps = {}
     for prefix in kinds or (tuple(IOU_TYPES) if annotations.has_masks else ("box",)):
         iou_type = IOU_TYPES[prefix]
         for result, area in zip(results, _areas(results, iou_type), strict=True):
             result["area"] = area
         evaluator = COCOeval_faster(truth, found, iou_type, print_function=_silent)
         evaluator.run()
+        overlaps[prefix] = evaluator.ious
         metrics |= {f"{prefix}_{name}": _percent(s) for name, s in zip(STATISTICS, evaluator.stats, strict=True)}
         if per_class:
             precision = evaluator.eval["precision"][:, :, :, 0, -1]  # IoU, recall, category; all areas, 100 detections
             for k, name in enumerate(annotations.names):
                 valid = precision[:, :, k][precision[:, :, k] > -1]
                 metrics[f"{prefix}_AP/{name}"] = _percent(valid.mean() if valid.size else -1)
-    return metrics
+    if not matches:
+        return metrics, None
+    found = {image.image_id: (image.scores, image.classes) for image in detections}
+    return metrics, keep_matches(ids, content["annotations"], [found[image_id] for image_id in ids], overlaps)
 
 
 def _number_anew(content: dict[str, Any], results: list[dict[str, Any]]) -> None:

@@ -33,6 +33,7 @@ _SCORES = re.compile(r"roi_heads\.box_predictor\.(0\.)?cls_score\.bias")
 class Trained(Finetune[TrainedConfig]):
     trains = False
     needs_training_images = False
+    keeps_matches = True
     reads: ClassVar[tuple[str, ...]] = ()
 
     @override

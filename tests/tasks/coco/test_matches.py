@@ -1,0 +1,109 @@
+"""AP from kept matches: of all images as the evaluator's, of parts as pycocotools'."""
+
+import contextlib
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mae_transfer.data.synthetic.coco import make_coco
+from mae_transfer.run_folder.matches import AveragePrecision
+from mae_transfer.run_folder.per_image import Arrays, read_per_image, write_per_image
+from mae_transfer.tasks.coco.annotations import CocoAnnotations
+from mae_transfer.tasks.coco.evaluate import ImageDetections, coco_results, ground_truth, score_each
+from mae_transfer.tasks.coco.matches import match
+
+IMAGES = 24
+
+
+def detections(annotations: CocoAnnotations) -> list[ImageDetections]:
+    """The ground truth jittered, some under another class, tied scores; boxes on crowds; more than 100 of a class."""
+    rng, found = np.random.default_rng(0), []
+    for i in range(len(annotations)):
+        record = annotations[i]
+        rows: list[tuple[float, int, list[float]]] = []
+        for item in record.objects:
+            for _ in range(int(rng.integers(1, 4))):
+                x, y, w, h = item.bbox
+                dx, dy, dw, dh = rng.normal(0, 0.1, 4)
+                label = item.category if rng.random() < 0.85 else int(rng.integers(len(annotations.names)))
+                box = [x + dx * w, y + dy * h, w * np.exp(dw), h * np.exp(dh)]
+                rows.append((round(float(rng.random()), 1), label, box))
+        for _ in range(120 if i == 3 else 5):
+            label = 0 if i == 3 else int(rng.integers(len(annotations.names)))
+            rows.append((round(float(rng.random()) / 2, 1), label, [*rng.uniform(0, 30, 2), *rng.uniform(5, 40, 2)]))
+        scores, labels, boxes = zip(*rows, strict=True)
+        columns = np.array(boxes, np.float32), np.array(scores, np.float32), np.array(labels)
+        found.append(ImageDetections(int(annotations.image_ids[i]), *columns, None))
+    return found
+
+
+def reference(annotations: CocoAnnotations, found: list[ImageDetections], images: list[int]) -> float:
+    """Box AP by pycocotools of these images, named by their places."""
+    truth = ground_truth(annotations, {image.image_id for image in found})
+    results = coco_results(found, annotations)
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": truth["categories"]}
+    copied = []
+    for number, place in enumerate(images, start=1):
+        image_id = found[place].image_id
+        content["images"].append({"id": number, "height": 100, "width": 100})
+        own = [copy.copy(row) for row in truth["annotations"] if row["image_id"] == image_id]
+        for row in own:
+            content["annotations"].append(row | {"id": len(content["annotations"]) + 1, "image_id": number})
+        copied += [row | {"image_id": number} for row in results if row["image_id"] == image_id]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = content
+        coco.createIndex()
+        evaluator = COCOeval(coco, coco.loadRes(copied), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return 100 * float(evaluator.stats[0])
+
+
+@pytest.fixture(scope="module")
+def case(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[CocoAnnotations, list[ImageDetections], dict[str, float], Arrays]:
+    root = tmp_path_factory.mktemp("data") / "coco"
+    folder = make_coco(root, train_images=1, val_images=IMAGES, size=(60, 200), seed=4)
+    annotations = CocoAnnotations(folder / "annotations/instances_val2017.json")
+    found = detections(annotations)
+    metrics, arrays = score_each(annotations, found[::-1], kinds=["box"], matches=True)
+    assert arrays is not None
+    return annotations, found, metrics, arrays
+
+
+def test_all_images_have_the_evaluators_ap(case: Any, tmp_path: Path) -> None:
+    annotations, _, metrics, arrays = case
+    assert any(item.crowd for i in range(IMAGES) for item in annotations[i].objects)
+    assert arrays["box_ignored"].any(), "a crowd matters"
+    found = AveragePrecision(arrays, "box")(np.ones((1, IMAGES), bool))
+    assert found[0] == pytest.approx(metrics["box_AP"], abs=1e-9)
+    assert 5 < found[0] < 95
+    kept = read_per_image(tmp_path, write_per_image(tmp_path, arrays))
+    assert AveragePrecision(kept, "box")(np.ones((1, IMAGES), bool))[0] == found[0]
+
+
+def test_parts_of_the_images_have_pycocotools_ap(case: Any) -> None:
+    annotations, found, _, arrays = case
+    rng = np.random.default_rng(1)
+    counts = np.array([rng.permutation(IMAGES) < size for size in (1, 3, 8, 12, 20)])
+    wanted = [reference(annotations, found, np.flatnonzero(row).tolist()) for row in counts]
+    assert AveragePrecision(arrays, "box")(counts) == pytest.approx(wanted, abs=1e-9)
+    assert len({round(value, 3) for value in wanted}) == len(wanted)
+    assert np.isnan(AveragePrecision(arrays, "box")(np.zeros((1, IMAGES), bool)))
+
+
+def test_a_detection_takes_the_free_object_of_most_overlap() -> None:
+    """By hand: the second detection finds its object taken from 0.5 to 0.6; the third lies on a crowd."""
+    overlaps = np.array([[0.62, 0.55, 0.9], [0.8, 0.3, 0.0], [0.0, 0.0, 0.74]])
+    matched, ignored = match(overlaps, np.array([False, False, True]))
+    assert [f"{bits:010b}"[::-1] for bits in matched] == ["1110000000", "0001111000", "0000000000"]
+    assert [f"{bits:010b}"[::-1] for bits in ignored] == ["0001111110", "0000000000", "1111100000"]
