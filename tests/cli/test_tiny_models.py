@@ -1,7 +1,8 @@
 """Numbers of tiny models made from seeds, kept in goldens/tiny_models.yaml, come out of the command line as before.
 
-The model is timm's, with weights from numpy's generator and a classifier by the nearest class mean of its features. The
-expected numbers are those of timm's model and transform.
+The segmentor and the detector are those of support/tiny_models.py. The classifier is timm's, with weights from numpy's
+generator and a last layer by the nearest class mean of its features; its expected numbers are those of timm's model and
+transform.
 """
 
 import copy
@@ -11,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import paths
+from support import paths, tiny_models
 from support.trained import CLASSES, PLAIN, SHAPE, SIZE
 from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
 import mae_transfer as mt
+from mae_transfer.cli.transfer import main as transfer
 from mae_transfer.cli.verify import main
 from mae_transfer.data.synthetic.classification import draw
 from mae_transfer.errors import UserError
 from mae_transfer.results.published_models import find_published_model
+from mae_transfer.run_folder.record import read_record
+from mae_transfer.run_folder.validation import validate
 from mae_transfer.tasks.classification.protocols.trained import TrainedClassifier
 
 MODELS = paths.GOLDENS / "tiny_models.yaml"
@@ -126,6 +130,32 @@ def test_a_model_in_memory_has_the_same_numbers(made: tuple[Path, Path, list[flo
         mt.evaluate(model, data, device="cpu")
     with pytest.raises(UserError, match="evaluates no trained model's file"):
         mt.load_model(path, task="pretrain", backbone=PLAIN)
+
+
+KINDS = {
+    "tiny_segmentor": (tiny_models.fitted_segmentor, tiny_models.segmentor_data, "data.short_side=80"),
+    "tiny_detector": (tiny_models.fitted_detector, tiny_models.detector_data, "eval.nms_threshold=0.6"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_segmentor_and_detector_have_their_numbers(name: str, tmp_path: Path) -> None:
+    fitted, make_data, other = KINDS[name]
+    with np.load(tiny_models.FITTED) as layers:
+        torch.save({"state_dict": fitted(layers)}, tmp_path / "model.pth")
+    data = make_data(tmp_path / "data")
+    expected = find_published_model(name, MODELS)
+    settings = [f"{key}={value}" for key, value in expected.settings.items()]
+    more = ["--data", str(data), "--device", "cpu", "--checkpoint", str(tmp_path / "model.pth")]
+    quick = ["data.workers=0", "eval.pictures=0"]
+    options = ["--task", expected.task, "--eval-only", "--backbone", expected.backbone, *settings]
+    assert transfer([*options, *more, *quick, "--output", str(tmp_path / "run")]) == 0
+    found = read_record(tmp_path / "run" / "record.json")["metrics"]
+    wanted = pytest.approx(dict(expected.metrics), abs=expected.tolerance)
+    assert {key: found[key] for key in expected.metrics} == wanted
+    assert validate(tmp_path) == (1, [])
+    verify = [name, "--models", str(MODELS), *more, *quick, "--output", str(tmp_path / "verified")]
+    assert main([*verify, other]) == 4, "another evaluation is another number"
 
 
 def timms_scores(path: Path, images: torch.Tensor) -> torch.Tensor:
