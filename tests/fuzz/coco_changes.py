@@ -19,7 +19,7 @@ Tree = dict[str, Any]
 Change = Callable[[Tree, Random, Path], None]
 CHANGES: list[Change] = []
 UNSEEN: dict[Change, str] = {}
-ROUNDED = "a COCO box within the allowed rounding of its mask (2 pixels, 5 % of a side)"
+ROUNDED = "COCO boxes off their masks that cost less than half a point of box AP"
 
 
 def bitmap(polygons: list[list[float]], height: int, width: int) -> np.ndarray:

@@ -148,7 +148,8 @@ def segmentation_of(path: Path, row: dict[str, Any], image_id: int, height: int,
                     path, f"{name} has a polygon that is no list of finite numbers", "write it as [x1, y1, x2, y2, ...]"
                 )
         return value
-    if isinstance(value, dict) and value.get("size") == [height, width]:
+    size = value.get("size") if isinstance(value, dict) else None
+    if isinstance(value, dict) and size == [height, width] and all(type(side) is int for side in size):
         counts = value.get("counts")
         try:
             if isinstance(counts, list):
@@ -163,5 +164,5 @@ def segmentation_of(path: Path, row: dict[str, Any], image_id: int, height: int,
         except (ValueError, RuntimeError) as error:  # the library raises both; UnicodeEncodeError is a ValueError
             reason = str(error).rstrip(".")
     else:
-        reason = f"size must be [height, width] = [{height}, {width}] of image {image_id}"
+        reason = f"size must be [height, width] = [{height}, {width}] of image {image_id}, in whole numbers"
     fail(path, f"{name} has a malformed RLE ({reason})", "write it with pycocotools.mask.encode")

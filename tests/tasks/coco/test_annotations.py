@@ -170,6 +170,10 @@ BAD = {
     "polygon of text": (change("annotations", 1, "segmentation", 0, 3, to="x"), "annotation 5 has a polygon"),
     "polygon not finite": (change("annotations", 1, "segmentation", 0, 3, to=math.inf), "annotation 5 has a polygon"),
     "RLE of another size": (change("annotations", 2, "segmentation", "size", to=[20, 10]), "annotation 6 .* malformed"),
+    "RLE of a size in floats": (
+        change("annotations", 2, "segmentation", "size", to=[10.0, 20.0]),
+        r"annotation 6 has a malformed RLE \(size must be .height, width. = \[10, 20\] of image \d+, in whole numbers",
+    ),
     "RLE too short": (change("annotations", 2, "segmentation", "counts", to=[50, 10]), "annotation 6 .* add up"),
     "RLE negative": (change("annotations", 2, "segmentation", "counts", to=[210, -10]), "annotation 6 .* malformed"),
     "RLE without counts": (change("annotations", 2, "segmentation", "counts", to=None), "annotation 6 .* no counts"),

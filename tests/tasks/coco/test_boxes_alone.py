@@ -81,7 +81,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "area 0": (scaled_area(0), "have an area that no object in their box can have"),
     "area of another size": (scaled_area(4), "have an area that no object in their box can have"),
     "area in 0..1": (scaled_area(1 / WIDTH / HEIGHT), "have an area that no object in their box can have"),
-    "corners": (boxes_as(lambda x, y, w, h: [x, y, x + w, y + h]), r"leaves its image.* as \[x1, y1, x2, y2\]"),
+    "corners": (boxes_as(lambda x, y, w, h: [x, y, x + w, y + h]), r"17 of 18 .* area of a box \[x1, y1, x2, y2\]"),
+    "corners without area": (
+        lambda a: a.update(bbox=[*a["bbox"][:2], a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]], area=None),
+        r"leaves its image.* as \[x1, y1, x2, y2\]",
+    ),
     "0..1": (boxes_as(lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]), "within the first pixel"),
     "outside": (boxes_as(lambda x, y, w, h: [x + WIDTH, y, w, h]), "leaves its image"),
 }
