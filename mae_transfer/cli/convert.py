@@ -11,9 +11,10 @@ EXAMPLES = """\
 examples:
   the detector of a run, for detectron2's --eval-only or as its train.init_checkpoint:
     mae-transfer convert --to detectron2 results/runs/my-run detector.pth
-  a detector that detectron2 trained on this project's backbone, and its encoder transferred to another task:
+  a detector that detectron2 trained on this project's backbone, evaluated here:
     mae-transfer convert --to mae_transfer output/model_final.pth detector.pth
-    mae-transfer transfer --task ade20k --backbone mae_vit_b --checkpoint detector.pth --data /data/ade20k
+    mae-transfer transfer --task coco --eval-only --backbone mae_vit_b --checkpoint detector.pth \\
+        --data /data/coco recipe=trained_li2021
 """
 
 

@@ -16,7 +16,7 @@ examples:
   the student of a DINO training checkpoint instead of the teacher:
     mae-transfer inspect checkpoint.pth --key student
   a run's newest checkpoint, or a model folder of Hugging Face, in the naming of another library:
-    mae-transfer inspect results/runs/my-run --backbone mae_vit_b --export timm encoder.safetensors
+    mae-transfer inspect results/runs/my-classifier --backbone mae_vit_b --export timm encoder.safetensors
     mae-transfer inspect ./vit-mae-base --backbone mae_vit_b --export official encoder.pth
 """
 FORMATS = ("official", "official_full", "timm", "hf")

@@ -3,18 +3,16 @@
 import argparse
 import importlib
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from support.documents import NAMES, PAGES, blocks_of, command_of, commands_of
 from support.paths import ROOT
 
 from mae_transfer.commands import TOOLS
 from mae_transfer.config.overrides import leaf_keys
 from mae_transfer.runs.tasks import config_class, task_cards
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 ROOMS = {path.name for path in ROOT.iterdir() if path.is_dir()} & {
     *("benchmarks", "configs", "docs", "examples", "mae_transfer", "results", "tests", "tools")
 }
@@ -61,32 +59,6 @@ def test_paths_below_the_package_in_docstrings_are_there() -> None:
             if not any((folder / path).exists() for folder in above):
                 missing.append(f"{module.relative_to(ROOT)}: {path}")
     assert not missing
-
-
-def blocks_of(text: str) -> list[str]:
-    """The command lines of indented blocks, with their continuations."""
-    lines = re.sub(r"\\\n\s*", "", text).splitlines()
-    found = [line.strip() for line in lines if line.startswith("  ")]
-    return [line for line in found if re.match(r"(\w+=\S+ )*(mae-transfer|python|torchrun|make|pip)\b", line)]
-
-
-def commands_of(text: str) -> list[str]:
-    """Those of `blocks_of` that are a command of the project."""
-    return [line for line in blocks_of(text) if re.match(r"(\w+=\S+ )*(mae-transfer|python tools/|torchrun) ?", line)]
-
-
-def command_of(line: str) -> tuple[str, list[str]]:
-    """A command's name and its arguments, of any of its three forms."""
-    words = shlex.split(line, comments=True)
-    if "mae-transfer" in words:
-        start = words.index("mae-transfer") + 1
-    elif "mae_transfer" in words:
-        start = words.index("mae_transfer") + 1
-    else:
-        start = next(i for i, word in enumerate(words) if word.startswith("tools/"))
-        back = {file: name for name, file in TOOLS.items()}
-        words[start] = back[words[start].removeprefix("tools/")]
-    return words[start], words[start + 1 :]
 
 
 def keys_of(task: str) -> set[str]:
