@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_transfer.data.decode import open_image, read_bytes
 from mae_transfer.data.images import ImageError
 from mae_transfer.errors import UserError
 from mae_transfer.files import user_path
 from mae_transfer.tasks.ade20k.config import PairsConfig
+from mae_transfer.tasks.ade20k.mask_files import read_mask
 from mae_transfer.tasks.ade20k.transforms import IGNORE
 
 _OUTSIDE = -2
@@ -65,7 +65,7 @@ class Labels:
 
     def read_values(self, path: Path, size: tuple[int, int]) -> np.ndarray:
         """A mask file as uint16 (height, width); ImageError names the first value that is no class."""
-        values = np.asarray(open_image(read_bytes(str(path)), str(path), "mask"))
+        values = read_mask(path)
         if values.shape != size:
             raise ImageError(f"{path}: the mask is no longer {size[1]}x{size[0]}; restart after changing the data")
         if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 65535):

@@ -21,9 +21,8 @@ from mae_transfer.data.names import walk_files
 from mae_transfer.data.paths import find_paths
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import PairsConfig
+from mae_transfer.tasks.ade20k.mask_files import mask_fault
 
-MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
-"""Pillow's modes of one channel whose values are labels: 1, 8, palette, 16 and 32 bit."""
 LAYOUT = {
     "train_images": "images/training",
     "train_masks": "annotations/training",
@@ -73,7 +72,7 @@ def find_pairs(config: PairsConfig, split: str) -> Pairs:
     """The pairs of `train` or `val`.
 
     Raises UserError for a missing folder, an image without mask, a mask of another size than its (upright) image or
-    with more than one channel, and a file that is no image.
+    whose values are no labels (`mask_files.py`), and a file that is no image.
     """
     paths = find_paths(config, {key: place for key, place in LAYOUT.items() if key.startswith(split)}, EXPECTED)
     folder, masks = paths[f"{split}_images"], paths[f"{split}_masks"]
@@ -130,12 +129,9 @@ def _names(folder: Path, suffix: str) -> list[str]:
 def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int]:
     """(height, width) of a pair, and the bytes of either file."""
     size, _ = _header(image)
-    mask_size, mode = _header(mask)
-    if mode not in MASK_MODES:
-        raise UserError(
-            f"{mask}: a mask of mode {mode}, not of one channel; class numbers are needed (the full ADE20K's _seg.png "
-            "files are none: get ADEChallengeData2016.zip)"
-        )
+    mask_size, fault = _header(mask, mask=True)
+    if fault is not None:
+        raise UserError(f"{mask}: {fault}")
     if size != mask_size:
         raise UserError(
             f"{mask}: the mask is {mask_size[1]}x{mask_size[0]} pixels and {image} is {size[1]}x{size[0]} (upright); "
@@ -144,12 +140,14 @@ def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int]:
     return size, image.stat().st_size, mask.stat().st_size
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
-    """(height, width) of the upright image, and Pillow's mode, without decoding it."""
+def _header(path: Path, *, mask: bool = False) -> tuple[tuple[int, int], str | None]:
+    """(height, width) of the upright image, and of a mask why it is none, without decoding it."""
     with open_file(str(path)) as file:
         try:
-            header = header_of(Image.open(file))
+            opened = Image.open(file)
+            fault = mask_fault(opened) if mask else None
+            header = header_of(opened)
         except DECODE_ERRORS as error:
             reason = "of no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
             raise UserError(f"{path}: not a readable image ({reason}); fetch it again or take the pair out") from None
-    return header.size[::-1], header.mode
+    return header.size[::-1], fault

@@ -17,6 +17,10 @@ SAMPLED = 64
 """Masks of each split that are read at the start, evenly spread."""
 FAR_BELOW = 4
 """A set whose highest class is below this part of `num_classes` was given another set's number, ADE20K's by default."""
+LARGE_ZERO, LARGE_IGNORED = 0.25, 0.05
+"""Shares of the pixels from which 0, or another value that is ignored, may be a class that was left out."""
+GREY_STEP = 10
+"""Grey levels of a picture of classes lie at least so far apart; class numbers do in sets of a few masks alone."""
 READ_AT_MOST = 2000
 """Masks of each split that are read before settings are refused for a class that never occurs."""
 
@@ -47,7 +51,8 @@ def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> 
         fault = find_fault(counts, config, trained=trained)
         if fault is not None:
             raise UserError(f"{datasets[0].pairs.mask_folder}: {describe(counts, read, config)}; {fault}")
-    return [describe(counts, read, config)]
+    odd = [] if trained else odd_values(counts, config)
+    return [describe(counts, read, config), *(f"{datasets[0].pairs.mask_folder}: {line}" for line in odd)]
 
 
 def classes_present(dataset: Segmentation) -> tuple[np.ndarray, int | None]:
@@ -73,6 +78,18 @@ def find_fault(counts: np.ndarray, config: PairsConfig, *, trained: bool = False
         return (
             f"the values are 0..{config.num_classes - 1}, of which 0 is ignored and moves the names by one: set "
             f"data.reduce_zero_label=false, or data.num_classes={config.num_classes - 1} if 0 is no class"
+        )
+    last = first + config.num_classes - 1
+    if not trained and _may_be_shifted(counts, config) and counts[0] >= LARGE_ZERO * counts.sum():
+        return (
+            f"0 is ignored, {share(counts, 0)} of the pixels, and value {last} never occurs, as if the classes were 0.."
+            f"{last - 1}: set data.reduce_zero_label=false, or data.num_classes={last - 1} if 0 is no class"
+        )
+    void = _void(counts, config)
+    if not trained and missing == {last} and void is not None and config.num_classes > 2:
+        return (
+            f"{void} is ignored, {share(counts, void)} of the pixels, and value {last} never occurs: write {void} as "
+            f"{last} if it is a class, or set data.num_classes={config.num_classes - 1} if it is none"
         )
     if not config.reduce_zero_label and missing == {0}:
         return (
@@ -100,6 +117,48 @@ def find_fault(counts: np.ndarray, config: PairsConfig, *, trained: bool = False
             )
         return "with one class every prediction is right; write the masks with class numbers"
     return None
+
+
+def odd_values(counts: np.ndarray, config: PairsConfig) -> list[str]:
+    """What else may be wrong where classes never occur, a line each."""
+    first, last = int(config.reduce_zero_label), int(config.reduce_zero_label) + config.num_classes - 1
+    seen = np.flatnonzero(counts)
+    void, lines = _void(counts, config), []
+    if np.isin(np.arange(first, last + 1), seen).all():
+        return []
+    if len(seen) * FAR_BELOW <= config.num_classes and np.diff(seen).min(initial=65536) >= GREY_STEP:
+        lines.append(
+            f"the values are {ranges(seen)}, like the grey levels of a picture; if they are, write the masks with "
+            f"class numbers {first}..{last}"
+        )
+    if void is not None:
+        lines.append(
+            f"{void} is ignored, {share(counts, void)} of the pixels, while classes never occur; if it is a class, "
+            f"write it as one of {first}..{last}"
+        )
+    if _may_be_shifted(counts, config):
+        lines.append(
+            f"0 is ignored, {share(counts, 0)} of the pixels, and value {last} never occurs; if 0 is a class, set "
+            "data.reduce_zero_label=false"
+        )
+    return lines
+
+
+def _may_be_shifted(counts: np.ndarray, config: PairsConfig) -> bool:
+    """Whether most of 0 .. K-1 occur, its ends among them, and K does not, under `reduce_zero_label`."""
+    present = counts[: config.num_classes + 1] > 0
+    ends = bool(present[0] and present[-2] and not present[-1])
+    return config.reduce_zero_label and ends and 2 * int(present.sum()) > config.num_classes
+
+
+def _void(counts: np.ndarray, config: PairsConfig) -> int | None:
+    """`ignore_value`, where it is a large share of the pixels."""
+    value = config.ignore_value
+    return value if value and counts[value] >= LARGE_IGNORED * counts.sum() else None
+
+
+def share(counts: np.ndarray, value: int) -> str:
+    return f"{100 * counts[value] / counts.sum():.1f} %"
 
 
 def describe(counts: np.ndarray, masks: int, config: PairsConfig) -> str:

@@ -48,6 +48,19 @@ REFUSED = {
     "1..3 without the zero label": ([1, 2, 3], 4, False, "data.reduce_zero_label=true and data.num_classes=3"),
     "0..2 of 150": ([0, 1, 2], 150, True, "num_classes=2, or data.num_classes=3 and data.reduce_zero_label=false if 0"),
     "0..3 of 150": ([0, 1, 2, 3], 150, False, "the highest value of a class is 3, .*: set data.num_classes=4$"),
+    "0, 1 and 255 for three": (
+        [0, 1, 255],
+        3,
+        False,
+        "255 is ignored, 3.* of the pixels, and value 2 .*write 255 as 2",
+    ),
+    "1, 2 and 255 for three": ([1, 2, 255], 3, True, "value 3 never occurs: write 255 as 3 .*data.num_classes=2 if"),
+    "0..7 with the zero label, without a 5": (
+        [0, 0, 0, 1, 2, 3, 4, 6, 7],
+        8,
+        True,
+        r"0 is ignored, 3\d\.\d % of the pixels, and value 8 never.*data.reduce_zero_label=false, or .*=7 if 0",
+    ),
     "one class": ([4], 7, False, "with one class every prediction is right"),
 }
 
@@ -86,6 +99,31 @@ def test_what_occurs_is_said(tmp_path, name):
         assert part in line
     assert ("is more than is seen" in line) == (name == "too many classes")
     assert ("ignored" in line) == any("ignored" in part for part in parts)
+
+
+ODD = {
+    "grey levels": ([0, 100, 255], 150, False, ["values are 0, 100, 255, like the grey levels", "255 is ignored, 3"]),
+    "grey levels alone": ([0, 60, 120, 180], 200, False, ["like the grey levels of a picture"]),
+    "255 and a gap": ([0, 1, 3, 255], 4, False, ["255 is ignored, 25.0 % of the pixels, while classes never occur"]),
+    "little 0 and no last class": ([0, *range(1, 8)], 9, True, []),
+    "little 0, all but the last class": (
+        [0, 1, 2, 3, 5, 6, 7],
+        8,
+        True,
+        ["value 8 never occurs; if 0 is a class, set"],
+    ),
+    "all classes and 255": ([0, 1, 255], 2, False, []),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_may_be_wrong_is_said_beside_it(tmp_path, name):
+    values, classes, reduce, parts = ODD[name]
+    make_set(tmp_path, values)
+    lines = [line for line in task(tmp_path, classes, reduce).warnings if line.startswith(f"{tmp_path}/annotations")]
+    assert len(lines) == len(parts)
+    for line, part in zip(lines, parts, strict=True):
+        assert part in line
 
 
 def test_a_rare_class_is_looked_for_before_anything_is_refused(tmp_path):
