@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mae_transfer.backbones.checkpoints import numpy_pickle
+from mae_transfer.backbones.checkpoints import mmengine_logs, numpy_pickle
 from mae_transfer.backbones.checkpoints.json_file import read_json
 from mae_transfer.errors import UserError
 from mae_transfer.files import damaged_member, parse_json, reading, user_path
@@ -127,8 +127,7 @@ def read(path: str | Path) -> Any:
             return _read_npz(path)
         if path.suffix == ".pkl" and not _is_torchs(path):
             return numpy_pickle.read(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read_torch(path)
     except _BROKEN as error:
         if path.suffix == ".onnx":
             raise UserError(
@@ -155,6 +154,16 @@ def read(path: str | Path) -> Any:
     except ValueError as error:
         raise UserError(f"checkpoint {path}: damaged, {error}; take another checkpoint of the run.") from error
     return content
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if mmengine_logs.BUFFER not in str(error):
+            raise
+        return mmengine_logs.read(path)
 
 
 def _is_safetensors(path: Path) -> bool:
