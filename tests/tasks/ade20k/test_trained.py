@@ -93,11 +93,31 @@ def hugging_face(folder: Path) -> Segmentor:
     return Segmentor(folder, BEIT, logits, mean_std=mean_std, taps=None)
 
 
+def hugging_face_upernet(folder: Path, **changes: Any) -> Segmentor:
+    options = {"out_indices": [2, 4, 5, 8], "use_relative_position_bias": True, "layer_norm_eps": 1e-3, "add_fpn": True}
+    shape = {**HF, "num_labels": 2, "reshape_hidden_states": True, **options}
+    heads = {"hidden_size": DIM, "auxiliary_in_channels": DIM, "num_labels": CLASSES, **changes}
+    backbone = heads.pop("backbone_config", transformers.BeitConfig(**shape))
+    config = transformers.UperNetConfig(backbone_config=backbone, **heads)
+    model: Any = randomised(transformers.UperNetForSemanticSegmentation(config))
+    model.save_pretrained(folder)
+    beit_finetuned(folder)
+
+    def logits(images: Tensor) -> Tensor:
+        found: Tensor = model(images).logits
+        return found
+
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}))
+    mean_std = (255 * torch.full((3,), 0.4), 255 * torch.full((3,), 0.2))
+    return Segmentor(folder, BEIT, logits, mean_std=mean_std, taps=None)
+
+
 SOURCES: dict[str, Callable[[Path], Segmentor]] = {
     "mmsegmentation MAE": lambda folder: mmseg("MAE", folder),
     "mmsegmentation BEiT": lambda folder: mmseg("BEiT", folder),
     "BEiT's code": lambda folder: mmseg("BEiT", folder, unilm=True),
     "transformers BEiT": hugging_face,
+    "transformers UperNet": hugging_face_upernet,
 }
 
 
@@ -186,3 +206,17 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     for labels in ({"CLASSES": swapped}, {"dataset_meta": {"classes": tuple(swapped)}}):
         refused("its output 0 is 'thing 1', where the masks have 'thing 0': another order", state, labels)
     refused("is no UperNet of mmsegmentation", {"blocks.0.weight": torch.zeros(2), "decode_head.bias": torch.zeros(2)})
+
+
+def test_other_upernets_of_transformers_are_refused(tmp_path: Path) -> None:
+    def refused(text: str, name: str, **changes: Any) -> None:
+        path = hugging_face_upernet(tmp_path / name, **changes).path
+        with pytest.raises(UserError, match=text) as error:
+            mt.load_model(path, task="ade20k", backbone=BEIT)
+        assert "\n" not in str(error.value)
+
+    (tmp_path / "scales").mkdir()
+    (tmp_path / "dinov2").mkdir()
+    refused(r"pool_scales \[1, 2, 3, 4\]; heads of \[1, 2, 3, 6\] are read", "scales", pool_scales=[1, 2, 3, 4])
+    dinov2 = transformers.Dinov2Config(**HF, out_features=["stage3", "stage5", "stage6", "stage8"])
+    refused("is a UperNet on dinov2; of transformers those on BEiT with add_fpn", "dinov2", backbone_config=dinov2)

@@ -4,9 +4,10 @@
                                        `necks/featurepyramid.py`)
     backbone.blocks, backbone.fpn1     BEiT's own code (microsoft/unilm beit/semantic_segmentation), and copies of it
     beit.encoder.layer, fpn1           transformers' BeitForSemanticSegmentation, as it is saved
+    backbone.encoder.layer, fpn1       transformers' UperNetForSemanticSegmentation on BEiT with add_fpn, as it is saved
     encoder.vit                        a run of this project
 
-The heads have mmsegmentation's names in all of them, but for transformers' `classifier`.
+The heads have mmsegmentation's names in all of them, but for transformers' `classifier` and `batch_norm`.
 """
 
 import re
@@ -27,12 +28,15 @@ Facts: TypeAlias = dict[str, Any]
 """Fields of an encoder's spec."""
 _MMSEG: Facts = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 """Of mmsegmentation's and BEiT's configurations for ADE20K, whatever the pre-training had."""
+SCALES = (1, 2, 3, 6)
+"""Of the heads' pooling (mmsegmentation's UPerHead), which no tensor shows."""
 _PYRAMID = (
     (r"^neck\.upsample_4x\.", "pyramid.stages.0."),
     (r"^neck\.upsample_2x\.0\.", "pyramid.stages.1."),
     (r"^(backbone\.)?fpn1\.", "pyramid.stages.0."),
     (r"^(backbone\.)?fpn2\.0\.", "pyramid.stages.1."),
     (r"^(decode|auxiliary)_head\.classifier\.", r"\1_head.conv_seg."),
+    (r"^((decode|auxiliary)_head\..*)\.batch_norm\.", r"\1.bn."),
 )
 
 
@@ -78,8 +82,22 @@ def read(checkpoint: str | Path, key: str | None = None) -> SegmentorFile:
         converted = hf_beit.convert({name: x for name, x in state.items() if name.startswith(inside)})
         beside = hf_config.beside(path)
         facts = {**converted.facts, **beside.stated(hf_beit.NAME).facts}
-        labels, taps = stated_labels(source), _taps(beside.config, source)
+        _check_scales(beside.config, source)
+        labels, taps = stated_labels(source), _taps(beside.config, source, first=2)
+    elif any(name.startswith("backbone.encoder.layer.") for name in state) and "backbone.fpn1.0.weight" in state:
+        layout = "Hugging Face UperNet on BEiT"
+        encoder = {name: x for name, x in state.items() if re.match(r"backbone\.(?!fpn)", name)}
+        bare = {name.removeprefix(inside): x for name, x in encoder.items()}
+        converted = hf_beit.convert(bare).within(lambda name: inside + name)
+        beside = hf_config.beside(path)
+        _check_scales(beside.config, source)
+        config = beside.config.get("backbone_config") or {}
+        facts = {**converted.facts, **hf_config.HFConfig(config, beside.processor).stated(hf_beit.NAME).facts}
+        labels, taps = stated_labels(source), _taps(config, source, first=1)
     else:
+        if beside_it := hf_config.beside(path).config.get("backbone_config"):
+            kind = f"{beside_it.get('model_type')}" if isinstance(beside_it, Mapping) else "another backbone"
+            raise refusal(source, f"is a UperNet on {kind}; of transformers those on BEiT with add_fpn are read.")
         raise refusal(source, "is no UperNet of mmsegmentation, BEiT, transformers or this project (docs/verify.md).")
     found: dict[str, Tensor] = {f"encoder.vit.{name}": x for name, x in converted.tensors.items()}
     for name, tensor in state.items():
@@ -105,11 +123,20 @@ def _labels(raw: object) -> Sequence[str] | None:
     return None
 
 
-def _taps(config: Mapping[str, object], source: str) -> tuple[int, ...] | None:
-    """transformers' `out_indices` counts the patch embedding as 1: number i is the output of block i - 2, from 0."""
+def _check_scales(config: Mapping[str, object], source: str) -> None:
+    scales = config.get("pool_scales", [*SCALES])
+    if scales != [*SCALES]:
+        raise refusal(source, f"its config.json has pool_scales {scales!r:.60}; heads of {[*SCALES]} are read.")
+
+
+def _taps(config: Mapping[str, object], source: str, *, first: int) -> tuple[int, ...] | None:
+    """Blocks by transformers' `out_indices`, in which `first` is the output of block 0.
+
+    BeitForSemanticSegmentation counts the patch embedding as 1, and BeitBackbone, of UperNet, as 0.
+    """
     places = config.get("out_indices")
     if places is None:
         return None
-    if not isinstance(places, list) or not all(isinstance(i, int) and i >= 2 for i in places):
+    if not isinstance(places, list) or not all(isinstance(i, int) and i >= first for i in places):
         raise refusal(source, f"its config.json has out_indices {places!r:.60}; a pyramid reads outputs of blocks.")
-    return tuple(i - 2 for i in places)
+    return tuple(i - first for i in places)
