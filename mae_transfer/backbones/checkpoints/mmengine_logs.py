@@ -39,6 +39,6 @@ def read(path: Path) -> dict[str, object]:
         pickle.UnpicklingError: it calls other names than mmengine's logs do.
     """
     names = [type(name.rpartition(".")[2], (_Nothing,), {"__module__": name.rpartition(".")[0]}) for name in _NAMES]
-    with torch.serialization.safe_globals(names):
+    with torch.serialization.safe_globals([*names]):
         content = torch.load(path, map_location="cpu", weights_only=True)
     return {key: value for key, value in content.items() if key != "message_hub"}
