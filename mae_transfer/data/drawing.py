@@ -50,12 +50,18 @@ def scaled_size(width: int, height: int, side: int = SIDE) -> tuple[int, int]:
 
 
 def cut(text: str, width: float, size: int = 13) -> str:
-    """The text, or what of it fits into `width` pixels with an ellipsis."""
+    """The text on one line, or what of it fits into `width` pixels with an ellipsis."""
+    text = one_line(text)
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def one_line(text: str) -> str:
+    """The text with a space for each character that has no glyph, such as the end of a line: Pillow refuses some."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def headed(image: Image.Image, heading: str, colour: Colour = INK) -> Image.Image:

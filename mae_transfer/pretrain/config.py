@@ -8,7 +8,7 @@ from mae_transfer.config.roles import Place, Role
 from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
 from mae_transfer.tasks.classification.config import ClassifierConfig
 
-Side = Annotated[int, Field(ge=4)]
+Side = Annotated[int, Field(ge=4, le=8192)]
 
 
 class DataConfig(DataSection):

@@ -53,7 +53,7 @@ class HFConfig:
             return _of_transformers(self.config, self.processor)
         if layout.startswith("CLIP") and self.open_clip:
             return _of_open_clip(self.open_clip)
-        return _of_timm(self.config) if "pretrained_cfg" in self.config else Stated()
+        return _of_timm(self.config) if {"pretrained_cfg", "architecture"} & self.config.keys() else Stated()
 
 
 def beside(path: Path) -> HFConfig:
@@ -96,7 +96,8 @@ def _processed(processor: dict[str, Any]) -> dict[str, Any]:
 
 def _of_timm(config: dict[str, object]) -> Stated:
     where = "its config.json: "
-    args, weights = config.get("model_args") or {}, config["pretrained_cfg"]
+    # an early form has the entries of pretrained_cfg beside the architecture (timm models/_hub.py)
+    args, weights = config.get("model_args") or {}, config.get("pretrained_cfg", config)
     if not isinstance(args, dict) or not isinstance(weights, dict):
         raise UserError(f"{where}model_args and pretrained_cfg are no objects; restore it or take it away.")
     facts: dict[str, object] = dict(values.statistics(weights, f"{where}pretrained_cfg"))

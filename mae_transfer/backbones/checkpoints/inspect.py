@@ -68,7 +68,7 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
     findings = Findings(about, _signs(file, state, converted, grid))
     run, overrides = _of_run(file) if reader.NAME == own.NAME else ({}, [])
     # A run from random weights has weights now, and `random_*` names take none.
-    of_run = [run["name"].replace("random_", "mae_", 1)] if run else []
+    of_run = [run["name"].removeprefix("random_")] if run else []
     names = [backbone] if backbone else of_run or _names(reader, converted, grid)
     overrides += [f"backbone.checkpoint_key={key}"] if key else []
     for name in names:

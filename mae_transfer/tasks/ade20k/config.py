@@ -48,7 +48,7 @@ class PairsConfig(LabelledSection):
 class DataConfig(PairsConfig):
     """How they are read by the protocols that train on crops and predict in windows."""
 
-    image_size: int = Field(ge=32)
+    image_size: int = Field(ge=32, le=8192)
     """Side in pixels of the training crop and of the evaluation window."""
     short_side: int = Field(ge=32)
     """Pixels of the shorter side at ratio 1; the longer is at most `long_side`. Also the size in evaluation."""

@@ -28,7 +28,7 @@ class DataConfig(LabelledSection):
     """Few-shot: train on this many images of each class."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """Share of each class's training images that is set aside to choose by (heads, k, C), and not trained on."""
-    image_size: int = Field(ge=16)
+    image_size: int = Field(ge=16, le=8192)
     """Side of the square input in pixels, in training and test."""
     crop: Literal["random", "single", "center"]
     """Training: RandomResizedCrop as in torchvision (10 tries, else the centre), the same with one try that is cut to
@@ -84,7 +84,7 @@ class ModelConfig(ClassifierConfig):
 
 
 class EvalConfig(EvalSection):
-    crop_pct: float | None = Field(None, gt=0, le=1)
+    crop_pct: float | None = Field(None, ge=0.1, le=1)
     """The image's shorter side is resized to image_size / crop_pct, then the centre is cut out; None is 0.875 up to 224
     pixels and 1 above (facebookresearch/mae util/datasets.py)."""
     mask_classes: Annotated[bool, Role.EVALUATION] = True

@@ -10,6 +10,9 @@ from torchvision.transforms.v2 import functional as F
 from mae_transfer.data.augment import draw_crop, draw_single_crop, make_randaugment, resize, seeded_globals
 from mae_transfer.tasks.classification.config import ClassificationConfig
 
+LONGEST = 16
+"""Sides of an image: how many times the shorter one the longer may be and still be resized whole."""
+
 
 class TrainTransform:
     """A uint8 image (3, H, W) and a generator -> a uint8 image (3, image_size, image_size)."""
@@ -38,7 +41,7 @@ class TrainTransform:
 
 class EvalTransform:
     """Shorter side (or both) to image_size / crop_pct, then the centre: uint8 (3, H, W) -> uint8 (3, image_size,
-    image_size)."""
+    image_size). Of an image that is `LONGEST` times as long as wide or more, only the middle is resized."""
 
     def __init__(self, config: ClassificationConfig, crop_pct: float | None = None) -> None:
         self.side = config.data.image_size
@@ -50,6 +53,10 @@ class EvalTransform:
     def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[1:]
         short = min(height, width)
+        if not self.squash and max(height, width) > LONGEST * short:
+            # a strip: its middle at the same scale, or resizing it would take gigabytes
+            image = F.center_crop(image, [min(edge, LONGEST * short) for edge in (height, width)])
+            height, width = image.shape[1:]
         if self.squash:
             image = resize(image, self.resized, self.resized, self.mode)
         elif short != self.resized:

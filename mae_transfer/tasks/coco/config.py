@@ -24,7 +24,7 @@ class DataConfig(LabelledSection):
     fraction_rule: Literal["hash", "mmdetection"] = "hash"
     """Which images a fraction is: by our hash of their names, of those with objects; or by mmdetection's rule of all,
     the published folds of 1, 2, 5 and 10 %, whose fold is `draw` + 1."""
-    image_size: int = Field(gt=32)
+    image_size: int = Field(gt=32, le=8192)
     """Side of the square input in pixels, in training and test."""
     scale_min: float = Field(gt=0)
     """Least scale of the large-scale jitter."""

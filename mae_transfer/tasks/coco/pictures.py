@@ -7,7 +7,7 @@ from faster_coco_eval.core import mask as rle
 from PIL import Image, ImageDraw
 from torch import nn
 
-from mae_transfer.data.drawing import blend, class_colour, font, headed, scaled_size, side_by_side
+from mae_transfer.data.drawing import blend, class_colour, font, headed, one_line, scaled_size, side_by_side
 from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.evaluation import drawing
 from mae_transfer.run_folder.pictures import Picture
@@ -116,11 +116,12 @@ def overlay(image: Image.Image, instances: list[Instance]) -> Image.Image:
         x1, y1, x2, y2 = (value * scale[i % 2] for i, value in enumerate(instance.box))
         colour = class_colour(instance.category)
         pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour, width=2)
-        right, bottom = pen.textbbox((0, 0), instance.text, font(11))[2:]
+        text = one_line(instance.text)
+        right, bottom = pen.textbbox((0, 0), text, font(11))[2:]
         x, y = min(max(x1, 0), size[0] - right - 4), max(y1 - bottom - 3, 0)
         pen.rectangle((x, y, x + right + 4, y + bottom + 3), fill=colour)
         light = sum(colour) > 330
-        pen.text((x + 2, y + 1), instance.text, (0, 0, 0) if light else (255, 255, 255), font(11))
+        pen.text((x + 2, y + 1), text, (0, 0, 0) if light else (255, 255, 255), font(11))
     return drawn
 
 

@@ -161,6 +161,8 @@ def test_timms_arguments_of_the_model(tmp_path, change, told):
         tmp_path, vit().state_dict(), config | {"model_args": {"num_heads": 4, "act_layer": "gelu", "img_size": SIZE}}
     )
     assert load(tmp_path)[1].spec.mean == (0.5, 0.5, 0.5)
+    write(tmp_path, vit().state_dict(), {"architecture": "mine", "mean": [0.4] * 3, "std": [0.5] * 3})
+    assert load(tmp_path)[1].spec.mean == (0.4, 0.4, 0.4), "timm's early form"
 
 
 def test_quick_gelu_of_open_clip(tmp_path):

@@ -201,6 +201,8 @@ def test_a_run_folder_gives_its_own_options(tmp_path):
     findings = inspect_module.inspect(tmp_path)
     overrides = "backbone.window_size=3 backbone.num_global_blocks=2 backbone.rel_pos=true"
     assert findings.command.endswith(f"--backbone mae_vit_nano --checkpoint {tmp_path} {overrides}")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"backbone": {"name": "random_vit_nano", **options}}))
+    assert "--backbone vit_nano " in inspect_module.inspect(tmp_path).command, "its weights are the run's, not MAE's"
     (tmp_path / "config.yaml").write_text("backbone: 3")
     with pytest.raises(UserError, match="config.yaml: not the configuration of a run"):
         inspect_module.inspect(tmp_path)

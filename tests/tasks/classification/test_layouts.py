@@ -166,6 +166,17 @@ def test_images_may_lie_deeper_and_other_files_are_told(roots: dict[str, Path], 
     assert any("1 of 5 classes have no val image, such as dune" in line for line in images.warnings)
 
 
+def test_what_notebooks_and_macs_leave_is_no_image_and_no_class(roots: dict[str, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(roots["folder"], tmp_path / "set"))
+    (root / "train" / "birch" / ".ipynb_checkpoints").mkdir()
+    (root / "train" / "__MACOSX").mkdir()
+    image = next((root / "train" / "birch").glob("*.JPEG"))
+    shutil.copy(image, root / "train" / "birch" / ".ipynb_checkpoints" / "a-checkpoint.JPEG")
+    shutil.copy(image, root / "train" / "__MACOSX" / "._a.JPEG")
+    images = find_images("folder", data_config(root))
+    assert (len(images.train), len(images.class_names), images.warnings) == (15, 5, [])
+
+
 def test_names_are_a_sequence_of_strings() -> None:
     texts = ["a/b.jpg", "", "ü/é.png", "x" * 300]
     names = Names(texts)

@@ -48,6 +48,18 @@ def test_evaluation_is_that_of_mae(size: int, shape: tuple[int, int]) -> None:
     assert difference.float().mean() < 0.05
 
 
+def test_of_a_strip_only_the_middle_is_resized() -> None:
+    """1 x 30000 pixels would be 256 x 7.7 million first; the middle has the colours that it has in the strip."""
+    strip = torch.arange(30000).div(30000 / 256, rounding_mode="floor").to(torch.uint8).expand(3, 1, -1)
+    found = EvalTransform(config("data.image_size=224"))(strip)
+    assert found.shape == (3, 224, 224)
+    assert set(found.unique().tolist()) <= {127, 128}
+    image = tensor(picture(10, 200))
+    middle = EvalTransform(config("data.image_size=64"))(image)
+    whole = EvalTransform(config("data.image_size=64"))(image[..., 45:155])
+    assert (middle.int() - whole.int()).abs().float().mean() < 3, "as of any part that is long enough"
+
+
 def test_a_sample_depends_on_its_generator_alone_and_leaves_the_global_ones() -> None:
     transform = TrainTransform(config(f"data.randaugment={POLICY}", "data.image_size=64"), MEAN)
     image = tensor(picture(80, 100))

@@ -15,6 +15,9 @@ from mae_transfer.tasks.ade20k.config import (
     SegmentationConfig,
 )
 
+Side = Annotated[int, Field(ge=16, le=8192)]
+"""Of an image, in pixels."""
+
 
 class PartialModel(ModelConfig):
     """Of the protocol partial."""
@@ -90,7 +93,7 @@ Metric = Literal["cosine", "l2"]
 class PatchesData(PairsConfig):
     """Images and masks of the protocols that fit patches, without augmentation."""
 
-    image_size: Annotated[int, Field(ge=16)] | tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
+    image_size: Side | tuple[Side, Side]
     """Side, or height and width, that images and masks are stretched to; multiples of the patch."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """knn, logreg: share of the training images that is set aside to choose by (k, metric, C)."""
@@ -117,7 +120,7 @@ class PatchesSection(Section):
     """logreg: iterations of L-BFGS for each C."""
     neighbours: int = Field(30, ge=1)
     """in_context: patches of the memory that a patch attends to."""
-    temperature: float = Field(0.02, gt=0)
+    temperature: float = Field(0.02, ge=1e-4)
     """in_context: of the softmax over cosine similarities."""
     memory_size: int | None = Field(None, ge=1)
     """in_context: patches that the memory holds; null is all of the training images."""

@@ -27,9 +27,10 @@ def from_folders(root: Path, task: str, *, train: bool = True) -> Found:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Class folder names, sorted. Hidden folders are skipped; UserError for one that is a broken link."""
+    """Class folder names, sorted. Hidden folders are skipped, and `__MACOSX`, which a zip file of a Mac leaves; UserError
+    for one that is a broken link."""
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith((".", "__MACOSX"))]
     except OSError as error:
         raise UserError(f"folder {folder} cannot be listed ({error.strerror}); check it and its permissions") from None
     broken = sorted(entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path))
@@ -71,9 +72,12 @@ def list_folders(folder: Path, known: dict[str, int], warnings: list[str]) -> Li
 
 
 def image_files(folder: Path, other: list[str]) -> list[str]:
-    """Sorted paths, relative to the folder, of the images at any depth; files of other kinds are added to `other`."""
+    """Sorted paths, relative to the folder, of the images at any depth, hidden folders such as `.ipynb_checkpoints`
+    skipped; files of other kinds are added to `other`."""
     found = []
     for path in walk_files(folder):
+        if path.startswith(".") or f"{os.sep}." in os.path.dirname(path):
+            continue
         name = os.path.basename(path)
         if is_image_name(name):
             found.append(path)

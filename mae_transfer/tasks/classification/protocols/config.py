@@ -34,7 +34,7 @@ class ProbeConfig(Section):
     """attentive: heads of the cross-attention; None is the encoder's number."""
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 20, 100, 200), min_length=1)
     """knn: numbers of neighbours."""
-    temperature: float = Field(0.07, gt=0)
+    temperature: float = Field(0.07, ge=1e-4)
     """knn: a neighbour votes with the weight exp(cosine similarity / temperature)."""
     c_powers: tuple[float, float] = (-6.0, 5.0)
     """logreg: the inverse regularisation strength C goes from 10 to the first to 10 to the second power."""
