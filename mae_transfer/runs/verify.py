@@ -187,9 +187,13 @@ def compare(model: PublishedModel, record: RunRecord, folder: Path) -> list[Verd
 
 
 def _interval(metric: str, record: RunRecord, folder: Path, of: int) -> Interval | None:
-    """Of a metric of `of` images, by the results of the single images of a part; None without any, or of too few."""
+    """Of a metric of `of` images, by the results of the single images of a part.
+
+    None without these, of too few, and of those that `eval.images` chooses: it leaves out images without objects.
+    """
     source, kept = sources(record["reports"]).get(metric), record.get("per_image")
-    if source is None or kept is None or kept["images"] < LEAST:
+    chosen = record["settings"].get("eval.images") is not None
+    if source is None or kept is None or kept["images"] < LEAST or chosen:
         return None
     arrays = read_per_image(folder, kept)
     known = known_source(arrays, source)

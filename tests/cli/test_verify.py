@@ -5,11 +5,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from support import tiny_models
 from support.trained import SOURCES, Source, write_val
 
+import mae_transfer as mt
 from mae_transfer.cli.verify import main
+from mae_transfer.data.synthetic.ade20k import make_ade20k
 from mae_transfer.results.comparable_runs import comparable_runs
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.published_models import read_published_models
@@ -107,6 +112,28 @@ def test_a_part_has_its_interval_and_never_shares_a_cell_with_a_training(
     groups = comparable_runs(long_table(records))
     assert [group.protocol for group in groups].count("trained") == 1
     assert len(groups) == 2
+
+
+def test_a_part_has_an_interval_for_miou(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(tiny_models.FITTED) as layers:
+        torch.save({"state_dict": tiny_models.fitted_segmentor(layers)}, tmp_path / "model.pth")
+    data = make_ade20k(tmp_path / "ade", train_images=1, val_images=120, size=(64, 80))
+    backbone = {"backbone": "mae_vit_nano", "overrides": {"data.workers": 0}}
+    whole = mt.evaluate(tmp_path / "model.pth", data, task="ade20k", device="cpu", **backbone)
+
+    def verdict(**changes: float) -> tuple[int, str]:
+        numbers = {key: round(whole[key], 3) for key in ("mIoU", "mAcc")} | changes
+        model = {"task": "ade20k", "backbone": "mae_vit_nano", "images": 120, "metrics": numbers, "tolerance": 0.01}
+        (tmp_path / "list.yaml").write_text(yaml.safe_dump({"tiny": {**model, "source": "this test"}}))
+        command = ["tiny", "--models", str(tmp_path / "list.yaml"), "--checkpoint", str(tmp_path / "model.pth")]
+        code = main([*command, "--data", str(data), "--images", "100", "--output", str(tmp_path / "run"), *MORE])
+        return code, capsys.readouterr().out
+
+    code, said = verdict(mAcc=1.0)
+    assert (code, said.count("95 % interval of the whole"), said.count("agrees")) == (0, 1, 1)
+    assert "mAcc: measured" in said
+    assert "NO VERDICT on a part of 100 images" in said, "and it decides nothing"
+    assert verdict(mIoU=whole["mIoU"] + 15)[0] == 4
 
 
 def test_all_models_in_a_folder_by_name_and_by_hash(
