@@ -33,7 +33,7 @@ def find_overlap(train: ImageDataset[object], val: ImageDataset[object]) -> list
     """Places of the val images that are in the training set.
 
     Paths are compared in full. Contents are compared of at most `SAMPLED` files of either split: first the sizes in
-    bytes, then, of files of one size, their beginning, middle and end.
+    bytes, then, of files of one size, their beginning, middle and end, and, where these are the same, all of it.
     """
     real = cache(os.path.realpath)
 
@@ -48,9 +48,14 @@ def find_overlap(train: ImageDataset[object], val: ImageDataset[object]) -> list
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = set(pool.map(_size, rest.values())) - {0, -1}
         alike = [path for path, size in zip(others, pool.map(_size, others), strict=True) if size in sizes]
-        contents = set(pool.map(_content, alike))
+        contents = dict(zip(alike, pool.map(_content, alike), strict=True))
         if contents:
-            found |= {place for place, c in zip(rest, pool.map(_content, rest.values()), strict=True) if c in contents}
+            pairs = zip(rest, pool.map(_content, rest.values()), strict=True)
+            likely = {place: content for place, content in pairs if content in set(contents.values())}
+            wholes = set(pool.map(_whole, [path for path in alike if contents[path] in likely.values()]))
+            found |= {
+                p for p, c in zip(likely, pool.map(_whole, [rest[p] for p in likely]), strict=True) if c in wholes
+            }
     return sorted(found)
 
 
@@ -70,6 +75,18 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return -1
+
+
+def _whole(path: str) -> str:
+    """A hash of a file; of an unreadable one a value that no other has."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.sha256()
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+            return digest.hexdigest()
+    except OSError:
+        return path
 
 
 def _content(path: str) -> tuple[int, bytes]:

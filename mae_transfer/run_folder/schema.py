@@ -47,6 +47,8 @@ class DataSummary(TypedDict):
     skipped_files: NotRequired[list[str]]
     whole_fingerprint: NotRequired[str]
     """Of the data that few labels are a part of: the fingerprint of a run on all training images."""
+    robustness: NotRequired[dict[str, Name]]
+    """Of the sets evaluated beside: the beginning of their metrics' keys -> fingerprint."""
     overlap: NotRequired[Count]
     """Val images that are training images too."""
 

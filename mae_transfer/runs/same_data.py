@@ -23,7 +23,7 @@ def check_same_data(task: BaseTask, path: Path) -> None:
     before, now = _data_of(path), task.data_summary
     if before is None:
         return
-    unlike = difference(before, now)
+    unlike = difference(before, now) or _other_sets(path, now)
     if unlike:
         raise UserError(
             f"{path} is a run on other data: {unlike}; give it the data of its training, or train on these in another "
@@ -47,6 +47,18 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return ""
     what = f"the {' and '.join(unlike)} images, or what belongs to them, are not the same: " if unlike else ""
     return f"{what}they had the fingerprint {one}, now it is {other}"
+
+
+def _other_sets(path: Path, now: Mapping[str, Any]) -> str:
+    """Names a set beside the val images whose numbers are in the record already, and that is another one now."""
+    record = path / "record.json"
+    known = read_record(record)["data"].get("robustness", {}) if record.is_file() else {}
+    sets = now.get("robustness", {})
+    return ", ".join(
+        f"{name} had the fingerprint {known[name]}, now it is {sets[name]}"
+        for name in known
+        if name in sets and known[name] != sets[name]
+    )
 
 
 def _data_of(path: Path) -> Mapping[str, object] | None:

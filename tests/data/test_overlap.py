@@ -45,6 +45,9 @@ def test_paths_links_and_copies_are_found(tmp_path):
     content = bytearray((tmp_path / "train/4.jpg").read_bytes())
     content[10000] ^= 1
     (tmp_path / "val/2.jpg").write_bytes(content)
+    content = bytearray((tmp_path / "train/0.jpg").read_bytes())
+    content[7000] ^= 1  # between the pieces that are compared first, as of two drawings on white
+    (tmp_path / "val/0.jpg").write_bytes(content)
     (tmp_path / "link").symlink_to(tmp_path / "train")
     assert overlap.find_overlap(train, val) == [1]
     val.names += ["../link/5.jpg"]

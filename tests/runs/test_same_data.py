@@ -8,6 +8,7 @@ import pytest
 from support.paths import GOLDENS
 
 from mae_transfer.cli.transfer import main
+from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.engine.distributed import make_fabric
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.record import read_record
@@ -53,6 +54,34 @@ def test_pictures_exchanged_after_training(
     exchange(data / split)
     shutil.move(data, tmp_path / "elsewhere")
     assert main([*OPTIONS, "--data", str(tmp_path / "elsewhere"), "--output", str(output), "--resume"]) == 0
+
+
+def test_pictures_of_a_set_beside_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ImageNet-A's numbers stand in the record: another set under its name is refused, and a new set is not."""
+    data = make_classification(tmp_path / "data", "imagenet", train_images=2, val_images=1, classes=2)
+    a = Path(shutil.copytree(data / "val", tmp_path / "a"))
+    options = [
+        *OPTIONS,
+        "--task",
+        "imagenet",
+        "--protocol",
+        "knn",
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    options = [word for word in options if "=" not in word or word.startswith(("data.image_size", "data.workers"))]
+    assert main([*options, f"data.imagenet_a={data / 'train'}", "--output", str(tmp_path / "of_train")]) == 0
+    assert "of 4 val images are training images too" in capsys.readouterr().err
+    assert main([*options, f"data.imagenet_a={a}"]) == 0
+    record = (tmp_path / "run" / "record.json").read_bytes()
+    exchange(a)
+    assert main([*options, f"data.imagenet_a={a}", "--eval-only"]) == 2
+    assert "is a run on other data: imagenet_a had the fingerprint" in capsys.readouterr().err
+    assert (tmp_path / "run" / "record.json").read_bytes() == record
+    exchange(a)
+    assert main([*options, f"data.imagenet_a={a}", f"data.imagenet_r={a}", "--eval-only"]) == 0
 
 
 def test_finished_runs_of_a_series_are_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

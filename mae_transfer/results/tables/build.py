@@ -24,6 +24,7 @@ from mae_transfer.results.tables.layout import lay_out
 from mae_transfer.results.tables.other import other_runs
 from mae_transfer.results.tables.overview import overviews
 from mae_transfer.results.tables.render import FORMATS
+from mae_transfer.results.tables.same_sets import same_sets
 from mae_transfer.results.tables.sensitivity import sensitivity_tables
 from mae_transfer.results.tables.table import Table
 from mae_transfer.results.tables.variants import variant_tables
@@ -58,6 +59,7 @@ def build_tables(
     """
     records = sorted(records, key=lambda record: str(record["run_id"]))
     warnings = [] if warnings is None else warnings
+    records = same_sets(records, warnings)
     runs, published, variants = long_table(records), read_published(), read_published(variants=True)
     inits = sorted(runs["init"].unique())
     if control is not None and control not in inits:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mae_transfer.data.identity import combine
 from mae_transfer.data.images import choose_subset
 from mae_transfer.errors import UserError
 from mae_transfer.files import user_path
@@ -56,6 +57,8 @@ class RobustnessSet:
     dataset: ClassificationEval
     classes: Tensor | None
     """int64: the classes to choose among, None for all."""
+    fingerprint: str
+    """Of its images and their classes."""
 
 
 def find_sets(config: ClassificationConfig, class_names: Sequence[str]) -> list[RobustnessSet]:
@@ -90,9 +93,15 @@ def _one_set(
     listing = list_folders(root, {class_name: label for label, class_name in enumerate(class_names)}, [])
     classes = torch.from_numpy(np.unique(listing.labels)) if masked else None
     indices = choose_subset(listing.names, config.subset)
-    return RobustnessSet(
-        name, ClassificationEval(listing, indices, transform, on_bad_image=config.data.on_bad_image), classes
-    )
+    dataset = ClassificationEval(listing, indices, transform, on_bad_image=config.data.on_bad_image)
+    return RobustnessSet(name, dataset, classes, combine(listing.identity(indices), list(class_names)))
+
+
+def fingerprints(sets: Sequence[RobustnessSet]) -> dict[str, str]:
+    """By the beginning of a metric's key; ImageNet-C's 75 parts are one."""
+    found = {item.name: item.fingerprint for item in sets if item.name in PLAIN}
+    parts = [item.fingerprint for item in sets if item.name not in PLAIN]
+    return found | ({"imagenet_c": combine(*parts)} if parts else {})
 
 
 def _corruption_folder(root: Path, corruption: str) -> Path:

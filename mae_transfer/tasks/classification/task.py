@@ -28,7 +28,7 @@ from mae_transfer.tasks.classification.evaluate import count, metrics_of
 from mae_transfer.tasks.classification.layouts.find import find_images
 from mae_transfer.tasks.classification.layouts.listing import ImageSet
 from mae_transfer.tasks.classification.protocols.protocol import ProbeModel, Protocol
-from mae_transfer.tasks.classification.robustness import evaluate_sets, find_sets
+from mae_transfer.tasks.classification.robustness import PLAIN, evaluate_sets, find_sets, fingerprints
 from mae_transfer.tasks.classification.splits import ImageSplits, Splits, TrainSplit
 from mae_transfer.tasks.classification.transforms import EvalTransform, TrainTransform
 
@@ -98,6 +98,10 @@ class ClassificationTask(BaseTask):
         self.robustness_sets = find_sets(config, self.class_names)
         self._summary = self._summarise(images)
         self.warnings += note_overlap(self._summary, self.image_splits.train, self.image_splits.val)
+        if self.robustness_sets:
+            self._summary["robustness"] = fingerprints(self.robustness_sets)
+            plain = [item.dataset for item in self.robustness_sets if item.name in PLAIN]
+            self.warnings += [line for each in plain for line in note_overlap({}, self.image_splits.train, each)]
 
     def use(self, splits: Splits) -> None:
         """Train and evaluate on these splits."""

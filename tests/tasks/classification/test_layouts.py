@@ -388,6 +388,16 @@ def test_class_numbers_with_gaps_are_one_line_at_once(tmp_path: Path, labels: li
         find_images("folder", write_lists(tmp_path, labels))
 
 
+def test_a_list_gives_each_image_one_label_and_keeps_their_spelling(tmp_path: Path) -> None:
+    write_lists(tmp_path, [0, 1])
+    config = data_config(None, train_list=str(tmp_path / "list.csv"), val_list=str(tmp_path / "list.csv"))
+    (tmp_path / "list.csv").write_text("path,label\n0.jpg,01\n1.jpg,1\n")
+    assert find_images("folder", config).class_names == ["01", "1"]
+    (tmp_path / "list.csv").write_text("path,label\n0.jpg,a\n1.jpg,b\n0.jpg,b\n")
+    with pytest.raises(UserError, match=r"0.jpg has the labels a and b \(1 such images\)"):
+        find_images("folder", config)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(roots: dict[str, Path], tmp_path: Path) -> None:
     assert len(find_images("folder", write_lists(tmp_path, [0, 1], bom=True)).train) == 2
     for task, kinds in (("places365", ["*.txt"]), ("inat2021", ["*.json"])):
@@ -451,8 +461,9 @@ def test_a_list_that_is_not_packed_as_its_name_says(tmp_path: Path, ending: str)
 
 def test_labels_of_a_long_list_are_one_kind(tmp_path: Path) -> None:
     """pandas reads in parts: the numbers of the first, and the texts of one with a name, would be different classes."""
-    (tmp_path / "0.png").write_bytes(b"")
-    rows = ["0.png,7"] * 150_000 + ["0.png,bee", "0.png,07", "0.png,7"]
+    for name in ("0.png", "1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"")
+    rows = ["0.png,7"] * 150_000 + ["1.png,bee", "2.png,07", "0.png,7"]
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
     found = find_images(
         "folder", data_config(None, **dict.fromkeys(("train_list", "val_list"), str(tmp_path / "t.csv")))

@@ -27,8 +27,8 @@ def from_folders(root: Path, task: str, *, train: bool = True) -> Found:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Class folder names, sorted. Hidden folders are skipped, and `__MACOSX`, which a zip file of a Mac leaves; UserError
-    for one that is a broken link."""
+    """Class folder names, sorted. Hidden folders are skipped, and `__MACOSX` of a zip file made on a Mac; UserError for
+    one that is a broken link."""
     try:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith((".", "__MACOSX"))]
     except OSError as error:

@@ -16,8 +16,8 @@ from mae_transfer.tasks.classification.layouts.listing import Found, Listing, ch
 
 # of pandas and pyarrow, whose parsing errors are ValueErrors, and of what unpacks .gz, .zip, .xz and .tar for them
 _UNREADABLE = (
-    OSError, ValueError, TypeError, EOFError, ImportError, NotImplementedError, zlib.error, lzma.LZMAError,
-    zipfile.BadZipFile, tarfile.TarError,
+    OSError, ValueError, OverflowError, TypeError, EOFError, ImportError, NotImplementedError, zlib.error,
+    lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError,
 )  # fmt: skip
 
 
@@ -60,12 +60,23 @@ def _read_list(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: row {int(np.flatnonzero(empty)[0]) + 1} has no path or no label")
     if table.empty:
         raise UserError(f"{path} has no rows")
+    unlike = table.groupby("path", sort=False)["label"].nunique()
+    if (unlike > 1).any():
+        name = unlike.index[unlike > 1][0]
+        labels = table.loc[table["path"] == name, "label"].unique()
+        raise UserError(
+            f"{path}: {name} has the labels {labels[0]} and {labels[1]} ({int((unlike > 1).sum())} such images); leave "
+            "each image one label"
+        )
     return table[["path", "label"]]
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Only an empty field is missing: NA, None and null are names that a class can have.
 
-    The labels are read at once. Read in parts, the first of numbers and the rest of names, 7 and "7" would be two.
+    Labels are names unless all of them are whole numbers without leading zeros: 01 and 1 stay two classes.
     """
-    return pd.read_csv(path, dtype={"path": str}, keep_default_na=False, na_values=[""], low_memory=False)
+    table = pd.read_csv(path, dtype={"path": str, "label": str}, keep_default_na=False, na_values=[""])
+    if "label" in table and table["label"].str.fullmatch(r"\s*(0|-?[1-9]\d{0,18})\s*", na=False).all():
+        table["label"] = table["label"].astype("int64")
+    return table
