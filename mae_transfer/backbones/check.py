@@ -11,7 +11,9 @@ NAMED = 3
 """Parameters named in a line; the rest are counted."""
 
 
-def check_encoder(module: nn.Module, sizes: tuple[tuple[int, int], ...] | None = None) -> list[str]:
+def check_encoder(
+    module: nn.Module, sizes: tuple[tuple[int, int], ...] | None = None, *, gradients: bool = True
+) -> list[str]:
     """What is wrong with a module as an encoder, one line each; an empty list if nothing is.
 
     Looks for the attributes and the method of `own_module.EncoderModule`, then runs the module: shapes at several
@@ -21,6 +23,7 @@ def check_encoder(module: nn.Module, sizes: tuple[tuple[int, int], ...] | None =
 
     Args:
         sizes: heights and widths in pixels to run it at, default about 112 x 112 and 112 x 168.
+        gradients: look at these too.
     """
     problems = attribute_problems(module)
     if problems:
@@ -30,7 +33,8 @@ def check_encoder(module: nn.Module, sizes: tuple[tuple[int, int], ...] | None =
     with torch.random.fork_rng():
         problems = _shape_problems(module.eval(), sizes)
         if not problems:
-            problems = _value_problems(module) + _gradient_problems(module.train())
+            problems = _value_problems(module)
+            problems += _gradient_problems(module.train()) if gradients else []
     for parameter, gradient in kept.items():
         parameter.grad = gradient
     module.train(training)
@@ -79,6 +83,8 @@ def _value_problems(module: Any) -> list[str]:
         problems.append("feature_maps: gives two results for the same images in eval mode, must be deterministic")
     elif not torch.allclose(first[:1], alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
         problems.append("feature_maps: an image gives another result beside another image, must not depend on it")
+    if last > 0 and not torch.equal(module.feature_maps(images, (0, last))[1], first):
+        problems.append(f"feature_maps: asked for the blocks 0 and {last}, must give them in that order")
     if last and torch.equal(module.feature_maps(images, (0,))[0], first):
         problems.append(f"feature_maps: gives the same map for the blocks 0 and {last}, must give each block's own")
     return problems

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mae_transfer.backbones.check import check_encoder
 from mae_transfer.backbones.checkpoints import files
 from mae_transfer.backbones.checkpoints.exact import load_exactly, part_of_run
 from mae_transfer.backbones.checkpoints.report import LoadReport, fingerprint
@@ -46,4 +47,13 @@ def load_module(
         ignored |= beside
     state = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     report = LoadReport(spec.name, source, LAYOUT, fingerprint(state), sorted(state), ignored=ignored)
+    report.warnings += _faults(module)
     return ModuleEncoder(module, spec, report, img_size=img_size, taps=taps)
+
+
+def _faults(module: nn.Module) -> list[str]:
+    """What `check_encoder` finds. A run goes on, since its small images may be none that the module is for."""
+    try:
+        return check_encoder(module, gradients=False)
+    except Exception as error:  # noqa: BLE001 - whatever the module raises
+        return [f"check_encoder could not run it: {type(error).__name__}: {' '.join(str(error).split())[:200]}"]

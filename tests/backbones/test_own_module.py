@@ -222,6 +222,10 @@ FAULTS = [
     ),
     (changed(feature_maps=lambda self, x, blocks: [self.patch(x) for _ in blocks]), "the same map for the blocks 0"),
     (
+        changed(feature_maps=lambda self, x, b: TinyEncoder.feature_maps(self, x, b)[::-1]),
+        "asked for the blocks 0 and 3, must give them in that order",
+    ),
+    (
         changed(feature_maps=lambda self, x, b: [m.detach() for m in TinyEncoder.feature_maps(self, x, b)]),
         "maps without a gradient",
     ),
@@ -251,6 +255,13 @@ def test_what_is_sound_has_no_line_and_is_left_as_it_was():
         UserError, match=r"Changed.*: depth: missing, .* \(and 1 more, see mae_transfer.check_encoder\)"
     ):
         load_backbone(changed(depth=None, std=None))
+
+
+def test_a_run_says_what_the_check_finds():
+    swapped = load_backbone(changed(feature_maps=lambda self, x, b: TinyEncoder.feature_maps(self, x, b)[::-1]))
+    assert any("warning: feature_maps: asked for the blocks 0 and 3" in line for line in swapped.load_report.lines())
+    picky = load_backbone(changed(feature_maps=lambda self, x, b: [x.view(7, 9)]))
+    assert any("check_encoder could not run it: RuntimeError" in line for line in picky.load_report.lines())
 
 
 def test_wrong_shapes_in_a_run_are_one_line():
