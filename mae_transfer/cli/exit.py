@@ -14,8 +14,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from mae_transfer import __version__
 from mae_transfer.commands import as_typed, command
@@ -35,9 +36,21 @@ if TYPE_CHECKING:
     from mae_transfer.run_folder.schema import RunRecord
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        left = message.removeprefix("unrecognized arguments: ").split()[0]
+        if message.startswith("unrecognized arguments: -"):
+            near = get_close_matches(left.partition("=")[0], self._option_string_actions, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help shows them all"
+            message = f"unknown option {left}, {hint}"
+        self.exit(EXIT_BAD_INPUT, f"error: {message}\n")
+
+
 def new_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """The parser of a command, with its examples in the form that the user typed."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command(name).removeprefix("python tools/"),
         description=description,
         epilog=as_typed(epilog),

@@ -128,3 +128,19 @@ def test_a_place_without_permission_is_one_line(capsys: pytest.CaptureFixture[st
 
     assert exit_code(look) == 2
     assert capsys.readouterr().err == "error: /data/set/train: Permission denied; change its permissions\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["transfer", "--task", "coco", "--subsett", "4"], "error: unknown option --subsett, did you mean --subset?\n"),
+        (["tables", "--zzz=1"], "error: unknown option --zzz=1, --help shows them all\n"),
+        (["tables", "--format", "xls"], "error: argument --format: invalid choice: 'xls'"),
+    ],
+)
+def test_a_wrong_option_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert (stop.value.code, error.count("\n")) == (2, 1)
+    assert error.startswith(said)
