@@ -1,6 +1,7 @@
 """What the data sets of all tasks share: chosen images of a folder, and what becomes of undecodable ones."""
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 Content = TypeVar("Content")
 """What is read of an image."""
+
+Span = tuple[str, int, int | None]
+"""Path of a file, and where in it an image begins and how many bytes it has; None for all of the file."""
 
 
 class ImageDataset(Dataset[dict[str, Any]], ABC, Generic[Content]):
@@ -33,6 +37,10 @@ class ImageDataset(Dataset[dict[str, Any]], ABC, Generic[Content]):
     @abstractmethod
     def file_name(self, place: int) -> str:
         """Of the image, relative to the folder."""
+
+    def span(self, place: int) -> Span:
+        """Where the bytes of the image lie."""
+        return os.path.join(self.folder, self.file_name(place)), 0, None
 
     @abstractmethod
     def read(self, place: int) -> Content:

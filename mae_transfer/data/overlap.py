@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mae_transfer.data.dataset import ImageDataset
+from mae_transfer.data.dataset import ImageDataset, Span
 
 SAMPLED = 20000
 """Files of either split whose sizes and contents are compared at most, evenly spread."""
 PIECE = 4096
+READ = 2**20
 THREADS = 16
 
 
@@ -33,34 +34,28 @@ def find_overlap(train: ImageDataset[object], val: ImageDataset[object]) -> list
     """Places of the val images that are in the training set.
 
     Paths are compared in full. Contents are compared of at most `SAMPLED` files of either split: first the sizes in
-    bytes, then, of files of one size, their beginning, middle and end, and, where these are the same, all of it.
+    bytes, then, of files of one size, their beginning, middle and end, and of those that are alike all bytes.
     """
     real = cache(os.path.realpath)
 
-    def key(dataset: ImageDataset[object], place: int) -> tuple[str, str]:
-        folder, name = os.path.split(_path(dataset, place))
-        return real(folder), name
+    def key(dataset: ImageDataset[object], place: int) -> tuple[str, str, int]:
+        path, start, _ = dataset.span(place)
+        folder, name = os.path.split(path)
+        return real(folder), name, start
 
     places = {key(val, place): place for place in range(len(val))}
     found = {places[k] for k in (key(train, place) for place in range(len(train))) if k in places}
-    rest = {place: _path(val, place) for place in _spread(len(val)) if place not in found}
-    others = [_path(train, place) for place in _spread(len(train))] if rest else []
+    rest = {place: val.span(place) for place in _spread(len(val)) if place not in found}
+    others = [train.span(place) for place in _spread(len(train))] if rest else []
     with ThreadPoolExecutor(THREADS) as pool:
-        sizes = set(pool.map(_size, rest.values())) - {0, -1}
-        alike = [path for path, size in zip(others, pool.map(_size, others), strict=True) if size in sizes]
-        contents = dict(zip(alike, pool.map(_content, alike), strict=True))
-        if contents:
-            pairs = zip(rest, pool.map(_content, rest.values()), strict=True)
-            likely = {place: content for place, content in pairs if content in set(contents.values())}
-            wholes = set(pool.map(_whole, [path for path in alike if contents[path] in likely.values()]))
-            found |= {
-                p for p, c in zip(likely, pool.map(_whole, [rest[p] for p in likely]), strict=True) if c in wholes
-            }
-    return sorted(found)
-
-
-def _path(dataset: ImageDataset[object], place: int) -> str:
-    return os.path.join(dataset.folder, dataset.file_name(place))
+        mine, theirs = list(rest.items()), others
+        for measure in (_size, _pieces, _whole):
+            values = list(pool.map(measure, (span for _, span in mine)))
+            known = list(pool.map(measure, theirs))
+            common = set(values) & set(known) - {b""}
+            mine = [item for item, value in zip(mine, values, strict=True) if value in common]
+            theirs = [span for span, value in zip(theirs, known, strict=True) if value in common]
+    return sorted(found | {place for place, _ in mine})
 
 
 def _spread(length: int) -> list[int]:
@@ -69,35 +64,43 @@ def _spread(length: int) -> list[int]:
     return places
 
 
-def _size(path: str) -> int:
-    """Bytes; -1 of what is not there."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
+def _size(span: Span) -> bytes:
+    """Bytes of the image in digits; b"" of an empty or missing file."""
+    path, _, size = span
+    if size is None:
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            return b""
+    return b"%d" % size if size else b""
 
 
-def _whole(path: str) -> str:
-    """A hash of a file; of an unreadable one a value that no other has."""
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-            return digest.hexdigest()
-    except OSError:
-        return path
-
-
-def _content(path: str) -> tuple[int, bytes]:
-    """Size and a hash of three pieces; of an unreadable file a value that no other has."""
+def _pieces(span: Span) -> bytes:
+    """Size and a hash of three pieces; b"" of an unreadable file."""
     digest = hashlib.sha256()
+    path, start, size = span
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            size = os.fstat(file.fileno()).st_size if size is None else size
             for place in sorted({0, max((size - PIECE) // 2, 0), max(size - PIECE, 0)}):
-                file.seek(place)
-                digest.update(file.read(PIECE))
+                file.seek(start + place)
+                digest.update(file.read(min(PIECE, size)))
     except OSError:
-        return -1, path.encode(errors="surrogateescape")
-    return size, digest.digest()
+        return b""
+    return b"%d " % size + digest.digest()
+
+
+def _whole(span: Span) -> bytes:
+    """Hash of all bytes; b"" of an unreadable file."""
+    digest = hashlib.sha256()
+    path, start, size = span
+    try:
+        with open(path, "rb") as file:
+            left = os.fstat(file.fileno()).st_size if size is None else size
+            file.seek(start)
+            while left > 0 and (piece := file.read(min(left, READ))):
+                digest.update(piece)
+                left -= len(piece)
+    except OSError:
+        return b""
+    return digest.digest()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_transfer.data.dataset import ImageDataset
+from mae_transfer.data.dataset import ImageDataset, Span
 from mae_transfer.data.decode import decode, read_bytes
 from mae_transfer.data.identity import identify, known_names
 from mae_transfer.data.images import ImageError, UndecodableImageError
@@ -62,6 +62,10 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def span(self, index: int) -> Span:
+        """Where the bytes of an image lie."""
+        ...
+
     def read(self, index: int) -> np.ndarray:
         """The bytes of an image file, uint8 (n,); ImageError if they cannot be had."""
         ...
@@ -77,6 +81,9 @@ class Folder:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def span(self, index: int) -> Span:
+        return os.path.join(self.root, self.names[index]), 0, None
 
     def read(self, index: int) -> np.ndarray:
         return read_bytes(os.path.join(self.root, self.names[index]))
@@ -215,6 +222,9 @@ class PretrainImages(ImageDataset[Tensor]):
 
     def file_name(self, place: int) -> str:
         return self.source.names[int(self.indices[place])]
+
+    def span(self, place: int) -> Span:
+        return self.source.span(int(self.indices[place]))
 
     def read(self, place: int) -> Tensor:
         """uint8 (C, H, W); UndecodableImageError if the file holds no such image."""

@@ -27,6 +27,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from mae_transfer.data.dataset import Span
 from mae_transfer.data.identity import identify_members, known_names
 from mae_transfer.data.images import ImageError
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names
@@ -60,6 +61,9 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def span(self, index: int) -> Span:
+        return str(self.paths[self.shard[index]]), int(self.offset[index]), int(self.size[index])
 
     def read(self, index: int) -> np.ndarray:
         """The bytes of an image file, uint8 (n,); ImageError if they are no longer there."""

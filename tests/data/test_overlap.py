@@ -1,11 +1,14 @@
 """Val images that are training images: found by path and by content, in the data sets of every task."""
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.pretraining import resolve_pretrain
 
 from mae_transfer.data import overlap
@@ -57,6 +60,41 @@ def test_paths_links_and_copies_are_found(tmp_path):
     (line,) = overlap.note_overlap(summary, train, val)
     assert "2 of 7 val images are training images too (1.jpg, ../link/5.jpg)" in line
     assert summary == {"overlap": 2}
+
+
+def test_files_that_differ_between_the_pieces_alone_are_no_overlap(tmp_path):
+    """A white picture of 128 x 128 with one coloured square in rows 14 to 51, uncompressed."""
+    sets = []
+    for folder in ("train", "val"):
+        (tmp_path / folder).mkdir()
+        names = [f"{number}.bmp" for number in range(18)]
+        for number, name in enumerate(names):
+            pixels = np.full((128, 128, 3), 255, np.uint8)
+            row, column = 14 + number % 16, 5 * number + (folder == "val")
+            pixels[row : row + 22, column : column + 22] = (200, 30, 10 * number)
+            Image.fromarray(pixels).save(tmp_path / folder / name)
+        sets.append(Files(tmp_path / folder, names))
+    train, val = sets
+    assert len({path.read_bytes() for path in tmp_path.glob("*/*.bmp")}) == 36
+    assert overlap.find_overlap(train, val) == []
+    shutil.copy(tmp_path / "train/5.bmp", tmp_path / "val/7.bmp")
+    assert overlap.find_overlap(train, val) == [7]
+
+
+def test_members_of_shards_are_compared(tmp_path):
+    rng = np.random.default_rng(0)
+    content = [rng.bytes(30000) for _ in range(7)]
+    for shard, members in {"train-000": content[:4], "val-000": [*content[4:], content[2]]}.items():
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for number, data in enumerate(members):
+                for suffix, part in (("jpg", data), ("cls", b"%d" % (number % 2))):
+                    info = tarfile.TarInfo(f"{number}.{suffix}")
+                    info.size = len(part)
+                    tar.addfile(info, io.BytesIO(part))
+    task = PretrainTask(resolve_pretrain("supervised", "vit_nano_p8", data=tmp_path))
+    assert task.data_summary["overlap"] == 1
+    (line,) = [line for line in task.warnings if "training images too" in line]
+    assert "1 of 4 val images are training images too (val-000.tar/3.jpg)" in line
 
 
 Tasks = tuple[Any, Any, int]

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from mae_transfer.data.decode import read_header
@@ -21,15 +22,14 @@ def check_files(annotations: CocoAnnotations, folder: Path, on_bad_image: str) -
     """
     _check_there(annotations, folder)
     _check_sizes(annotations, folder, on_bad_image)
-    counts = Counter(os.path.normpath(name) for name in annotations.file_names)
-    again = [name for name, count in counts.items() if count > 1]
+    real = cache(os.path.realpath)  # once a directory: `../images/1.jpg` and absolute paths are one file with `1.jpg`
+    places = [os.path.split(os.path.join(folder, name)) for name in annotations.file_names]
+    paths = [os.path.join(real(directory), name) for directory, name in places]
+    again = [os.path.relpath(path, real(str(folder))) for path, count in Counter(paths).items() if count > 1]
     if not again:
         return []
-    ids = [
-        str(i)
-        for i, name in zip(annotations.image_ids, annotations.file_names, strict=True)
-        if os.path.normpath(name) == again[0]
-    ]
+    first = os.path.normpath(os.path.join(real(str(folder)), again[0]))
+    ids = [str(i) for i, path in zip(annotations.image_ids, paths, strict=True) if path == first]
     return [
         f"{annotations.path}: {some(again)} {'are' if len(again) > 1 else 'is'} there under several image ids "
         f"({again[0]}: {', '.join(ids[:3])}); each counts as an image, with the objects of its id alone"

@@ -341,9 +341,12 @@ def test_sizes_are_those_of_the_files_from_the_start(tmp_path):
     assert check_files(annotations, tmp_path, "skip") == []
 
 
-def test_one_file_under_several_ids_is_said(tmp_path):
+@pytest.mark.parametrize("spelling", ["./3.jpg", "{folder}/3.jpg", "../{folder.name}/3.jpg", "../link/3.jpg"])
+def test_one_file_under_several_ids_is_said(tmp_path, spelling):
     content = truth()
-    content["images"][2]["file_name"] = "./3.jpg"
+    (tmp_path.parent / "link").unlink(missing_ok=True)
+    (tmp_path.parent / "link").symlink_to(tmp_path)
+    content["images"][2]["file_name"] = spelling.format(folder=tmp_path)
     annotations = load(tmp_path, content)
     write_images(tmp_path, annotations)
     (warning,) = check_files(annotations, tmp_path, "error")
