@@ -393,7 +393,7 @@ def test_a_list_gives_each_image_one_label_and_keeps_their_spelling(tmp_path: Pa
     config = data_config(None, train_list=str(tmp_path / "list.csv"), val_list=str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_text("path,label\n0.jpg,01\n1.jpg,1\n")
     assert find_images("folder", config).class_names == ["01", "1"]
-    (tmp_path / "list.csv").write_text("path,label\n0.jpg,a\n1.jpg,b\n0.jpg,b\n")
+    (tmp_path / "list.csv").write_text("path,label\n0.jpg,a\n1.jpg,b\n./0.jpg,b\n")
     with pytest.raises(UserError, match=r"0.jpg has the labels a and b \(1 such images\)"):
         find_images("folder", config)
 

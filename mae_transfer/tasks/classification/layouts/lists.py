@@ -1,6 +1,7 @@
 """Lists of images: `data.train_list` and `data.val_list`, CSV or Parquet with the columns path and label."""
 
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
@@ -60,10 +61,11 @@ def _read_list(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: row {int(np.flatnonzero(empty)[0]) + 1} has no path or no label")
     if table.empty:
         raise UserError(f"{path} has no rows")
-    unlike = table.groupby("path", sort=False)["label"].nunique()
+    paths = table["path"].astype(str).map(os.path.normpath)
+    unlike = table["label"].groupby(paths, sort=False).nunique()
     if (unlike > 1).any():
         name = unlike.index[unlike > 1][0]
-        labels = table.loc[table["path"] == name, "label"].unique()
+        labels = table.loc[paths == name, "label"].unique()
         raise UserError(
             f"{path}: {name} has the labels {labels[0]} and {labels[1]} ({int((unlike > 1).sum())} such images); leave "
             "each image one label"
