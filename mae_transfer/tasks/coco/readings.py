@@ -18,21 +18,11 @@ LEAST_OF_CORNERS = 0.05
 
 CONVENTIONS = {
     (1, 1, 1, 1): "x and y count pixels from 1: subtract 1 from both",
-    (
-        0,
-        0,
-        1,
-        1,
-    ): "width and height count the last pixel (x2 - x1 + 1), or polygons stop at its centre: subtract 1 from "
-    "both, or write polygons around the pixels",
+    (0, 0, 1, 1): "width and height count the last pixel (x2 - x1 + 1), or polygons stop at its centre: subtract 1 "
+    "from both, or write polygons around the pixels",
     (1, 1, 2, 2): "x and y count pixels from 1, and width and height count the last pixel: subtract 1 from all four",
-    (
-        1,
-        1,
-        0,
-        0,
-    ): "x and y count pixels from 1, and width and height leave the last pixel out: subtract 1 from x and y, "
-    "add 1 to width and height",
+    (1, 1, 0, 0): "x and y count pixels from 1, and width and height leave the last pixel out: subtract 1 from x and "
+    "y, add 1 to width and height",
     (0, 0, -1, -1): "width and height leave the last pixel out (x2 - x1 of its indices): add 1 to both",
 }
 """Offsets of left, top, right and bottom edge in pixels, and what writes them."""
