@@ -67,7 +67,7 @@ class OptimConfig(Section):
 
     kind: Literal["adamw", "sgd", "lars"] = "adamw"
     """`lars` is timm's, used as MAE's `util/lars.py`: biases and norms are neither adapted nor decayed."""
-    lr: float = Field(gt=0, le=1e6)
+    lr: float = Field(gt=0, le=1e30)
     """Peak learning rate at the recipe's global batch; never rescaled behind the user's back."""
     weight_decay: float = Field(ge=0)
     """Of the parameters that `no_weight_decay` does not name."""
