@@ -45,14 +45,15 @@ def test_it_holds_what_a_user_needs(wheel: Path) -> None:
 
 def test_a_day_with_it(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*install, str(wheel)], check=True)
     folder = tmp_path / "empty"
     folder.mkdir()
     shorten(site / "mae_transfer/configs/suites/demo.yaml")
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
 
     def command(*arguments: str) -> str:
-        line = [sys.executable, "-m", "mae_transfer", *arguments]
+        line = [str(site / "bin" / "mae-transfer"), *arguments]
         done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
@@ -68,6 +69,10 @@ def test_a_day_with_it(wheel: Path, tmp_path: Path) -> None:
     sets = [f"{name}=results/demo/data/{name}" for name in ("unlabelled", "classification")]
     assert "all 3 runs are done" in command(*again, "--set", "device=cpu", "--data", *sets)
     assert "top-1" in command("tables", "--runs", "results/demo/runs")
+    mine = ["--task", "folder", "--protocol", "knn", "--backbone", "random_vit_nano", "--preset", "smoke"]
+    assert "top1" in command("transfer", *mine, "--device", "cpu", "--data", "results/demo/data/classification")
+    assert "results/report/index.html" in command("report")
+    assert "classification" in (folder / "results/report/index.html").read_text()
     assert "TFLOP an image" in command("plan", "--task", "imagenet", "--backbone", "vit_nano", "data.image_size=64")
     assert command("--version").startswith("mae-transfer ")
     weights = sorted((folder / "results").rglob("step_*.pt"))[-1]

@@ -30,14 +30,17 @@ def check_encoder(
         return problems
     training = module.training
     kept = {parameter: parameter.grad for parameter in module.parameters()}
-    with torch.random.fork_rng():
-        problems = _shape_problems(module.eval(), sizes)
-        if not problems:
-            problems = _value_problems(module)
-            problems += _gradient_problems(module.train()) if gradients else []
-    for parameter, gradient in kept.items():
-        parameter.grad = gradient
-    module.train(training)
+    devices = {parameter.device for parameter in kept if parameter.device.type == "cuda"}  # not all that there are
+    try:
+        with torch.random.fork_rng(devices):
+            problems = _shape_problems(module.eval(), sizes)
+            if not problems:
+                problems = _value_problems(module)
+                problems += _gradient_problems(module.train()) if gradients else []
+    finally:
+        for parameter, gradient in kept.items():
+            parameter.grad = gradient
+        module.train(training)
     return problems
 
 

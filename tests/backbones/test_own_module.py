@@ -260,7 +260,11 @@ def test_what_is_sound_has_no_line_and_is_left_as_it_was():
 def test_a_run_says_what_the_check_finds():
     swapped = load_backbone(changed(feature_maps=lambda self, x, b: TinyEncoder.feature_maps(self, x, b)[::-1]))
     assert any("warning: feature_maps: asked for the blocks 0 and 3" in line for line in swapped.load_report.lines())
-    picky = load_backbone(changed(feature_maps=lambda self, x, b: [x.view(7, 9)]))
+    module = changed(feature_maps=lambda self, x, b: [x.view(7, 9)]).train()
+    with pytest.raises(RuntimeError, match="shape"):
+        check_encoder(module)
+    assert module.training
+    picky = load_backbone(module)
     assert any("check_encoder could not run it: RuntimeError" in line for line in picky.load_report.lines())
 
 

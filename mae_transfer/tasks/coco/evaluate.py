@@ -59,28 +59,17 @@ def evaluate(
     fabric: Fabric,
     progress: bool,
     predictions_path: Path | None = None,
-) -> dict[str, float]:
-    """Metrics in percent, `box_AP` to `mask_ARl`, NaN for those without ground truth; the same dict on every rank.
+    *,
+    matches: bool = False,
+) -> tuple[dict[str, float], Arrays | None]:
+    """Metrics in percent, `box_AP` to `mask_ARl`, NaN for those without ground truth, and with `matches` how the
+    detections of each image match (`run_folder/per_image.py`); the same on every rank.
 
     A data set of boxes alone has `box_AP` to `box_ARl`.
     With `eval.per_class` also `box_AP/<category>` and `mask_AP/<category>`. The model runs under fabric.autocast(), so
     in the precision of the run, and is left in the mode it came in. Rank r takes images r, r + world, ...; with
     `predictions_path` rank 0 writes all detections there in COCO's results format. Collective: call it on every rank.
     """
-    return evaluate_each(model, dataset, config, fabric, progress, predictions_path)[0]
-
-
-def evaluate_each(
-    model: nn.Module,
-    dataset: CocoEval,
-    config: CocoConfig,
-    fabric: Fabric,
-    progress: bool,
-    predictions_path: Path | None = None,
-    *,
-    matches: bool = False,
-) -> tuple[dict[str, float], Arrays | None]:
-    """The metrics of `evaluate`, and with `matches` how each image's detections match (`run_folder/per_image.py`)."""
     mine = detect(model, dataset, config, fabric, progress)
     if fabric.world_size == 1:
         return _finish(mine, dataset, config, predictions_path, matches)
@@ -204,7 +193,7 @@ def score_each(
     kinds: Sequence[str] | None = None,
     matches: bool = False,
 ) -> tuple[dict[str, float], Arrays | None]:
-    """The metrics of `score`, and with `matches` what `evaluate_each` gives."""
+    """The metrics of `score`, and with `matches` what `evaluate` gives."""
     content = ground_truth(annotations, {image.image_id for image in detections})
     ids = [image["id"] for image in content["images"]]
     results = coco_results(detections, annotations)

@@ -18,7 +18,7 @@ from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_cate
 from mae_transfer.tasks.coco.card import BENCHMARK, CARDS, CATEGORY_IDS
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoPaths, CocoTrain, resolve_paths
-from mae_transfer.tasks.coco.evaluate import evaluate_each
+from mae_transfer.tasks.coco.evaluate import evaluate
 from mae_transfer.tasks.coco.files import check_files
 from mae_transfer.tasks.coco.pictures import draw_pictures
 from mae_transfer.tasks.coco.protocols.protocol import Protocol
@@ -145,7 +145,7 @@ class CocoTask(BaseTask):
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> Evaluation:
         kept = self.protocol.keeps_matches
-        return Evaluation(*evaluate_each(model, self.eval_dataset, self.config, fabric, progress, matches=kept))
+        return Evaluation(*evaluate(model, self.eval_dataset, self.config, fabric, progress, matches=kept))
 
     def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "list[Picture]":
         return draw_pictures(model, self.eval_dataset, self.config.eval.pictures, fabric)

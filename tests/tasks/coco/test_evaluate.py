@@ -145,7 +145,7 @@ def by_pycocotools(truth: Path, results: Path, image_ids: list[int] | None = Non
 
 def test_ground_truth_scores_100(coco, tmp_path, capfd):
     dataset = eval_set(coco)
-    metrics = evaluate(Oracle(dataset), dataset, config(dataset), cpu(), False)
+    metrics = evaluate(Oracle(dataset), dataset, config(dataset), cpu(), False)[0]
     assert list(metrics) == [f"{prefix}_{name}" for prefix in ("box", "mask") for name in STATISTICS]
     for name, value in metrics.items():
         if not name.endswith(("AR1", "AR10")):  # those stop at 1 and 10 detections
@@ -157,7 +157,7 @@ def test_ground_truth_scores_100(coco, tmp_path, capfd):
 def test_all_numbers_are_pycocotools(coco, tmp_path, subset):
     dataset = eval_set(coco, subset=subset)
     results = tmp_path / "predictions.json"
-    metrics = evaluate(
+    metrics, _ = evaluate(
         Oracle(dataset, 0.08), dataset, config(dataset, per_class=True, batch_size=2), cpu(), False, results
     )
     expected = by_pycocotools(val_json(coco), results, dataset.image_ids)
@@ -185,7 +185,7 @@ def test_the_case_is_hard_enough(coco):
 def test_no_detections_score_0(coco, tmp_path):
     dataset = eval_set(coco)
     results = tmp_path / "predictions.json"
-    metrics = evaluate(Nothing(), dataset, config(dataset, per_class=True), cpu(), False, results)
+    metrics = evaluate(Nothing(), dataset, config(dataset, per_class=True), cpu(), False, results)[0]
     assert {value for value in metrics.values() if not math.isnan(value)} == {0.0}
     assert json.loads(results.read_text()) == []
     only_empty = score(dataset.annotations, [encode(3, Nothing()({"sizes": [(5, 5)]})[0])], per_class=False)
@@ -237,7 +237,7 @@ def test_a_skipped_image_counts_as_without_detections(coco, tmp_path):
         evaluate(Oracle(dataset), dataset, config(dataset), cpu(), False)
     dataset = eval_set(folder, on_bad_image="skip")
     oracle = Oracle(dataset)
-    metrics = evaluate(oracle, dataset, config(dataset), cpu(), False)
+    metrics = evaluate(oracle, dataset, config(dataset), cpu(), False)[0]
     assert 4 not in oracle.seen
     assert dataset.skipped == {"000000000004.jpg": 1}
     detections = [encode(r.id, oracle.detect(r.id, r.height, r.width)) for r in oracle.records.values() if r.id != 4]
@@ -264,7 +264,7 @@ def _one_of_two(rank: int, folder: Path, port: int, out: Path) -> None:
     fabric.launch()
     dataset = eval_set(folder)
     oracle = Oracle(dataset, 0.08)
-    metrics = [evaluate(oracle, dataset, config(dataset, batch_size=2), fabric, False) for _ in range(2)]
+    metrics = [evaluate(oracle, dataset, config(dataset, batch_size=2), fabric, False)[0] for _ in range(2)]
     (out / f"{rank}.json").write_text(json.dumps({"metrics": metrics, "seen": oracle.seen}))
     torch.distributed.destroy_process_group()
 
@@ -277,7 +277,7 @@ def test_two_processes_are_one(coco, tmp_path):
     mp.start_processes(_one_of_two, args=(coco, port, tmp_path), nprocs=2, start_method="fork")
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     dataset = eval_set(coco)
-    alone = evaluate(Oracle(dataset, 0.08), dataset, config(dataset), cpu(), False)
+    alone = evaluate(Oracle(dataset, 0.08), dataset, config(dataset), cpu(), False)[0]
     for metrics in first["metrics"] + second["metrics"]:
         assert metrics == pytest.approx(alone, abs=1e-12, nan_ok=True)
     assert first["seen"] == [1, 3, 5, 7, 9] * 2
