@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from mae_transfer.results.tables.table import MISSING, Cell
 
+Settings: TypeAlias = Mapping[str, Any]
+"""Flat: section.key -> value."""
 Pair = tuple[int, int]
 """(seed, draw): over these a cell averages, and by these two runs are paired."""
 
@@ -29,9 +31,11 @@ class ComparableRuns:
     protocol: str
     recipe: str
     blocks: float
-    settings: Mapping[str, Any]
+    settings: Settings
     first: str
     """The first run id."""
+    pretraining: Settings | None = None
+    """Settings of the weights' pre-training, where its record is known."""
     runs: dict[Pair, dict[str, Any]] = field(default_factory=dict)
     """What the long table says of each run."""
     values: dict[Pair, dict[str, float]] = field(default_factory=dict)
@@ -65,7 +69,7 @@ def comparable_runs(table: pd.DataFrame) -> list[ComparableRuns]:
     for row in table.to_dict("records"):
         key = (row["init"], *(row[name] for name in KEYS))
         if key not in found:
-            names = (*KEYS, "init", "protocol", "recipe", "blocks", "settings")
+            names = (*KEYS, "init", "protocol", "recipe", "blocks", "settings", "pretraining")
             found[key] = ComparableRuns(first=row["run_id"], **{name: row[name] for name in names})
         group, pair = found[key], (row["seed"], row["draw"])
         if pair not in group.runs or group.runs[pair]["run_id"] != row["run_id"]:  # rows are in the order of run ids
@@ -97,11 +101,17 @@ def changes(group: ComparableRuns, reference: ComparableRuns, ignore: Sequence[s
     if group.init == reference.init:
         old, new = vars(reference), vars(group)
         found = [f"{key} {old[key]} -> {new[key]}" for key in ("backbone", "weights") if old[key] != new[key]]
+        if group.pretraining and reference.pretraining and group.weights != reference.weights:
+            found[-1] = f"pre-training {_differing(group.pretraining, reference.pretraining)}"
     if group.settings_id != reference.settings_id:
-        old, new = dict(reference.settings), dict(group.settings)
-        keys = sorted({*old, *new} - {*ignore})
-        found += [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
-    return ", ".join(found)
+        found.append(_differing(group.settings, reference.settings, ignore))
+    return ", ".join(filter(None, found))
+
+
+def _differing(settings: Settings, reference: Settings, ignore: Sequence[str] = ()) -> str:
+    keys = sorted({*reference, *settings} - {*ignore})
+    pairs = ((key, reference.get(key), settings.get(key)) for key in keys)
+    return ", ".join(f"{key} {old} -> {new}" for key, old, new in pairs if old != new)
 
 
 def stacked(

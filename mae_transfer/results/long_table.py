@@ -30,6 +30,7 @@ COLUMNS = {
     "init": "initialisation: random, sup, mae, ...",
     "backbone": "name of the backbone",
     "weights": "fingerprint of the weights, the settings id of this project's own pre-training, or random",
+    "pretraining": "settings of the weights' own pre-training, where its record is among these; else None",
     "size": "b, l, h, ...; with the image size where classification has other than 224 pixels (h448)",
     "blocks": "trained blocks of partial fine-tuning, else NaN",
     "seed": "seed of the run",
@@ -42,6 +43,7 @@ COLUMNS = {
     "classes": "number of classes, NaN where the record does not say",
     "processor": "GPU or CPU",
     "hours": "GPU-hours: wall time x processes; on a CPU core-hours: wall time x processes x threads",
+    "images_per_second": "of training, NaN if not measured",
     "peak_memory_bytes": "the largest of any process, NaN if not measured",
     "parameters": "of the whole model",
     "encoder_flops": "floating-point operations of one forward pass of the encoder on one image, NaN in old records",
@@ -68,8 +70,13 @@ def long_table(records: Iterable[RunRecord], *, details: bool = False) -> pd.Dat
     """
     ordered = sorted(records, key=lambda record: str(record["run_id"]))
     names = data_names(ordered)
+    pretrainings = {
+        str(record["settings_id"]): {"backbone": record["backbone"]["name"], **record["settings"]}
+        for record in ordered
+        if not record["transfers"]
+    }
     runs = pd.DataFrame(
-        [_run(record, names) for record in ordered], columns=[c for c in COLUMNS if c not in _OF_METRIC]
+        [_run(record, names, pretrainings) for record in ordered], columns=[c for c in COLUMNS if c not in _OF_METRIC]
     )
     metrics = [_metrics(record, details) for record in ordered]
     rows = np.repeat(np.arange(len(ordered)), [len(of_run) for of_run in metrics])
@@ -91,9 +98,13 @@ def _metrics(record: RunRecord, details: bool) -> list[tuple[Any, ...]]:
     return found
 
 
-def _run(record: RunRecord, names: Mapping[str, str]) -> dict[str, object]:
+def _run(
+    record: RunRecord, names: Mapping[str, str], pretrainings: Mapping[str, Mapping[str, object]]
+) -> dict[str, object]:
     backbone, data, settings = record["backbone"], record["data"], record["settings"]
     processor, hours = _cost(record)
+    # of pre-trainings by the same settings each seed has weights of its own, which may share a cell
+    weights = backbone.get("trained_as") or backbone.get("fingerprint") or "random"
     return {
         "run_id": record["run_id"],
         "task": record["task"],
@@ -112,8 +123,8 @@ def _run(record: RunRecord, names: Mapping[str, str]) -> dict[str, object]:
         "overlap": data.get("overlap") or 0,
         "init": backbone["init"],
         "backbone": backbone["name"],
-        # of pre-trainings by the same settings each seed has weights of its own, which may share a cell
-        "weights": backbone.get("trained_as") or backbone.get("fingerprint") or "random",
+        "weights": weights,
+        "pretraining": pretrainings.get(weights),
         "size": _size(backbone["size"], settings),
         "blocks": _blocks(settings.get("model.blocks")),
         "seed": record["seed"],
@@ -126,6 +137,7 @@ def _run(record: RunRecord, names: Mapping[str, str]) -> dict[str, object]:
         "classes": _number(data.get("classes")),
         "processor": processor,
         "hours": hours,
+        "images_per_second": _number(record.get("images_per_second")),
         "peak_memory_bytes": _number(record.get("peak_memory_bytes")),
         "parameters": _number(record.get("parameters")),
         "encoder_flops": _number(record.get("encoder_flops")),

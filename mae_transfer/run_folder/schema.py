@@ -108,6 +108,7 @@ class Summary(TypedDict):
     metrics: dict[str, FiniteFloat | None]
     data: DataSummary
     kind: NotRequired[Name]
+    images_per_second: NotRequired[Amount | None]
     """What the task is called where the data are not its benchmark."""
     parameters: NotRequired[Count]
     encoder_flops: NotRequired[Count | None]
@@ -147,7 +148,6 @@ class RunRecord(Summary):
     engine: NotRequired[str]
     history: NotRequired[list[dict[str, Any]]]
     steps: NotRequired[Count]
-    images_per_second: NotRequired[Amount | None]
     commit: NotRequired[str | None]
     versions: NotRequired[dict[str, str]]
     command: NotRequired[list[str]]

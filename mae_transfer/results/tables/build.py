@@ -16,7 +16,9 @@ from typing import Any
 from mae_transfer.errors import UserError
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.published import read_published
+from mae_transfer.results.tables.ablations import ablation_tables
 from mae_transfer.results.tables.by_protocol import protocol_blocks
+from mae_transfer.results.tables.claims import claim_tables
 from mae_transfer.results.tables.dense import dense_blocks
 from mae_transfer.results.tables.described import described_tasks
 from mae_transfer.results.tables.differences import Comparison
@@ -74,6 +76,7 @@ def build_tables(
         if task.on_benchmark(task.runs).any():
             tables += variant_tables(task, variants[variants["task"] == task.name])
     other = other_runs(records, tasks, warnings)
-    top = [*overviews(tasks, comparison), *sensitivity_tables(tasks, comparison)]
+    top = [*overviews(tasks, comparison), *claim_tables(tasks, runs, comparison)]
+    top += [*ablation_tables(tasks, runs, variants, comparison), *sensitivity_tables(tasks, comparison)]
     tables = [*top, *tables, *([other] if other else [])]
     return sorted(tables, key=lambda table: table.published_only)

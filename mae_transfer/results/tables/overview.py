@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mae_transfer.results.comparable_runs import ComparableRuns
+from mae_transfer.results.comparable_runs import ComparableRuns, changes
 from mae_transfer.results.names import (
     INIT_ORDER,
     PRESET_NOTES,
@@ -69,19 +69,34 @@ def _table(preset: str, columns: Sequence[Scores], notes: Sequence[str], compari
 
 
 def encoder_labels(encoders: Mapping[Encoder, ComparableRuns]) -> dict[Encoder, str]:
-    """Encoder -> 'MAE, B', in the order of rows; with backbone and weights where the short names are the same."""
+    """Encoder -> 'MAE, B', in the order of rows; with what tells them apart where the short names are the same.
+
+    That is the backbone, else what is unlike in the pre-training to the first of the name, else digits of the weights.
+    """
     size = {encoder: _size(group) for encoder, group in encoders.items()}
     inits = in_order({init for init, _, _ in encoders}, INIT_ORDER)
     sizes = in_order(set(size.values()), SIZE_ORDER)
     order = sorted(encoders, key=lambda e: (sizes.index(size[e]), inits.index(e[0]), e))
     short = {e: f"{init_title(e[0])}, {size_title(size[e])}" for e in order}
     named = {e: f"{short[e]} ({e[1]})" for e in order}
+    trained = {e: _by_pretraining(short[e], e, encoders) for e in order}
     full = {e: f"{short[e]} ({e[1]}, {e[2][:8]})" for e in order}
     found = {}
     for encoder in order:
-        choices = [labels[encoder] for labels in (short, named) if _once(labels[encoder], labels)]
+        choices = [labels[encoder] for labels in (short, named, trained) if _once(labels[encoder], labels)]
         found[encoder] = choices[0] if choices else full[encoder]
     return found
+
+
+def _by_pretraining(label: str, encoder: Encoder, encoders: Mapping[Encoder, ComparableRuns]) -> str:
+    """'MAE, B' of the first pre-training of an initialisation and backbone, 'MAE, B: mask.ratio 0.75 -> 0.5'."""
+    alike = [group for (init, backbone, _), group in encoders.items() if (init, backbone) == encoder[:2]]
+    alike = [group for group in alike if group.pretraining]
+    if not encoders[encoder].pretraining:
+        return label
+    first = min(alike, key=lambda group: group.first)
+    unlike = changes(encoders[encoder], replace(first, settings_id=encoders[encoder].settings_id))
+    return f"{label}: {unlike.removeprefix('pre-training ')}" if unlike else label
 
 
 def _once(label: str, labels: Mapping[Encoder, str]) -> bool:
