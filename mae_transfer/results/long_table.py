@@ -39,7 +39,7 @@ COLUMNS = {
     "whole_fingerprint": "of the data that the fraction was taken of",
     "settings_id": "of all that may change the metric and is not compared",
     "settings": "the flat settings themselves (one dict is shared by runs of the same id)",
-    "blind": "top-1 in percent of naming the commonest class, NaN where the record does not say",
+    "blind": "the main metric of a prediction that looks at no image, NaN where the record does not say",
     "classes": "number of classes, NaN where the record does not say",
     "processor": "GPU or CPU",
     "hours": "GPU-hours: wall time x processes; on a CPU core-hours: wall time x processes x threads",

@@ -21,12 +21,13 @@ from mae_transfer.results.tables.by_size import data_notes
 from mae_transfer.results.tables.described import TaskTables
 from mae_transfer.results.tables.differences import Comparison, difference
 from mae_transfer.results.tables.scores import Encoder, Scores, main_columns
-from mae_transfer.results.tables.table import MISSING, Cell, Table
+from mae_transfer.results.tables.table import MISSING, Cell, Table, number
 
 NOTE = (
     "Rows are encoders, columns the main metric of each task and protocol that has runs, in mean ± standard deviation "
     "over seeds. Runs of unlike settings never share a column. † marks the best of a column where the 95 % interval of "
-    "its difference to each other row leaves out zero. The mean rank is over all columns, among the rows that have "
+    "its difference to each other row leaves out zero. Blind is what is scored without a look at the images: the "
+    "commonest class everywhere, or one mean box. The mean rank is over all columns, among the rows that have "
     "every one."
 )
 BEST = " †"
@@ -52,6 +53,9 @@ def _table(preset: str, columns: Sequence[Scores], notes: Sequence[str], compari
     best = [_best(column, comparison) for column in columns]
     ranks = _mean_ranks(columns)
     rows = []
+    if any(column.blind is not None for column in columns):
+        known = [MISSING if column.blind is None else number(column.blind) for column in columns]
+        rows.append(("blind", (*known, *([MISSING] if ranks else []))))
     for encoder, label in labels.items():
         cells = [column.rows[encoder].cell(column.metric) if encoder in column.rows else MISSING for column in columns]
         cells = [

@@ -23,6 +23,8 @@ class Scores:
     task: str
     fingerprint: str
     """Of the data."""
+    blind: float | None = None
+    """The metric of what looks at no image, where its runs say one number."""
 
     def sign(self) -> int:
         return -1 if self.better == "lower" else 1
@@ -63,8 +65,10 @@ def _columns(task: TaskTables, preset: str, notes: list[str]) -> list[Scores]:
         for recipe, of_recipe in part.groupby("recipe"):
             what = " ".join(filter(None, (str(protocol), str(recipe) if recipes > 1 else "")))
             head = metric_title(f"{title}{f', {what}' if what else ''}: {data}", better)
+            blind = sorted({round(value, 6) for value in of_recipe["blind"].dropna()})
+            same = blind[0] if len(blind) == 1 else None
             for own, rows in _by_settings(head, comparable_runs(of_recipe), notes):
-                found.append(Scores(own, metric, better, rows, task.name, str(fingerprint)))
+                found.append(Scores(own, metric, better, rows, task.name, str(fingerprint), same))
     return found
 
 

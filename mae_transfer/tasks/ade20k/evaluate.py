@@ -32,13 +32,14 @@ def evaluate(
 
 def evaluate_each(
     model: nn.Module, dataset: EvalSplit, names: list[str], config: SegmentationConfig, fabric: Fabric, progress: bool
-) -> tuple[dict[str, float], Arrays]:
-    """The metrics of `evaluate`, and the pixel counts of each image (`run_folder/per_image.py`)."""
+) -> tuple[dict[str, float], Arrays, float | None]:
+    """The metrics of `evaluate`, the pixel counts of each image (`run_folder/per_image.py`), and `blind_miou`."""
     matrix, files, intersections, unions = confusion(model, dataset, len(names), config, fabric, progress)
     each = segmented_images(gather_objects(fabric, (files, intersections, unions)))
     if fabric.world_size > 1:
         matrix = fabric.all_reduce(matrix, reduce_op="sum")  # type: ignore[assignment]
-    return score(matrix.cpu(), names, per_class=config.eval.per_class), each
+    matrix = matrix.cpu()
+    return score(matrix, names, per_class=config.eval.per_class), each, blind_miou(matrix, names)
 
 
 def confusion(
@@ -85,6 +86,17 @@ def count(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
     counted = label != IGNORE
     pairs = label[counted].long() * num_classes + prediction[counted].long()
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def blind_miou(matrix: Tensor, names: list[str]) -> float | None:
+    """mIoU in percent of saying the commonest class of these very labels everywhere; None without labels.
+
+    matrix: as of `score`.
+    """
+    truth = matrix.sum(1)
+    constant = torch.zeros_like(matrix)
+    constant[:, truth.argmax()] = truth
+    return score(constant, names, per_class=False)["mIoU"] if truth.any() else None
 
 
 def score(matrix: Tensor, names: list[str], *, per_class: bool) -> dict[str, float]:

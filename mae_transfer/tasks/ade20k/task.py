@@ -135,7 +135,7 @@ class Ade20kTask(BaseTask):
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> Evaluation:
         names, config = self.class_names, self.config
-        metrics, each = evaluate_each(model, self.eval_dataset, names, config, fabric, progress)
+        metrics, each, self._summary["blind"] = evaluate_each(model, self.eval_dataset, names, config, fabric, progress)
         chosen, candidates = self.protocol.selection(model)
         return Evaluation(metrics | candidates, each, chosen)
 

@@ -15,6 +15,7 @@ from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.card import load_object
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories, check_same_kind
+from mae_transfer.tasks.coco.blind import blind_ap
 from mae_transfer.tasks.coco.card import BENCHMARK, CARDS, CATEGORY_IDS
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoPaths, CocoTrain, resolve_paths
@@ -145,6 +146,8 @@ class CocoTask(BaseTask):
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> Evaluation:
         kept = self.protocol.keeps_matches
+        if "blind" not in self._summary and fabric.global_rank == 0:
+            self._summary["blind"] = blind_ap(self.eval_dataset.annotations, self.eval_dataset.image_ids)
         return Evaluation(*evaluate(model, self.eval_dataset, self.config, fabric, progress, matches=kept))
 
     def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "list[Picture]":

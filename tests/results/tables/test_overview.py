@@ -131,3 +131,16 @@ def test_encoders_of_one_name_are_told_apart() -> None:
 def test_the_markdown_begins_with_it(tmp_path: Path) -> None:
     text = make_tables([record("mae", 0, 1.0)])
     assert text.startswith("## Overview, mini\n")
+
+
+def test_blind_has_a_row_on_top_and_in_the_dense_table() -> None:
+    """What looks at no image is the first line, where all runs of a column say the same of it."""
+    of = {"name": "shapes", "fingerprint": "f0"}
+    runs = [record("mae", seed, 10.0 + seed, "ade20k") | {"data": {**of, "blind": 4.25}} for seed in range(2)]
+    runs += [record("mae", seed, 30.0) | {"data": {**of, "blind": 20.0 + seed}} for seed in range(2)]
+    _, rows = overview(runs)
+    assert list(rows) == ["blind", "MAE, B"]
+    assert rows["blind"] == ["4.2", "-"], "two draws of few labels have two"
+    tables = {table.title: table for table in build_tables([RunRecord(**each) for each in runs])}
+    dense = next(table for title, table in tables.items() if title.startswith("Segmentation"))
+    assert [(label, cells[0].text) for label, cells in dense.rows][0] == ("blind (no look at the images)", "4.2")

@@ -20,7 +20,7 @@ from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k import inference
 from mae_transfer.tasks.ade20k.config import EvalConfig
 from mae_transfer.tasks.ade20k.data import Ade20kEval
-from mae_transfer.tasks.ade20k.evaluate import count, evaluate, score
+from mae_transfer.tasks.ade20k.evaluate import blind_miou, count, evaluate, score
 from mae_transfer.tasks.ade20k.inference import Predictor, classes_at
 from mae_transfer.tasks.ade20k.pairs import find_pairs
 from mae_transfer.tasks.ade20k.transforms import IGNORE
@@ -146,7 +146,7 @@ def test_memory_of_a_large_image_at_the_recipes_size(mode, tmp_path):
         from mae_transfer.runs.resolve import load_config
         from mae_transfer.engine.distributed import make_fabric
         from mae_transfer.tasks.ade20k.data import Ade20kEval
-        from mae_transfer.tasks.ade20k.evaluate import evaluate
+        from mae_transfer.tasks.ade20k.evaluate import blind_miou, evaluate
         from mae_transfer.tasks.ade20k.pairs import find_pairs
         folder = {str(tmp_path)!r}
         paths = [f"data.{{s}}_{{k}}={{folder}}" for s in ("train", "val") for k in ("images", "masks")]
@@ -258,3 +258,10 @@ def test_evaluate_reads_decodes_predicts_and_counts(tmp_path):
     assert (metrics["mIoU"], metrics["mAcc"], metrics["aAcc"]) == (100, 100, 100)
     assert sum(value == 100 for key, value in metrics.items() if key.startswith("IoU/")) >= 3
     assert model.training
+
+
+def test_blind_is_the_commonest_class_everywhere() -> None:
+    """Pixels 60, 30, 10 of three classes that occur, in any prediction: IoU 0.6, 0, 0."""
+    matrix = torch.tensor([[10, 50, 0, 0], [0, 30, 0, 0], [4, 3, 3, 0], [0, 0, 0, 0]])
+    assert blind_miou(matrix, list("abcd")) == pytest.approx(100 * 0.6 / 3)
+    assert blind_miou(torch.zeros(4, 4, dtype=torch.int64), list("abcd")) is None
