@@ -72,7 +72,7 @@ def load_config(
     values = layers(recipe, size=spec.size, init=init, task=task, preset=preset, rotary=spec.rotary)
     values |= {"task": task, "preset": preset, "backbone": values.get("backbone", {}) | {"name": backbone}}
     if chosen is not None and chosen.stated:
-        for key, value in load_object(chosen.stated)(backbone, asked.get("backbone.checkpoint")).items():
+        for key, value in load_object(chosen.stated)(backbone, asked).items():
             assign(values, key, value)
     for key, value in given:
         assign(values, key, value)

@@ -9,7 +9,10 @@ from mae_transfer.config.sections import RunConfig
 from mae_transfer.files import file_digest, user_path
 from mae_transfer.run_folder.record import read_record
 
-_YOUNGER = {"mask.patch_grid": 1, "model.class_tokens": 1, "model.positions": "sincos"}
+_YOUNGER: dict[str, object] = {
+    **{"mask.patch_grid": 1, "model.class_tokens": 1, "model.positions": "sincos"},
+    **{"eval.images": None, "eval.resize": "opencv", "model.layers": None},
+}
 """Settings younger than the ids of earlier runs, with the value that all of those had."""
 
 
@@ -30,10 +33,8 @@ def make_settings(
     if settings.get("backbone.window_rope") == "window":
         del settings["backbone.window_rope"]  # younger than the settings ids of earlier runs, all of which had this
     for key, value in _YOUNGER.items():
-        if settings.get(key) == value:
+        if key in settings and settings[key] == value:
             del settings[key]  # likewise
-    if settings.get("eval.images", "") is None:
-        del settings["eval.images"]  # likewise
     if settings.get("data.fraction") is None:  # younger too
         settings = {key: value for key, value in settings.items() if not key.startswith("data.fraction")}
     if spec is not None and spec.pos_resampling != "bicubic":

@@ -50,8 +50,8 @@ class Protocol:
     config: str = ""
     """module:class of its configuration, where that is not the task's."""
     stated: str = ""
-    """module:function, of a backbone's name and a checkpoint -> values that their source states; the recipe's give way
-    to them."""
+    """module:function, of a backbone's name and the dotted keys that were asked for (`backbone.checkpoint`) -> values
+    that the source of the files states; the recipe's give way to them, and they to what was asked for."""
     load: str = ""
     """module:function, of a configuration -> the model of the trained model's file that it names, without data."""
     about: str = ""

@@ -31,8 +31,9 @@ NOT_RUN = {
     "mae-transfer demo": "make demo; tests/test_wheel.py runs it with fewer steps",
     "--task depth|dinov3_s": "they want packages of the pages, whose own tests run them",
     "--engine detectron2": "tests/tasks/coco/detectron2, where detectron2 is installed",
-    r"verify (mae|timm|--all)|mae_finetuned|\.pkl|upernet_mae-base|dinov2_vits14_reg4": "they want files of others; "
-    "tests/cli/test_verify.py, test_transfer_trained*.py, tests/pretrain/tokenizers write small ones of their layouts",
+    r"verify (mae|timm|--all)|mae_finetuned|\.pkl|upernet_mae-base|dinov2_vits14_(reg4|pretrain)": "they want files of "
+    "others; tests/cli/test_verify.py, test_transfer_trained*.py, tests/tasks/ade20k/test_trained_linear.py and "
+    "tests/pretrain/tokenizers write small ones of their layouts",
     "plan --suite": "minutes; tests/suites/test_costs.py has a small one",
     r"data\.imagenet_a": "tests/tasks/classification/test_evaluate.py has such sets",
     r"COMMAND|transfer \.\.\.": "a form, not a line",

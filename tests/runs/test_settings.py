@@ -117,3 +117,16 @@ def test_a_record_has_the_rule_of_its_checkpoint(tmp_path: Path) -> None:
             overrides=[f"data.image_size={size}", "eval.pictures=0"],
         )
         assert record["settings"].get("pos_resampling") == rule
+
+
+def test_options_of_segmentation_leave_earlier_ids_as_they_were() -> None:
+    for protocol, key, usual, other in (
+        ("upernet", "eval.resize", "opencv", "pillow"),
+        ("linear", "eval.resize", "opencv", "pillow"),
+        ("trained", "model.layers", None, "last"),
+    ):
+        for value in (usual, other):
+            config = load_config("ade20k", "mae_vit_b", protocol=protocol, overrides={key: value})
+            settings = make_settings(config, data_fingerprint="f", norm_batch=8)
+            assert (key in settings) == (value == other)
+            assert "model.classifier" not in settings, "known by its fingerprint"

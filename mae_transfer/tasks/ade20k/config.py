@@ -119,6 +119,8 @@ class EvalConfig(SegmentationEval):
     """Sizes of the image relative to `short_side`; several are averaged (multi-scale)."""
     flip: Annotated[bool, Role.EVALUATION] = False
     """Average with the mirrored image."""
+    resize: Annotated[Literal["opencv", "pillow"], Role.EVALUATION] = "opencv"
+    """Whose bilinear filter resizes the image; Pillow's smooths where it shrinks, as in DINOv3."""
 
 
 class SegmentationConfig(RunConfig):

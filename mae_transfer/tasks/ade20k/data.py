@@ -127,7 +127,7 @@ class Ade20kEval(Segmentation):
     def __init__(self, pairs: Pairs, config: CropsConfig, *, subset: int | None = None) -> None:
         super().__init__(pairs, config.data, subset)
         self.config = config.data
-        self.ratios = config.eval.ratios
+        self.eval = config.eval
 
     def __getitem__(self, index: int) -> Sample:
         name = self.file_name(index)
@@ -136,7 +136,8 @@ class Ade20kEval(Segmentation):
         if pair is None:
             return sample | {"views": None, "label": None, "skipped": [name]}
         image, label = pair
-        views = [to_tensor(resize_for_evaluation(image, self.config, ratio)) for ratio in self.ratios]
+        resized = (resize_for_evaluation(image, self.config, ratio, self.eval.resize) for ratio in self.eval.ratios)
+        views = [to_tensor(pixels) for pixels in resized]
         return sample | {"views": views, "label": torch.from_numpy(label), "skipped": []}
 
     @staticmethod

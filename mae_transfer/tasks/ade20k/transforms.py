@@ -5,12 +5,14 @@ numbers, images and labels come out the same as there, but that colours are RGB 
 left to the model, which pads with zeros after normalising. Images are uint8 (h, w, 3), labels int16 (h, w) with IGNORE.
 
 OpenCV resizes: unlike Pillow's, its bilinear filter does not smooth when it shrinks, and the published numbers are with
-that.
+that; those of DINOv3's heads are with Pillow's (dinov3/eval/segmentation/transforms.py), whose sizes are the same.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from mae_transfer.tasks.ade20k.config import DataConfig
 from mae_transfer.tasks.ade20k.opencv import cv2
@@ -34,12 +36,17 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
-def resize_for_evaluation(image: np.ndarray, config: DataConfig, ratio: float = 1.0) -> np.ndarray:
+def resize_for_evaluation(
+    image: np.ndarray, config: DataConfig, ratio: float = 1.0, by: Literal["opencv", "pillow"] = "opencv"
+) -> np.ndarray:
     """The image at `ratio` times the evaluation size, but no smaller than the window, as published multi-scale numbers
     are (`min_size` of mmsegmentation 0.x and BEiT; the port to 1.x left it out): smaller ratios repeat that size."""
     ratio = max(ratio, min(config.image_size / config.short_side, 1.0))
     sides = int(config.short_side * ratio), int(config.long_side * ratio)
-    return resize_image(image, rescaled_size(image.shape[0], image.shape[1], *sides))
+    size = rescaled_size(image.shape[0], image.shape[1], *sides)
+    if by == "opencv":
+        return resize_image(image, size)
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def augment(

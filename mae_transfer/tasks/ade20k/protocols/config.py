@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mae_transfer.config.layers import Layers
+from mae_transfer.config.roles import Role
 from mae_transfer.config.sections import Section
 from mae_transfer.tasks.ade20k.config import (
     Ade20kConfig,
@@ -34,11 +35,21 @@ class PartialConfig(Ade20kConfig):
     model: PartialModel
 
 
+class TrainedModel(ModelConfig):
+    """Of the protocol trained: a UperNet, or (`recipe=trained_linear`) a linear head on an encoder."""
+
+    classifier: Annotated[str | None, Role.COMPARED] = None
+    """Path of a linear head that is a file of its own (DINOv2's, DINOv3's); the encoder is that of `--checkpoint`."""
+    layers: Layers | None = None
+    """Blocks whose normed patch tokens the linear head reads, as for linear; null where the model is a UperNet."""
+
+
 class TrainedConfig(Ade20kConfig):
     """Of the protocol trained."""
 
     protocol: Literal["trained"]
     """As in `--protocol`."""
+    model: TrainedModel
 
 
 class FinetuneLinearData(DataConfig):

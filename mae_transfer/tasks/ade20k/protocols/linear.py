@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mae_transfer.adapters.norm import BatchNorm
+from mae_transfer.config.layers import Layers
+from mae_transfer.tasks.ade20k.config import CropsConfig
 from mae_transfer.tasks.ade20k.inference import Predictor
 from mae_transfer.tasks.ade20k.patch_tokens import PatchTokens, padded_size
 from mae_transfer.tasks.ade20k.protocols.config import LinearConfig
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
 class LinearSegmentor(Segmentor):
     """Frozen encoder, batch norm and a linear classifier of each patch."""
 
-    def __init__(self, encoder: "Encoder", num_classes: int, config: LinearConfig) -> None:
+    def __init__(
+        self, encoder: "Encoder", num_classes: int, config: CropsConfig, layers: Layers, dropout: float = 0.0
+    ) -> None:
         side = config.data.image_size
         super().__init__(encoder, side, Predictor(num_classes, side, encoder.patch_size, config.eval))
-        self.tokens = PatchTokens(encoder, config.probe.layers)
+        self.tokens = PatchTokens(encoder, layers)
         channels = encoder.embed_dim * len(self.tokens.blocks)
-        self.dropout = nn.Dropout2d(config.probe.dropout)
+        self.dropout = nn.Dropout2d(dropout)
         self.norm = BatchNorm(channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
         init_classifier(self.classifier)
@@ -54,4 +58,5 @@ class Linear(Protocol[LinearConfig, LinearSegmentor]):
 
     @override
     def build_model(self, encoder: "Encoder", num_classes: int) -> LinearSegmentor:
-        return LinearSegmentor(encoder, num_classes, self.config)
+        probe = self.config.probe
+        return LinearSegmentor(encoder, num_classes, self.config, probe.layers, probe.dropout)

@@ -1,16 +1,13 @@
-"""A UperNet that was trained elsewhere, evaluated as it is: mmsegmentation's, BEiT's, transformers', and those of here.
+"""A segmentation model that was trained elsewhere, evaluated: a UperNet, or a linear head (`trained_linear.py`).
 
-Every tensor of the file has to fit the model, and every tensor of the model is in the file. LayerScale, tables of
-relative positions, LayerNorm eps and the images' mean and std are the file's. Nothing is trained and no training image
-is read.
+UperNets are mmsegmentation's, BEiT's, transformers' and those of here. Every tensor of the file has to fit the model,
+and every tensor of the model is in the file. LayerScale, tables of relative positions, LayerNorm eps and the images'
+mean and std are the file's. Nothing is trained and no training image is read.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
 from typing_extensions import override
 
 from mae_transfer.backbones.checkpoints.exact import load_exactly
@@ -21,19 +18,19 @@ from mae_transfer.config.sections import BackboneConfig
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.labels import class_names
 from mae_transfer.tasks.ade20k.protocols.config import TrainedConfig
+from mae_transfer.tasks.ade20k.protocols.protocol import Protocol
+from mae_transfer.tasks.ade20k.protocols.trained_linear import TrainedLinear
 from mae_transfer.tasks.ade20k.protocols.upernet import UperNet, Upernet, build_upernet
+from mae_transfer.tasks.ade20k.segmentor import Segmentor
 from mae_transfer.tasks.ade20k.trained.class_names import check_classes
-from mae_transfer.tasks.ade20k.trained.read import Facts, read
+from mae_transfer.tasks.ade20k.trained.facts import take_facts
+from mae_transfer.tasks.ade20k.trained.read import read
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
 
 
-class Trained(Upernet):
-    trains = False
-    needs_training_images = False
-    reads: ClassVar[tuple[str, ...]] = ()
-
+class _TrainedUperNet(Upernet):
     def __init__(self, config: TrainedConfig) -> None:
         checkpoint = config.backbone.checkpoint
         if checkpoint is None:
@@ -60,7 +57,7 @@ class Trained(Upernet):
     ) -> UperNet:
         file, report = self._file, encoder.load_report
         order = check_classes(names, labels, file.source)
-        _take_facts(encoder, file.facts)
+        take_facts(encoder, file.facts)
         model = build_upernet(encoder, num_classes, self.config)
         what = f"the UperNet of {encoder.name} and recipe {self.config.recipe} of {num_classes} classes"
         load_exactly(model, file.state, file.source, what)
@@ -71,24 +68,40 @@ class Trained(Upernet):
         report.settled += [f"class order: {order}"]
         return model
 
+    def _without_data(self) -> UperNet:
+        scores = self._file.state.get("decode_head.conv_seg.bias")
+        classes = self.config.data.num_classes if scores is None else len(scores)
+        encoder = encoder_of(self.backbone(), self.encoder_options)
+        return self._build(encoder, classes, [str(number) for number in range(classes)], None)
 
-def load(config: TrainedConfig) -> UperNet:
+
+class Trained(Protocol[TrainedConfig, Segmentor]):
+    """Of a UperNet, or of a linear head where the recipe has `model.layers`."""
+
+    trains = False
+    needs_training_images = False
+
+    def __init__(self, config: TrainedConfig) -> None:
+        super().__init__(config)
+        self._kind = _kind_of(config)
+
+    @override
+    def backbone(self) -> BackboneConfig:
+        return self._kind.backbone()
+
+    @override
+    def encoder_options(self, patch_size: int) -> dict[str, object]:
+        return self._kind.encoder_options(patch_size)
+
+    @override
+    def build_model(self, encoder: "Encoder", num_classes: int) -> Segmentor:
+        return self._kind.build_model(encoder, num_classes)
+
+
+def load(config: TrainedConfig) -> Segmentor:
     """The model of the file that the configuration names, without data: with as many classes as the file has."""
-    protocol = Trained(config)
-    scores = protocol._file.state.get("decode_head.conv_seg.bias")
-    classes = config.data.num_classes if scores is None else len(scores)
-    encoder = encoder_of(protocol.backbone(), protocol.encoder_options)
-    return protocol._build(encoder, classes, [str(number) for number in range(classes)], None)
+    return _kind_of(config)._without_data()
 
 
-def _take_facts(encoder: "Encoder", facts: Facts) -> None:
-    """Mean and std of the images and eps of the blocks' norms, as the file or its source has them."""
-    known = {name: value for name, value in facts.items() if name in ("mean", "std", "eps")}
-    changed = {name: value for name, value in known.items() if getattr(encoder.spec, name) != value}
-    encoder.spec = dataclasses.replace(encoder.spec, **changed)
-    encoder.mean, encoder.std = encoder.spec.mean, encoder.spec.std
-    for buffer, values in ((encoder.pixel_mean, encoder.mean), (encoder.pixel_std, encoder.std)):
-        buffer.copy_(torch.tensor([255 * value for value in values]).view(-1, 1, 1))
-    for norm in (module for module in encoder.modules() if isinstance(module, nn.LayerNorm)):
-        norm.eps = changed.get("eps", norm.eps)
-    encoder.load_report.settled += [f"{name} {value}" for name, value in changed.items()]
+def _kind_of(config: TrainedConfig) -> "_TrainedUperNet | TrainedLinear":
+    return _TrainedUperNet(config) if config.model.layers is None else TrainedLinear(config)

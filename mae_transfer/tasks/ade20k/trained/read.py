@@ -13,7 +13,7 @@ The heads have mmsegmentation's names in all of them, but for transformers' `cla
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,13 +21,9 @@ from mae_transfer.backbones.checkpoints import beit, files, hf_beit, hf_config, 
 from mae_transfer.backbones.checkpoints.audit import refusal
 from mae_transfer.backbones.checkpoints.layout import State
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
-from mae_transfer.backbones.registry import IMAGENET_MEAN, IMAGENET_STD
+from mae_transfer.tasks.ade20k.trained.facts import OF_IMAGENET, Facts
 from mae_transfer.tasks.classification.trained.stated import stated_labels
 
-Facts: TypeAlias = dict[str, Any]
-"""Fields of an encoder's spec."""
-_MMSEG: Facts = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-"""Of mmsegmentation's and BEiT's configurations for ADE20K, whatever the pre-training had."""
 SCALES = (1, 2, 3, 6)
 """Of the heads' pooling (mmsegmentation's UPerHead), which no tensor shows."""
 _PYRAMID = (
@@ -64,16 +60,16 @@ def read(checkpoint: str | Path, key: str | None = None) -> SegmentorFile:
     source, raw = str(path), files.read(path)
     state, ignored = unwrap(raw, source, key)
     facts: Facts = {}
-    labels, taps = _labels(raw), None
+    labels, taps = labels_of(raw), None
     inside = "backbone."
     if any(name.startswith("encoder.vit.") for name in state):
         facts, _ = own.facts_of_run(raw)
         return SegmentorFile(state, source, "mae_transfer segmentation", ignored, facts, labels, taps)
     if any(name.startswith("backbone.layers.") for name in state):
-        layout, facts = "mmsegmentation", dict(_MMSEG)
+        layout, facts = "mmsegmentation", dict(OF_IMAGENET)
         converted = mmpretrain.convert({name: x for name, x in state.items() if name.startswith(inside)})
     elif any(name.startswith("backbone.blocks.") for name in state):
-        layout, facts = "BEiT segmentation", dict(_MMSEG)
+        layout, facts = "BEiT segmentation", dict(OF_IMAGENET)
         encoder = {name: x for name, x in state.items() if re.match(r"backbone\.(?!fpn)", name)}
         bare = {name.removeprefix(inside): x for name, x in encoder.items()}
         converted = beit.convert(bare).within(lambda name: inside + name)
@@ -110,7 +106,7 @@ def read(checkpoint: str | Path, key: str | None = None) -> SegmentorFile:
     return SegmentorFile(found, source, layout, ignored | used, facts, labels, taps)
 
 
-def _labels(raw: object) -> Sequence[str] | None:
+def labels_of(raw: object) -> Sequence[str] | None:
     """Class names that mmsegmentation leaves: `meta.CLASSES` in 0.x, `meta.dataset_meta.classes` in 1.x."""
     meta = raw.get("meta") if isinstance(raw, Mapping) else None
     if not isinstance(meta, Mapping):

@@ -20,15 +20,15 @@ _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, as transformers writes them."""
 
 
-def stated_evaluation(backbone: str, checkpoint: str | None) -> dict[str, object]:
+def stated_evaluation(backbone: str, asked: Mapping[str, object]) -> dict[str, object]:
     """Dotted keys of the configuration -> what the source of the weights states.
 
     Raises:
         UserError: it states something that cannot be done here.
     """
-    spec = resolve(backbone)
+    spec, checkpoint = resolve(backbone), asked.get("backbone.checkpoint")
     if checkpoint is not None:
-        beside = hf_config.beside(files.find(checkpoint))
+        beside = hf_config.beside(files.find(str(checkpoint)))
         if beside.processor:
             return _of_transformers(beside)
         if isinstance(beside.config.get("pretrained_cfg"), dict):

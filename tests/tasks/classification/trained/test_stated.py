@@ -107,7 +107,7 @@ def test_what_cannot_be_done_is_an_error(content: dict[str, Any], message: str, 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=message):
-        stated_evaluation("mae_vit_b", str(tmp_path))
+        stated_evaluation("mae_vit_b", {"backbone.checkpoint": str(tmp_path)})
 
 
 def test_the_names_of_classes_that_a_file_states(tmp_path: Path) -> None:
