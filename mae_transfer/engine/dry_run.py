@@ -116,10 +116,11 @@ class _FusedWithMask(TorchFunctionMode):
         self, func: Tree, types: Sequence[type], args: tuple[Tree, ...] = (), kwargs: dict[str, Tree] | None = None
     ) -> Tree:
         kwargs = kwargs or {}
-        mask = kwargs.get("attn_mask")
+        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+        mask = given.get("attn_mask")
         if func is not F.scaled_dot_product_attention or mask is None:
             return func(*args, **kwargs)
-        query, key, value = args
+        query, key, value = given["query"], given["key"], given["value"]
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
         mask = mask.to(dtype).expand(*query.shape[:-1], key.shape[-2])
         query, key, value = (x.to(dtype) for x in (query, key, value))

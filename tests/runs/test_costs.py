@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -177,3 +178,20 @@ def test_bad_input_is_one_line(arguments: str, said: str, capsys: pytest.Capture
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_attention_takes_its_arguments_by_keyword_or_by_place() -> None:
+    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    mask = torch.randn(5, 5)
+    with as_on_cuda(), DryRun():
+        for args, kwargs in (
+            ((q, k, v), {"attn_mask": mask}),
+            ((q, k, v, mask), {}),
+            ((q,), {"key": k, "value": v, "attn_mask": mask}),
+            ((), {"query": q, "key": k, "value": v, "attn_mask": mask}),
+            ((), {"query": q, "key": k, "value": v}),
+        ):
+            with count_operations() as counter:
+                out = F.scaled_dot_product_attention(*args, **kwargs)
+            assert out.shape == q.shape
+            assert counter.get_total_flops() == 2 * 2 * 2 * 3 * 5 * 5 * 8
