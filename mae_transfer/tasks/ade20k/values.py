@@ -31,7 +31,8 @@ def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> 
     trained: the classes are those of a trained model, of which a val folder may have few.
 
     Raises UserError for a value that is no class, for a split without a labelled pixel, and where a class never occurs
-    and another setting would explain it.
+    and another setting would explain it. A single class may be rare: where masks of the set are left unread, its
+    absence is a line instead.
     """
     config, labels = datasets[0].pairs_config, datasets[0].labels
     counts, read = np.zeros(65536, dtype=np.int64), 0
@@ -48,10 +49,11 @@ def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> 
         for dataset in datasets:  # is it rare, or in none of the set's masks, whatever the subset?
             own, masks = _count(dataset, np.setdiff1d(_spread(len(dataset.pairs), READ_AT_MOST), _sampled(dataset)))
             counts, read = counts + own, read + masks
-        fault = find_fault(counts, config, trained=trained)
-        if fault is not None:
-            raise UserError(f"{datasets[0].pairs.mask_folder}: {describe(counts, read, config)}; {fault}")
-    odd = [] if trained else odd_values(counts, config)
+        whole = all(len(dataset.pairs) <= READ_AT_MOST for dataset in datasets)
+        certain, fault = (find_fault(counts, config, trained=trained, whole=known) for known in (whole, True))
+        if certain is not None:
+            raise UserError(f"{datasets[0].pairs.mask_folder}: {describe(counts, read, config)}; {certain}")
+    odd = [fault] if fault is not None else [] if trained else odd_values(counts, config)
     return [describe(counts, read, config), *(f"{datasets[0].pairs.mask_folder}: {line}" for line in odd)]
 
 
@@ -64,16 +66,24 @@ def classes_present(dataset: Segmentation) -> tuple[np.ndarray, int | None]:
     return present, len(numbers) if len(numbers) < len(dataset) else None
 
 
-def find_fault(counts: np.ndarray, config: PairsConfig, *, trained: bool = False) -> str | None:
+def find_fault(
+    counts: np.ndarray, config: PairsConfig, *, trained: bool = False, whole: bool = True
+) -> str | None:
     """What explains that a class of the set never occurs, and what to do; None if nothing does.
 
     Args:
         counts: int64 (65536,), pixels of each value.
+        whole: they are those of all masks of the set. Of a part, a single class that is missing may be a rare one.
     """
+    fault = _single_class(counts, config, trained) if whole else None
+    return fault if fault is not None else _most_classes(counts, config, trained)
+
+
+def _single_class(counts: np.ndarray, config: PairsConfig, trained: bool) -> str | None:
+    """The first or the last class never occurs, as if the masks were written by another setting."""
     first = int(config.reduce_zero_label)
     seen = {int(value) for value in np.flatnonzero(counts)}
-    classes = set(range(first, first + config.num_classes))
-    missing = classes - seen
+    missing = set(range(first, first + config.num_classes)) - seen
     if config.reduce_zero_label and 0 in seen and missing == {config.num_classes}:
         return (
             f"the values are 0..{config.num_classes - 1}, of which 0 is ignored and moves the names by one: set "
@@ -96,6 +106,14 @@ def find_fault(counts: np.ndarray, config: PairsConfig, *, trained: bool = False
             f"the values are 1..{config.num_classes - 1}: set data.reduce_zero_label=true and "
             f"data.num_classes={config.num_classes - 1}"
         )
+    return None
+
+
+def _most_classes(counts: np.ndarray, config: PairsConfig, trained: bool) -> str | None:
+    """One class alone occurs, or no class beyond the first few."""
+    first = int(config.reduce_zero_label)
+    seen = {int(value) for value in np.flatnonzero(counts)}
+    classes = set(range(first, first + config.num_classes))
     used = classes & seen
     if not trained and len(used) > 1 and max(used) - first + 1 < config.num_classes / FAR_BELOW:
         highest = max(used)

@@ -1,5 +1,6 @@
 """Masks that do not fit the classes they are said to have: refused with the setting that fits, or said."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from mae_transfer.errors import UserError
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.task import Ade20kTask
+from mae_transfer.tasks.ade20k.values import check_values
 
 
 def make_set(folder: Path, values: list[int], count: int = 3) -> None:
@@ -136,3 +138,22 @@ def test_a_rare_class_is_looked_for_before_anything_is_refused(tmp_path):
         task(tmp_path, 2, False, subset=2)
     Image.fromarray(mask).save(rare)
     assert said(task(tmp_path, 2, False, subset=2)) == "masks: of 140 read the values are 0..1"
+
+
+@pytest.mark.parametrize("name", ["0..10 with the zero label", "0, 1 and 255 for three", "1..3 without the zero label"])
+def test_a_class_that_may_be_rare_is_said_where_masks_are_left_unread(tmp_path, name, monkeypatch):
+    values, classes, reduce, message = REFUSED[name]
+    make_set(tmp_path, values)
+    monkeypatch.setattr(f"{check_values.__module__}.READ_AT_MOST", 2)
+    warnings = task(tmp_path, classes, reduce).warnings
+    (line,) = [line for line in warnings if line.startswith(f"{tmp_path}/annotations")]
+    assert re.search(message, line)
+
+
+@pytest.mark.parametrize("name", ["0 and 255 for two classes", "0 and 1 of 150", "0..2 of 150", "one class"])
+def test_classes_that_are_not_rare_are_refused_wherever_masks_are_left_unread(tmp_path, name, monkeypatch):
+    values, classes, reduce, message = REFUSED[name]
+    make_set(tmp_path, values)
+    monkeypatch.setattr(f"{check_values.__module__}.READ_AT_MOST", 2)
+    with pytest.raises(UserError, match=message):
+        task(tmp_path, classes, reduce)
