@@ -66,9 +66,7 @@ def classes_present(dataset: Segmentation) -> tuple[np.ndarray, int | None]:
     return present, len(numbers) if len(numbers) < len(dataset) else None
 
 
-def find_fault(
-    counts: np.ndarray, config: PairsConfig, *, trained: bool = False, whole: bool = True
-) -> str | None:
+def find_fault(counts: np.ndarray, config: PairsConfig, *, trained: bool = False, whole: bool = True) -> str | None:
     """What explains that a class of the set never occurs, and what to do; None if nothing does.
 
     Args:

@@ -63,9 +63,12 @@ class CocoAnnotations:
     are per image; `listed` are the ids in the order of the file; `num_annotations` is that of the file; `has_masks` is
     False for a file of boxes alone; `warnings` has a line for each kind of thing that was dropped. Raises UserError on
     anything wrong.
+
+    scored: detections are compared with its boxes. They are not in a file that is trained on alone, whose boxes may be
+    off their masks: training takes those of the masks.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, scored: bool = True) -> None:
         self.path = path
         data = read_json(path)
         images, annotations, categories = (rows_of(path, data, key) for key in ("images", "annotations", "categories"))
@@ -75,7 +78,7 @@ class CocoAnnotations:
         self.image_ids = np.sort(self.listed)
         self.num_annotations = len(annotations)
         classes = {c: k for k, c in enumerate(self.category_ids)}
-        self.warnings, self.has_masks = _add_objects(path, annotations, records, classes)
+        self.warnings, self.has_masks = _add_objects(path, annotations, records, classes, scored)
         ordered = [records[i] for i in self.image_ids.tolist()]
         self.file_names = [record.file_name for record in ordered]
         self.num_objects = np.array([sum(not o.crowd for o in r.objects) for r in ordered], dtype=np.int64)
@@ -145,7 +148,11 @@ def _images(path: Path, rows: list[dict[str, Any]]) -> dict[int, ImageRecord]:
 
 
 def _add_objects(
-    path: Path, rows: list[dict[str, Any]], images: dict[int, ImageRecord], classes: dict[int, int]
+    path: Path,
+    rows: list[dict[str, Any]],
+    images: dict[int, ImageRecord],
+    classes: dict[int, int],
+    scored: bool,
 ) -> tuple[list[str], bool]:
     """Append every annotation to its image's objects; returns warnings, and whether there are masks."""
     if not rows:
@@ -177,7 +184,7 @@ def _add_objects(
     warnings = _check_polygons(path, ids, image_ids, masks, flat) if has_masks else []
     lost = int(flat.sum())
     warnings += [f"{path}: dropped {lost} objects of no area that are COCO's own"] if lost else []
-    warnings += check_objects(path, objects)
+    warnings += check_objects(path, objects, scored=scored)
     if (ids < 1).any():
         warnings.append(
             f"{path}: {(ids < 1).sum()} annotation ids are below 1, such as {ids.min()}; they are numbered anew, where "

@@ -7,7 +7,8 @@ of the file. What makes a number wrong is refused. What is only odd is a warning
 
 COCO's own files hold boxes and areas that were computed from the polygons, to 0.01 pixels. Other tools round, so 2
 pixels and 5 % of a side are allowed. What that costs a perfect model is said; an offset that small objects share, and
-boxes that no detection of their mask matches, are refused (`readings.py`).
+boxes that no detection of their mask matches, are refused where they cost a point of box AP (`readings.py`). In a file
+that is trained on alone they cost nothing, and are said.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,14 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.coco.readings import IOU_THRESHOLDS, areas_of_corners, best_ap, box_ious, shared_offset
+from mae_transfer.tasks.coco.readings import (
+    IOU_THRESHOLDS,
+    areas_of_corners,
+    best_ap,
+    box_ious,
+    rounded,
+    shared_offset,
+)
 
 Polygons = list[np.ndarray]
 RLE = dict[str, Any]
@@ -31,8 +39,9 @@ COCO_ANNOTATIONS = (860001, 36781, 604907, 291875)
 SLACK_PIXELS, SLACK_SHARE = 2.0, 0.05
 WORST_AP, SAID_AP = 95.0, 99.5
 """Box AP of a perfect model below which an offset that objects share is refused, and boxes off their masks are said."""
-UNMATCHED = 0.01
-"""Share of objects whose rounded box may be below an IoU of 0.5 with their mask's: those of a few pixels."""
+UNMATCHED, UNMATCHED_AP = 0.01, 99.0
+"""Share of objects whose rounded box may be below an IoU of 0.5 with their mask's: those of a few pixels. More are
+refused if the box AP of a perfect model is below the second number."""
 LEAST_FILLED = 1e-3
 """Share of its box that an object fills at least: a line of one pixel across 1000."""
 FAR = 10.0
@@ -126,8 +135,11 @@ class Report:
         return f"{self.path}: {counts} (annotation {ids}; the first of image {self.images[places[0]]}); {remedy}"
 
 
-def check_objects(path: Path, objects: Objects) -> list[str]:
-    """Warnings about the objects of a file; raises UserError for what makes an AP wrong."""
+def check_objects(path: Path, objects: Objects, *, scored: bool = True) -> list[str]:
+    """Warnings about the objects of a file; raises UserError for what makes an AP wrong.
+
+    scored: detections are compared with its boxes. They are not in a file that is trained on alone.
+    """
     report = Report(path, objects.ids, objects.images)
     width, height = objects.sizes.T
     image = np.stack([np.zeros_like(width), np.zeros_like(height), width, height], axis=1)
@@ -170,7 +182,7 @@ def check_objects(path: Path, objects: Objects) -> list[str]:
         f"bbox is [x, y, width, height] around the segmentation, in pixels{_hint(objects, differs)}; correct one of "
         "them",
     )
-    _check_offsets(report, objects, np.where(differs | outside, 1, ious))
+    _check_offsets(report, objects, np.where(differs | outside, 1, ious), scored)
     thin = (inside[:, 2:] - inside[:, :2] < 2).any(axis=1)
     empty = np.zeros(len(boxes), dtype=bool)
     for place in np.flatnonzero(thin):
@@ -193,22 +205,27 @@ def check_objects(path: Path, objects: Objects) -> list[str]:
     return report.warnings
 
 
-def _check_offsets(report: Report, objects: Objects, ious: np.ndarray) -> None:
+def _check_offsets(report: Report, objects: Objects, ious: np.ndarray, scored: bool) -> None:
     """Boxes off their masks by a pixel or two: rounded, or by a convention that the objects share."""
     off = ious < IOU_THRESHOLDS[-1]
     best = best_ap(ious[~objects.crowd], objects.categories[~objects.crowd]) if off.any() else 100.0
     if best >= SAID_AP:
         return
     what, remedy = "have a box off their mask's", "write bbox from the segmentation"
+    rounding = rounded(objects.boxes[off], objects.bounds[off])
+    offset = None if rounding else shared_offset((objects.boxes - objects.bounds)[off])
+    why = f"{rounding or offset}; " if rounding or offset else ""
+    if not scored:
+        report.warn(off, what, f"{why}training takes the boxes of the masks; for evaluation, {remedy}")
+        return
     cost = f"detections around the masks score a box AP of {best:.1f} at most"
-    offset = shared_offset((objects.boxes - objects.bounds)[off])
     unmatched = ious < IOU_THRESHOLDS[0]
     if offset is not None and best < WORST_AP:
-        report.refuse(off, what, f"{offset}; {cost}; {remedy}")
-    elif unmatched.mean() > UNMATCHED:
-        report.refuse(unmatched, "have a box that overlaps their mask's by an IoU below 0.5", f"{cost}; {remedy}")
+        report.refuse(off, what, f"{why}{cost}; {remedy}")
+    elif unmatched.mean() > UNMATCHED and best < UNMATCHED_AP:
+        report.refuse(unmatched, "have a box that overlaps their mask's by an IoU below 0.5", f"{why}{cost}; {remedy}")
     else:
-        report.warn(off, what, f"{cost}{f'; {offset}' if offset else ''}; {remedy}")
+        report.warn(off, what, f"{why}{cost}; {remedy}")
 
 
 def _check_repeated(report: Report, objects: Objects) -> None:

@@ -16,6 +16,9 @@ LEAST_OFFSET = 0.75
 LEAST_OF_CORNERS = 0.05
 """Share of the contradictions of box and area. Areas of masks equal another product by chance in fewer."""
 
+ROUNDED_SHARE = 0.95
+"""Of boxes off their masks that are whole numbers next to the mask's edges, if that is the reason."""
+
 CONVENTIONS = {
     (1, 1, 1, 1): "x and y count pixels from 1: subtract 1 from both",
     (0, 0, 1, 1): "width and height count the last pixel (x2 - x1 + 1), or polygons stop at its centre: subtract 1 "
@@ -66,6 +69,18 @@ def shared_offset(differences: np.ndarray) -> str | None:
     text = f"left, top, right and bottom are off by {edges} pixels in {alike.mean():.0%} of these"
     convention = CONVENTIONS.get(tuple(round(edge) for edge in offset))
     return f"{text}, as if {convention}" if convention else text
+
+
+def rounded(boxes: np.ndarray, bounds: np.ndarray) -> str | None:
+    """That the boxes are their masks' in whole pixels, as by round() or int(); None if they are not.
+
+    Args:
+        boxes, bounds: float64 (n, 4), x1, y1, x2, y2 of the file's boxes and of the boxes around their masks.
+    """
+    low, high = boxes[:, :2] - bounds[:, :2], (boxes[:, 2:] - boxes[:, :2]) - (bounds[:, 2:] - bounds[:, :2])
+    near = (np.abs(np.concatenate([low, high], axis=1)) < 1).all(axis=1)
+    whole = (boxes == np.round(boxes)).all(axis=1) & (bounds != np.round(bounds)).any(axis=1)
+    return "these are rounded to whole pixels" if (near & whole).mean() >= ROUNDED_SHARE else None
 
 
 def areas_of_corners(boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:

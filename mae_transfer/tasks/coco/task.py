@@ -61,7 +61,7 @@ class CocoTask(BaseTask):
         self.trains, with_train = self.protocol.trains, self.protocol.needs_training_images
         paths = resolve_paths(data, train=with_train)
         val = CocoAnnotations(paths.val_json)
-        train = CocoAnnotations(paths.train_json) if with_train else val
+        train = CocoAnnotations(paths.train_json, scored=False) if with_train else val
         warnings = check_files(train, paths.train_images, data.on_bad_image) if with_train else []
         warnings += check_files(val, paths.val_images, data.on_bad_image)
         check_same_categories(train, val)

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -44,10 +46,10 @@ def moved(content: dict[str, Any], edges: Edges, *, every: int = 1) -> dict[str,
     return content
 
 
-def load(folder: Path, content: dict[str, Any]) -> CocoAnnotations:
+def load(folder: Path, content: dict[str, Any], *, scored: bool = True) -> CocoAnnotations:
     path = folder / "instances.json"
     path.write_text(json.dumps(content))
-    return CocoAnnotations(path)
+    return CocoAnnotations(path, scored=scored)
 
 
 def box_ap(folder: Path, content: dict[str, Any]) -> float:
@@ -76,6 +78,8 @@ def test_an_offset_that_small_objects_share_is_refused(tmp_path: Path, name: str
         load(tmp_path, moved(truth(smallest=smallest), edges))
     line = str(caught.value)
     assert "\n" not in line
+    (warning,) = load(tmp_path, moved(truth(smallest=smallest), edges), scored=False).warnings
+    assert re.search(f"{message}.*; training takes the boxes of the masks; for evaluation, write bbox", warning)
     assert "annotations have a box off their mask's (annotation 1," in line
     if smallest == 5:
         said = re.search(r"score a box AP of (\d+\.\d) at most", line)
@@ -113,6 +117,57 @@ def test_half_a_pixel_and_rounding_are_warnings(tmp_path: Path) -> None:
         (warning,) = load(tmp_path, content).warnings
         assert "have a box off their mask's" in warning
         assert "pixels in" not in warning
+
+
+@pytest.mark.parametrize("rounding", [int, round])
+def test_boxes_of_few_pixels_that_are_rounded_are_named_so(tmp_path: Path, rounding: Callable[[float], int]) -> None:
+    content = truth(smallest=2, largest=3)
+    for number, annotation in enumerate(content["annotations"]):
+        shift = (0.45 + number % 4 * 0.1, 0.8 - number % 3 * 0.1)
+        (polygon,) = annotation["segmentation"]
+        points = np.array(polygon).reshape(-1, 2)
+        annotation["segmentation"] = [((points - points[0]) * 1.2 + points[0] + shift).ravel().tolist()]
+        low, high = (ends(np.array(annotation["segmentation"][0]).reshape(-1, 2), 0) for ends in (np.min, np.max))
+        annotation["bbox"] = [float(rounding(v)) for v in (*low, *(high - low))]
+        del annotation["area"]
+    with pytest.raises(UserError, match="IoU below 0.5 .*; these are rounded to whole pixels; detections around"):
+        load(tmp_path, content)
+    assert any(
+        "these are rounded to whole pixels; training" in line for line in load(tmp_path, content, scored=False).warnings
+    )
+
+
+def test_outlines_through_the_centres_of_pixels_are_named_so(tmp_path: Path) -> None:
+    """What OpenCV's findContours and boundingRect give for objects of a few pixels: boxes wider than outlines by 1."""
+    content = truth()
+    for number, annotation in enumerate(content["annotations"]):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[10 : 13 + number % 3, 10 : 14 + number % 4] = 1
+        (outline,), _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        x, y = annotation["bbox"][:2]
+        annotation["segmentation"] = [(outline.reshape(-1, 2) + np.array([x, y])).ravel().tolist()]
+        left, top, width, height = cv2.boundingRect(outline)
+        annotation |= {"bbox": [left + x, top + y, width, height], "area": float(mask.sum())}
+    with pytest.raises(UserError, match="polygons stop at its centre: .*write polygons around the pixels"):
+        load(tmp_path, content)
+    assert any("polygons stop at its centre" in line for line in load(tmp_path, content, scored=False).warnings)
+
+
+def test_objects_that_cost_less_than_a_point_of_ap_are_not_refused(tmp_path: Path) -> None:
+    """A class of tiny objects among a hundred: more than 1 % of the objects, and a perfect model has 99.1."""
+    content = truth(smallest=40, largest=60)
+    content["categories"] = [{"id": i, "name": str(i)} for i in range(1, 121)]
+    large = content["annotations"]
+    content["annotations"] = [
+        entry | {"id": i, "category_id": i} for i, entry in zip(range(1, 120), large * 4, strict=False)
+    ]
+    tiny = truth(smallest=2, largest=2)["annotations"][:3]
+    for number, entry in enumerate(tiny):
+        x, y, w, h = entry["bbox"]
+        entry |= {"id": 200 + number, "category_id": 120, "bbox": [x + 1, y + number % 2, w, h]}
+    content["annotations"] += tiny
+    lines = load(tmp_path, content).warnings
+    assert any("3 of 122 annotations have a box off their mask's" in line for line in lines)
 
 
 @pytest.mark.parametrize("every", [1, 2, 36])
