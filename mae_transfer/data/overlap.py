@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -17,21 +18,27 @@ READ = 2**20
 THREADS = 16
 
 
-def note_overlap(summary: dict[str, Any], train: ImageDataset[Any], val: ImageDataset[Any]) -> list[str]:
-    """A line for the run's output if val images are training images; their number becomes `overlap` of the summary."""
-    found = find_overlap(train, val)
-    if not found:
-        return []
-    summary["overlap"] = len(found)
-    first = ", ".join(val.file_name(place) for place in found[:3]) + (", ..." if len(found) > 3 else "")
-    return [
-        f"{val.folder}: {len(found)} of {len(val)} val images are training images too ({first}); the metrics are not "
-        "those of unseen images"
-    ]
+def note_overlap(
+    summary: dict[str, Any], train: ImageDataset[Any], val: ImageDataset[Any], *beside: ImageDataset[Any]
+) -> list[str]:
+    """A line for the run's output for each of these sets with images that are training images too; the number of such
+    val images becomes `overlap` of the summary."""
+    lines = []
+    for images, found in zip((val, *beside), find_overlaps(train, (val, *beside)), strict=True):
+        if not found:
+            continue
+        if images is val:
+            summary["overlap"] = len(found)
+        first = ", ".join(images.file_name(place) for place in found[:3]) + (", ..." if len(found) > 3 else "")
+        lines.append(
+            f"{images.folder}: {len(found)} of {len(images)} val images are training images too ({first}); the metrics "
+            "are not those of unseen images"
+        )
+    return lines
 
 
-def find_overlap(train: ImageDataset[object], val: ImageDataset[object]) -> list[int]:
-    """Places of the val images that are in the training set.
+def find_overlaps(train: ImageDataset[object], sets: Sequence[ImageDataset[object]]) -> list[list[int]]:
+    """For each set the places of its images that are in the training set, whose paths are gone through once.
 
     Paths are compared in full. Contents are compared of at most `SAMPLED` files of either split: first the sizes in
     bytes, then, of files of one size, their beginning, middle and end, and of those that are alike all bytes.
@@ -43,19 +50,30 @@ def find_overlap(train: ImageDataset[object], val: ImageDataset[object]) -> list
         folder, name = os.path.split(path)
         return real(folder), name, start
 
-    places = {key(val, place): place for place in range(len(val))}
-    found = {places[k] for k in (key(train, place) for place in range(len(train))) if k in places}
-    rest = {place: val.span(place) for place in _spread(len(val)) if place not in found}
-    others = [train.span(place) for place in _spread(len(train))] if rest else []
+    places: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
+    for number, images in enumerate(sets):
+        for place in range(len(images)):
+            places.setdefault(key(images, place), []).append((number, place))
+    found: list[set[int]] = [set() for _ in sets]
+    for place in range(len(train)):
+        for number, other in places.get(key(train, place), ()):
+            found[number].add(other)
+    others = [train.span(place) for place in _spread(len(train))]
+    measures = [(measure, cache(measure)) for measure in (_size, _pieces, _whole)]
     with ThreadPoolExecutor(THREADS) as pool:
-        mine, theirs = list(rest.items()), others
-        for measure in (_size, _pieces, _whole):
-            values = list(pool.map(measure, (span for _, span in mine)))
-            known = list(pool.map(measure, theirs))
-            common = set(values) & set(known) - {b""}
-            mine = [item for item, value in zip(mine, values, strict=True) if value in common]
-            theirs = [span for span, value in zip(theirs, known, strict=True) if value in common]
-    return sorted(found | {place for place, _ in mine})
+        for images, same in zip(sets, found, strict=True):
+            mine = [(place, images.span(place)) for place in _spread(len(images)) if place not in same]
+            theirs = others
+            for measure, kept in measures:
+                if not mine:
+                    break
+                values = list(pool.map(measure, (span for _, span in mine)))
+                known = list(pool.map(kept, theirs))  # the training files are measured once for all sets
+                common = set(values) & set(known) - {b""}
+                mine = [item for item, value in zip(mine, values, strict=True) if value in common]
+                theirs = [span for span, value in zip(theirs, known, strict=True) if value in common]
+            same |= {place for place, _ in mine}
+    return [sorted(same) for same in found]
 
 
 def _spread(length: int) -> list[int]:

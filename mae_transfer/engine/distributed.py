@@ -147,6 +147,22 @@ def on_rank_zero(fabric: Fabric, function: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def from_rank_zero(function: Callable[[], T]) -> T:
+    """The same without a fabric at hand, in what every rank does at its start; a process alone runs the function."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return function()
+    found: list[T | UserError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            found = [function()]
+        except UserError as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=0, group=_on_host)
+    if isinstance(found[0], UserError):
+        raise found[0]
+    return cast(T, found[0])
+
+
 def all_reduce(fabric: Fabric, tensor: torch.Tensor, operation: Literal["mean", "sum", "max"]) -> torch.Tensor:
     """The tensor, reduced over the ranks; the same on all of them."""
     return cast(torch.Tensor, fabric.all_reduce(tensor, reduce_op=operation))

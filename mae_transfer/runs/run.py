@@ -49,7 +49,10 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     if eval_only:
         on_rank_zero(fabric, lambda: check_begun(path))
     if resume or eval_only:
-        on_rank_zero(fabric, lambda: check_same_data(task, path))
+        task.warnings = [
+            *task.warnings,
+            *on_rank_zero(fabric, lambda: check_same_data(task, path, eval_only=eval_only)),
+        ]
     seed_for_model(config.seed)
     # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
     encoder = first_on_each_node(fabric, task.build_encoder)

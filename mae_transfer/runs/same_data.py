@@ -12,23 +12,34 @@ from mae_transfer.run_folder.record import read_record
 SPLITS = {"train": "training", "val": "val"}
 
 
-def check_same_data(task: BaseTask, path: Path) -> None:
+def check_same_data(task: BaseTask, path: Path, *, eval_only: bool = False) -> list[str]:
     """Compare the data of a run folder, as its newest checkpoint or else its record knows them, with those at hand.
 
     Nothing is compared in a folder that has neither. A run of an earlier version knows its data by their names alone.
+
+    Args:
+        eval_only: the run is evaluated again. Sets beside the val images may then be others, as a corrected folder of
+            ImageNet-A: their numbers are replaced, and a line says so.
 
     Raises:
         UserError: they differ. An evaluation on other data would replace the record of the run by that of another.
     """
     before, now = _data_of(path), task.data_summary
     if before is None:
-        return
-    unlike = difference(before, now) or _other_sets(path, now)
+        return []
+    unlike = difference(before, now)
     if unlike:
         raise UserError(
             f"{path} is a run on other data: {unlike}; give it the data of its training, or train on these in another "
             "--output"
         )
+    sets = _other_sets(path, now)
+    if sets and not eval_only:
+        raise UserError(
+            f"{path} was evaluated on other images beside the val images: {sets}; replace these numbers by "
+            "--eval-only, or give it the folders that it was evaluated on"
+        )
+    return [f"evaluated on other images than before: {sets}; these numbers of the record are replaced"] if sets else []
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

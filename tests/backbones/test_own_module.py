@@ -208,9 +208,9 @@ FAULTS = [
     (changed(feature_maps=lambda self, x, blocks: [self.patch(x)]), "gives 1 tensors for the 2 blocks (0, 3)"),
     (
         changed(feature_maps=lambda self, x, blocks: [self.patch(x).flatten(2) for _ in blocks]),
-        "of images (2, 3, 112, 112): gives (2, 32, 49), (2, 32, 49), must give (2, 32, 7, 7) each",
+        "of images (2, 3, 112, 160): gives (2, 32, 70), (2, 32, 70), must give (2, 32, 7, 10) each",
     ),
-    (changed(tokens=lambda self, x, blocks: [self.patch(x).flatten(2).mT for _ in blocks]), "must give (2, 50, 32)"),
+    (changed(tokens=lambda self, x, blocks: [self.patch(x).flatten(2).mT for _ in blocks]), "must give (2, 71, 32)"),
     (changed(feature_maps=lambda self, x, blocks: [self.patch(x) / 0 for _ in blocks]), "NaN or infinite"),
     (
         changed(feature_maps=lambda self, x, blocks: [self.patch(x) + torch.rand(1) for _ in blocks]),
@@ -221,6 +221,10 @@ FAULTS = [
         "an image gives another result beside another image",
     ),
     (changed(feature_maps=lambda self, x, blocks: [self.patch(x) for _ in blocks]), "the same map for the blocks 0"),
+    (
+        changed(feature_maps=lambda self, x, b: [m.mT for m in TinyEncoder.feature_maps(self, x, b)]),
+        "must give (2, 32, 7, 10) each",
+    ),
     (
         changed(feature_maps=lambda self, x, b: TinyEncoder.feature_maps(self, x, b)[::-1]),
         "asked for the blocks 0 and 3, must give them in that order",
@@ -235,6 +239,17 @@ FAULTS = [
 @pytest.mark.parametrize(("module", "line"), FAULTS)
 def test_every_fault_has_its_line(module, line):
     assert any(line in found for found in check_encoder(module)), check_encoder(module)
+
+
+def test_a_sound_module_is_run_as_often_as_the_check_says():
+    """On two images, on one, and for the gradients; with tokens once more. At each load a user waits for this."""
+    for kind, runs in ((TinyEncoder, 2), (WithTokens, 3)):
+        module, calls = kind(), []
+        module.patch.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        check_encoder(module, gradients=False)
+        assert len(calls) == runs
+        assert check_encoder(module) == []
+        assert len(calls) == 2 * runs + 1
 
 
 def test_what_is_sound_has_no_line_and_is_left_as_it_was():

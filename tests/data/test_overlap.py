@@ -43,7 +43,7 @@ def test_paths_links_and_copies_are_found(tmp_path):
             (tmp_path / folder / f"{number}.jpg").write_bytes(rng.bytes(20000))
     names = [f"{number}.jpg" for number in range(6)]
     train, val = (Files(tmp_path / folder, list(names)) for folder in ("train", "val"))
-    assert overlap.find_overlap(train, val) == []  # all of one size, none of one content
+    assert overlap.find_overlaps(train, [val]) == [[]]  # all of one size, none of one content
     shutil.copy(tmp_path / "train/3.jpg", tmp_path / "val/1.jpg")
     content = bytearray((tmp_path / "train/4.jpg").read_bytes())
     content[10000] ^= 1
@@ -52,14 +52,36 @@ def test_paths_links_and_copies_are_found(tmp_path):
     content[7000] ^= 1  # between the pieces that are compared first, as of two drawings on white
     (tmp_path / "val/0.jpg").write_bytes(content)
     (tmp_path / "link").symlink_to(tmp_path / "train")
-    assert overlap.find_overlap(train, val) == [1]
+    assert overlap.find_overlaps(train, [val]) == [[1]]
     val.names += ["../link/5.jpg"]
     val.indices = np.arange(7)
-    assert overlap.find_overlap(train, val) == [1, 6]
+    assert overlap.find_overlaps(train, [val]) == [[1, 6]]
     summary: dict[str, Any] = {}
     (line,) = overlap.note_overlap(summary, train, val)
     assert "2 of 7 val images are training images too (1.jpg, ../link/5.jpg)" in line
     assert summary == {"overlap": 2}
+
+
+def test_the_training_names_are_gone_through_once_for_all_sets(tmp_path):
+    class Counted(Files):
+        asked = 0
+
+        def span(self, place):
+            self.asked += 1
+            return super().span(place)
+
+    for folder in ("train", "val", "beside"):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            (tmp_path / folder / f"{number}.jpg").write_bytes(f"{folder} {number}".encode())
+    shutil.copy(tmp_path / "train/2.jpg", tmp_path / "beside/0.jpg")
+    names = [f"{number}.jpg" for number in range(3)]
+    train, (val, beside) = Counted(tmp_path / "train", names), (Files(tmp_path / f, names) for f in ("val", "beside"))
+    summary: dict[str, Any] = {}
+    (line,) = overlap.note_overlap(summary, train, val, beside, beside)[:1]
+    assert line.startswith(f"{tmp_path}/beside: 1 of 3 val images are training images too (0.jpg)")
+    assert summary == {}
+    assert train.asked == 6, "once for the paths, once for the contents"
 
 
 def test_files_that_differ_between_the_pieces_alone_are_no_overlap(tmp_path):
@@ -76,9 +98,9 @@ def test_files_that_differ_between_the_pieces_alone_are_no_overlap(tmp_path):
         sets.append(Files(tmp_path / folder, names))
     train, val = sets
     assert len({path.read_bytes() for path in tmp_path.glob("*/*.bmp")}) == 36
-    assert overlap.find_overlap(train, val) == []
+    assert overlap.find_overlaps(train, [val]) == [[]]
     shutil.copy(tmp_path / "train/5.bmp", tmp_path / "val/7.bmp")
-    assert overlap.find_overlap(train, val) == [7]
+    assert overlap.find_overlaps(train, [val]) == [[7]]
 
 
 def test_members_of_shards_are_compared(tmp_path):

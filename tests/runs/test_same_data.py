@@ -57,7 +57,8 @@ def test_pictures_exchanged_after_training(
 
 
 def test_pictures_of_a_set_beside_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """ImageNet-A's numbers stand in the record: another set under its name is refused, and a new set is not."""
+    """ImageNet-A's numbers stand in the record: an evaluation of another set under its name replaces them and says so,
+    and where nothing is evaluated it is refused."""
     data = make_classification(tmp_path / "data", "imagenet", train_images=2, val_images=1, classes=2)
     a = Path(shutil.copytree(data / "val", tmp_path / "a"))
     options = [
@@ -75,13 +76,17 @@ def test_pictures_of_a_set_beside_exchanged(tmp_path: Path, capsys: pytest.Captu
     assert main([*options, f"data.imagenet_a={data / 'train'}", "--output", str(tmp_path / "of_train")]) == 0
     assert "of 4 val images are training images too" in capsys.readouterr().err
     assert main([*options, f"data.imagenet_a={a}"]) == 0
-    record = (tmp_path / "run" / "record.json").read_bytes()
+    record = tmp_path / "run" / "record.json"
+    before = record.read_bytes()
     exchange(a)
-    assert main([*options, f"data.imagenet_a={a}", "--eval-only"]) == 2
-    assert "is a run on other data: imagenet_a had the fingerprint" in capsys.readouterr().err
-    assert (tmp_path / "run" / "record.json").read_bytes() == record
-    exchange(a)
+    assert main([*options, f"data.imagenet_a={a}", "--resume", "auto"]) == 2
+    assert "was evaluated on other images beside the val images: imagenet_a had" in capsys.readouterr().err
+    assert record.read_bytes() == before
     assert main([*options, f"data.imagenet_a={a}", f"data.imagenet_r={a}", "--eval-only"]) == 0
+    said = capsys.readouterr().err
+    assert "evaluated on other images than before: imagenet_a had the fingerprint" in said
+    assert "imagenet_r had" not in said
+    assert read_record(record)["data"]["robustness"]["imagenet_a"] in said
 
 
 def test_finished_runs_of_a_series_are_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

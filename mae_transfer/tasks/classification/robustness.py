@@ -57,8 +57,13 @@ class RobustnessSet:
     dataset: ClassificationEval
     classes: Tensor | None
     """int64: the classes to choose among, None for all."""
-    fingerprint: str
-    """Of its images and their classes."""
+    class_names: list[str]
+    """Of the training set."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its images and their classes."""
+        return combine(self.dataset.listing.identity(self.dataset.indices), self.class_names)
 
 
 def find_sets(config: ClassificationConfig, class_names: Sequence[str]) -> list[RobustnessSet]:
@@ -94,11 +99,14 @@ def _one_set(
     classes = torch.from_numpy(np.unique(listing.labels)) if masked else None
     indices = choose_subset(listing.names, config.subset)
     dataset = ClassificationEval(listing, indices, transform, on_bad_image=config.data.on_bad_image)
-    return RobustnessSet(name, dataset, classes, combine(listing.identity(indices), list(class_names)))
+    return RobustnessSet(name, dataset, classes, list(class_names))
 
 
 def fingerprints(sets: Sequence[RobustnessSet]) -> dict[str, str]:
-    """By the beginning of a metric's key; ImageNet-C's 75 parts are one."""
+    """By the beginning of a metric's key; ImageNet-C's 75 parts are one.
+
+    It asks for the state of each of ImageNet-C's 3.75 million files: one rank is to do it.
+    """
     found = {item.name: item.fingerprint for item in sets if item.name in PLAIN}
     parts = [item.fingerprint for item in sets if item.name not in PLAIN]
     return found | ({"imagenet_c": combine(*parts)} if parts else {})

@@ -14,6 +14,7 @@ from mae_transfer.data.images import choose_subset
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.paths import set_name
 from mae_transfer.data.synthetic.classification import cached_classification
+from mae_transfer.engine.distributed import from_rank_zero
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.card import load_object
@@ -97,11 +98,10 @@ class ClassificationTask(BaseTask):
         self.use(self.image_splits)
         self.robustness_sets = find_sets(config, self.class_names)
         self._summary = self._summarise(images)
-        self.warnings += note_overlap(self._summary, self.image_splits.train, self.image_splits.val)
+        beside = [item.dataset for item in self.robustness_sets if item.name in PLAIN]
+        self.warnings += note_overlap(self._summary, self.image_splits.train, self.image_splits.val, *beside)
         if self.robustness_sets:
-            self._summary["robustness"] = fingerprints(self.robustness_sets)
-            plain = [item.dataset for item in self.robustness_sets if item.name in PLAIN]
-            self.warnings += [line for each in plain for line in note_overlap({}, self.image_splits.train, each)]
+            self._summary["robustness"] = from_rank_zero(lambda: fingerprints(self.robustness_sets))
 
     def use(self, splits: Splits) -> None:
         """Train and evaluate on these splits."""

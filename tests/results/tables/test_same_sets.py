@@ -23,3 +23,14 @@ def test_a_set_of_other_images_is_left_out_and_said() -> None:
         ["imagenet_a_top1", "imagenet_c_mCE", "top1"],
     ]
     assert runs[1]["metrics"]["imagenet_a_top1"] == 10.0, "the record itself is as it was"
+
+
+def test_the_set_of_most_runs_counts() -> None:
+    """A first run on a folder that was corrected later does not put out the others; of two and two the earlier stay."""
+    corrected = [record(run, {"imagenet_a": "2"}) for run in "bc"]
+    warnings: list[str] = []
+    kept = same_sets([record("a", {"imagenet_a": "1"}), *corrected], warnings)
+    assert warnings == ["a: its imagenet_a has other images than that of b; left out"]
+    assert ["imagenet_a_top1" in each["metrics"] for each in kept] == [False, True, True]
+    kept = same_sets([*(record(run, {"imagenet_a": "1"}) for run in "ad"), *corrected], [])
+    assert ["imagenet_a_top1" in each["metrics"] for each in kept] == [True, True, False, False]
