@@ -49,8 +49,9 @@ def read_header(path: Path) -> Header:
 
 def header_of(file: Image.Image) -> Header:
     """Of a file that is open and not decoded. Pillow turns TIFFs itself, and says their upright size."""
-    turned = file.format != "TIFF" and (exif_orientation(file) or 1) >= 5
-    return Header(file.size[::-1] if turned else file.size, file.size, file.mode)
+    other = file.size[::-1] if (exif_orientation(file) or 1) >= 5 else file.size
+    size, stored = (file.size, other) if file.format == "TIFF" else (other, file.size)
+    return Header(size, stored, file.mode)
 
 
 def read_rgb(path: str) -> Tensor:

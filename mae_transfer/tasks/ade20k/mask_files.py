@@ -5,19 +5,23 @@ says. Masks are read as they are stored, as in mmsegmentation; where Pillow's pi
 the file is refused.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from mae_transfer.data.decode import PNG, open_image, read_bytes
-from mae_transfer.data.images import exif_orientation
+from mae_transfer.data.images import DECODE_ERRORS, UPRIGHT, exif_orientation
 
 MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 """Pillow's modes of one channel whose values are labels: 1, 8, palette, 16 and 32 bit."""
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
 LOSSY_COMPRESSIONS = ("jpeg", "tiff_jpeg", "webp")
 """Of TIFF."""
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+BACK = UPRIGHT | {6: UPRIGHT[8], 8: UPRIGHT[6]}
+"""Orientation -> what undoes its turn: of all but the quarter turns the turn itself."""
 RESCUE = "write masks as PNG of 8 or 16 bits"
 
 
@@ -53,9 +57,21 @@ def mask_fault(image: ImageFile.ImageFile) -> str | None:
 def read_mask(path: Path) -> np.ndarray:
     """The numbers of a mask file (height, width); UndecodableImageError or ImageError if it cannot be read."""
     content = read_bytes(str(path))
-    values: np.ndarray = np.asarray(open_image(content, str(path), "mask"))
+    orientation = _turned_by_pillow(content)
+    image = open_image(content, str(path), "mask")
+    values: np.ndarray = np.asarray(image if orientation is None else image.transpose(BACK[orientation]))
     if content[: len(PNG)].tobytes() == PNG:
         bits, colours = content[24:26].tolist()
         if colours == 0 and bits in (2, 4):  # grey; Pillow's values are multiples of 85 and 17
             values = values // (255 // (2**bits - 1))
     return values
+
+
+def _turned_by_pillow(content: np.ndarray) -> int | None:
+    """The orientation of a TIFF, which Pillow turns and forgets as it decodes."""
+    if content[:4].tobytes() not in TIFF:
+        return None
+    try:
+        return exif_orientation(Image.open(io.BytesIO(content.tobytes())))
+    except DECODE_ERRORS:  # `open_image` names it
+        return None

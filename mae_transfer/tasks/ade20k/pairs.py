@@ -141,7 +141,7 @@ def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int]:
 
 
 def _header(path: Path, *, mask: bool = False) -> tuple[tuple[int, int], str | None]:
-    """(height, width) of the upright image, and of a mask why it is none, without decoding it."""
+    """(height, width) of the upright image, or of a mask as stored and why it is none, without decoding it."""
     with open_file(str(path)) as file:
         try:
             opened = Image.open(file)
@@ -150,4 +150,4 @@ def _header(path: Path, *, mask: bool = False) -> tuple[tuple[int, int], str | N
         except DECODE_ERRORS as error:
             reason = "of no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
             raise UserError(f"{path}: not a readable image ({reason}); fetch it again or take the pair out") from None
-    return header.size[::-1], fault
+    return (header.stored_size if mask else header.size)[::-1], fault

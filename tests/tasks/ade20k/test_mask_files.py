@@ -86,6 +86,17 @@ def test_masks_that_exif_turns_are_refused(tmp_path: Path, orientation: int) -> 
     assert "write it upright, without EXIF" in line
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_is_read_as_stored_whatever_its_orientation(
+    tmp_path: Path, orientation: int, compression: str | None
+) -> None:
+    """Pillow turns a TIFF as it decodes it, and says the size that it has then."""
+    config = settings(tmp_path, encoded("TIFF", tiffinfo={274: orientation}, compression=compression), ".tif")
+    _, label = Segmentation(find_pairs(config, "val"), config, None).read(0)
+    np.testing.assert_array_equal(label, VALUES)
+
+
 def test_exif_of_an_upright_mask_is_no_fault(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 1
