@@ -1,9 +1,10 @@
-"""The commands and their names, as the user typed them.
+"""The commands and their names, as the user typed them, and which of several processes of a command this is.
 
 `mae-transfer transfer` and `python tools/run_transfer.py` are the same command. A message that names a command takes
 its name from `command`, so that the user reads what works where they are.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -43,3 +44,9 @@ def as_typed(text: str) -> str:
         return text
     text = re.sub(r"-m mae_transfer (\w+)", lambda match: f"tools/{TOOLS[match[1]]}", text)
     return re.sub(r"mae-transfer (\w+)", lambda match: command(match[1]), text)
+
+
+def process_rank() -> int:
+    """The number of this process among those that torchrun or srun started; 0 for one by itself."""
+    of_srun = os.environ.get("SLURM_PROCID", "0") if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 else "0"
+    return int(os.environ.get("RANK", of_srun))

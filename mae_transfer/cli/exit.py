@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from mae_transfer import __version__
-from mae_transfer.commands import as_typed, command
+from mae_transfer.commands import as_typed, command, process_rank
 from mae_transfer.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -200,9 +200,9 @@ def _exit_code(run: Callable[[], int], after_ctrl_c: str) -> int:
         with _ctrl_c_raises():
             return run()
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
+        rank = process_rank()
         line = " ".join(str(error).splitlines())
-        print(f"error: {line}" if rank == "0" else f"[rank {rank}] error: {line}", file=sys.stderr)
+        print(f"error: {line}" if rank == 0 else f"[rank {rank}] error: {line}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except PermissionError as error:
         print(f"error: {error.filename}: {error.strerror}; change its permissions", file=sys.stderr)

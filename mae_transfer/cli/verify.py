@@ -1,13 +1,12 @@
 """`mae-transfer verify`: a published model, evaluated here, against the number that its authors give for it."""
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mae_transfer.cli.exit import exit_code, new_parser
-from mae_transfer.commands import as_typed, command
+from mae_transfer.commands import as_typed, command, process_rank
 from mae_transfer.errors import EXIT_BAD_INPUT, EXIT_DIFFERS, EXIT_DONE, UserError
 from mae_transfer.files import user_path
 
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     model = find_published_model(args.name, models)
     from mae_transfer.runs.verify import reproduced, verify
 
-    first = os.environ.get("RANK", "0") == "0"
+    first = process_rank() == 0
     if first:
         numbers = ", ".join(f"{metric} {value:g}" for metric, value in model.metrics.items())
         print(f"{args.name}: {model.task}, {numbers} expected, by {model.source}")
@@ -91,8 +90,9 @@ def run(args: argparse.Namespace) -> int:
     data = args.data[0] if args.data else None
     options = {key: getattr(args, key) for key in ("checkpoint", "images", "download", "output", "device")}
     _, verdicts = verify(args.name, model, data=data, overrides=args.overrides, progress=True, **options)
-    if first:
-        print("\n".join(verdict.line() for verdict in verdicts))
+    if not first:  # the first one tells
+        return EXIT_DONE
+    print("\n".join(verdict.line() for verdict in verdicts))
     return EXIT_DONE if reproduced(verdicts) else EXIT_DIFFERS
 
 
@@ -108,14 +108,15 @@ def run_all(args: argparse.Namespace, models: "Mapping[str, PublishedModel]") ->
         raise UserError(f"--all evaluates every model that it finds; leave out {named}")
     options = {key: getattr(args, key) for key in ("images", "output", "device")}
     outcomes = []
-    first = os.environ.get("RANK", "0") == "0"
+    first = process_rank() == 0
     for outcome in verify_all(models, args.checkpoint, args.data or [], overrides=overrides, progress=True, **options):
         outcomes.append(outcome)
         if first:
             said = [outcome.refused] if outcome.refused else [verdict.line() for verdict in outcome.verdicts]
             print("\n".join(f"{outcome.name}: {line}" for line in said), flush=True)
-    if first:
-        print(f"\n{table(outcomes)}")
+    if not first:
+        return EXIT_DONE
+    print(f"\n{table(outcomes)}")
     if not all(reproduced(outcome.verdicts) for outcome in outcomes if outcome.refused is None):
         return EXIT_DIFFERS
     return EXIT_DONE if all(outcome.refused is None for outcome in outcomes) else EXIT_BAD_INPUT

@@ -4,11 +4,11 @@ import glob
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from mae_transfer.commands import process_rank
 from mae_transfer.config.overrides import flatten
 from mae_transfer.config.roles import Role, keys, resumable
 from mae_transfer.config.sections import RunConfig
@@ -40,7 +40,7 @@ def default_output(config: RunConfig, folder: Path = RUNS) -> Path:
         return path
     for other in sorted(folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * len(digest)}")):
         if _is_of(config, other):
-            if os.environ.get("RANK", "0") == "0":
+            if process_rank() == 0:
                 _LOG.warning("%s: made by an earlier version, taken as the folder of this run", other)
             return other
     return path

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from mae_transfer.commands import process_rank
 from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.data.synthetic.folder import cache_folder
 from mae_transfer.engine.progress import console
@@ -100,6 +100,8 @@ def verify(
 ) -> tuple[RunRecord, list[Verdict]]:
     """Evaluate a published model and compare; the record says which model it is, and what was expected.
 
+    Of several processes the first one compares, since the run folder may be on its disk alone; others have no verdicts.
+
     Args:
         checkpoint: the file, or a folder that has it; without it weights are fetched if `download` is set.
         data: as `--data`.
@@ -131,6 +133,8 @@ def verify(
         overrides=settings,
         progress=progress,
     )
+    if process_rank() > 0:
+        return record, []
     verdicts = compare(model, record, folder)
     marked: dict[str, object] = {
         **record,
@@ -142,10 +146,8 @@ def verify(
         },
     }
     file = folder / "record.json"
-    if os.environ.get("RANK", "0") == "0":
-        write_json(file, marked)
-        record = read_record(file)
-    return record, verdicts
+    write_json(file, marked)
+    return read_record(file), verdicts
 
 
 def _check_part(model: PublishedModel, images: int) -> None:

@@ -1,7 +1,9 @@
 """`mae-transfer verify`: a number that comes out, one that does not, a part, and what is said of wrong input."""
 
 import hashlib
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import yaml
 from support import tiny_models
+from support.command_line import run
 from support.trained import SOURCES, Source, write_val
 
 import mae_transfer as mt
@@ -114,6 +117,7 @@ def test_a_part_has_its_interval_and_never_shares_a_cell_with_a_training(
     assert len(groups) == 2
 
 
+@pytest.mark.process
 def test_a_part_has_an_interval_for_miou(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with np.load(tiny_models.FITTED) as layers:
         torch.save({"state_dict": tiny_models.fitted_segmentor(layers)}, tmp_path / "model.pth")
@@ -134,6 +138,16 @@ def test_a_part_has_an_interval_for_miou(tmp_path: Path, capsys: pytest.CaptureF
     assert "mAcc: measured" in said
     assert "NO VERDICT on a part of 100 images" in said, "and it decides nothing"
     assert verdict(mIoU=whole["mIoU"] + 15)[0] == 4
+
+    # two processes on disks of their own: the first one has the run folder, and compares
+    command = ["tiny", "--models", str(tmp_path / "list.yaml"), "--checkpoint", str(tmp_path / "model.pth")]
+    command += ["--data", str(data), "--images", "100", "--output", "run", *MORE]
+    apart = f'mkdir "{tmp_path}/disk$RANK" && cd "{tmp_path}/disk$RANK" && exec "$@"'
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", "sh", "-c", apart]
+    done = run([sys.executable, *launcher, "sh", sys.executable, "-m", "mae_transfer", "verify", *command])
+    assert (done.stdout.count("mIoU: measured"), done.stdout.count("DIFFERS")) == (1, 1)
+    assert re.findall(r"exitcode +: (\d)", done.stderr) == ["4"], "of the first; the other one has nothing to say"
+    assert sorted(path.name for path in tmp_path.glob("disk*/*")) == ["run"]
 
 
 def test_all_models_in_a_folder_by_name_and_by_hash(
