@@ -26,6 +26,8 @@ class PublishedModel(BaseModel):
     licence: str | None = None
     file: str | None = None
     url: str | None = None
+    classifier: str | None = None
+    classifier_url: str | None = None
     digest: Annotated[str | None, Field(pattern="^(md5|sha256) [0-9a-f]{6,64}$")] = None
     images: Annotated[int | None, Field(gt=0)] = None
     settings: dict[str, str | float | int | bool] = {}

@@ -30,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 TIMEOUT = 10.0
 """Seconds to wait for an answer of the authors' address."""
 CHUNK = 1 << 20
+CLASSIFIER = "model.classifier"
 SHARES = ("top1", "top5")
 """Metrics that are a share of images: Wilson's interval. Those of others follow from the results of single images."""
 
@@ -117,7 +118,9 @@ def verify(
     with console() if progress else nullcontext():
         path = _weights(name, model, checkpoint, download)
         same_file = None if path is None else _is_published(path, model)
-    settings = {**model.settings, **dict(parse_overrides(overrides))}
+        given = dict(parse_overrides(overrides))
+        head = {} if CLASSIFIER in given else _classifier(model, path, download)
+    settings = {**model.settings, **head, **given}
     part = "" if images is None else f"-{images}images"
     folder = RUNS / f"verify-{name}{part}" if output is None else user_path(output)
     (record,) = run_series(
@@ -141,6 +144,7 @@ def verify(
         "published_model": {
             "name": name,
             **model.model_dump(include={"metrics", "tolerance", "source", "file"}),
+            **({} if model.classifier is None else {"classifier": model.classifier}),
             "published_file": same_file,
             "agrees": reproduced(verdicts),
         },
@@ -220,6 +224,24 @@ def _weights(name: str, model: PublishedModel, checkpoint: str | Path | None, do
     return path
 
 
+def _classifier(model: PublishedModel, encoder: Path | None, download: bool) -> dict[str, str]:
+    """The override that names the head of a model whose head is a file of its own, beside the encoder's."""
+    if model.classifier is None:
+        return {}
+    folder = Path() if encoder is None else encoder if encoder.is_dir() else encoder.parent
+    path = folder / model.classifier
+    if not path.is_file():
+        if not download or model.classifier_url is None:
+            where = f" ({model.classifier_url})" if model.classifier_url else ""
+            raise UserError(
+                f"{path}: the head is not beside its encoder; put it there, or pass {CLASSIFIER}=FILE{where}"
+            )
+        path = cache_folder("published_models") / model.classifier
+        if not path.is_file():
+            _fetch(model.classifier_url, path)
+    return {CLASSIFIER: str(path)}
+
+
 def _is_published(path: Path, model: PublishedModel) -> bool | None:
     """Whether a file has the hash of the list; None where the authors give none. Another file is said."""
     if model.digest is None or not path.is_file():
@@ -261,8 +283,10 @@ def listed(models: Mapping[str, PublishedModel]) -> str:
     lines = []
     for name, model in models.items():
         numbers = ", ".join(f"{metric} {value:g}" for metric, value in model.metrics.items())
-        file = model.file or "weights of timm's hub"
+        file = " and ".join(filter(None, (model.file or "weights of timm's hub", model.classifier)))
         weights = f"--checkpoint {model.file}" if model.file else "--download"
+        if model.classifier is not None:
+            weights = "--checkpoint FOLDER"
         lines += [
             f"{name}: {numbers} ± {model.tolerance:g} ({model.task}, {model.backbone})",
             f"  {file}; {model.source}",

@@ -29,6 +29,8 @@ class Outcome:
 def find_files(folder: str | Path, models: Mapping[str, PublishedModel]) -> dict[str, Path]:
     """Name of a model -> its file below the folder, by the file's name or else by its hash.
 
+    A head that is a file of its own has to lie beside it.
+
     Raises:
         UserError: there is no such folder, or none of the models is in it.
     """
@@ -43,6 +45,8 @@ def find_files(folder: str | Path, models: Mapping[str, PublishedModel]) -> dict
     found = {}
     for name, model in models.items():
         path = named.get(model.file or "")
+        if model.classifier is not None and (path is None or not path.with_name(model.classifier).is_file()):
+            continue
         if path is None and model.digest is not None:
             kind, wanted = model.digest.split()
             path = next((other for other in unknown if digest(other, kind).startswith(wanted)), None)

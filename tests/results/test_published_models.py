@@ -29,7 +29,9 @@ def test_each_can_be_asked_for() -> None:
         else:
             assert timms in timm.list_models(pretrained=model.file is None), name
         assert (model.file is None) == (model.url is None), name
-        assert model.url is None or model.url.endswith(f"/{model.file}"), name
+        assert (model.classifier is None) == (model.classifier_url is None), name
+        for file, url in ((model.file, model.url), (model.classifier, model.classifier_url)):
+            assert url is None or url.endswith(f"/{file}"), name
 
 
 def test_hashes_in_the_names_of_files_are_those_of_the_list() -> None:

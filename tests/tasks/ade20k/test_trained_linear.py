@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 import mae_transfer as mt
 from mae_transfer.cli.transfer import main
+from mae_transfer.cli.verify import main as verify
 from mae_transfer.data.synthetic.ade20k import make_ade20k
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.record import read_record
@@ -273,6 +274,35 @@ def test_the_command_line_gives_every_pixel_the_label_of_the_source(
     read = "blocks 4, 5, 6, 7" if name == "DINOv2 ms" else "block 7"
     assert f"linear head of {name.split()[0]} on {read}" in said
     assert "class order: 150 outputs taken as classes wall to flag; nothing in the file names them" in said
+
+
+def test_verify_takes_the_head_that_lies_beside_its_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = dinov2(tmp_path, classes=150)
+    data = make_ade20k(tmp_path / "ade", train_images=1, val_images=1, size=(40, 64))
+    model = {"task": "ade20k", "backbone": DINOV2, "images": 1, "metrics": {"mIoU": 0.0}, "tolerance": 100.0}
+    model |= {"file": files.encoder.name, "classifier": files.head.name, "source": "this test"}
+    model["settings"] = {"recipe": "trained_linear", **dict(text.split("=") for text in SMALL)}
+    (tmp_path / "list.yaml").write_text(yaml.safe_dump({"tiny": model}))
+
+    def verify_tiny(*more: str) -> tuple[int, str]:
+        command = ["--models", str(tmp_path / "list.yaml"), "--data", str(data), "--output", str(tmp_path / "run")]
+        code = verify([*command, *more, "--device", "cpu", "data.workers=0", "eval.pictures=0"])
+        return code, "".join(capsys.readouterr())
+
+    assert verify_tiny("tiny", "--checkpoint", str(tmp_path))[0] == 0, "the folder that has both"
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record["published_model"]["classifier"] == files.head.name  # type: ignore[typeddict-item]
+    assert verify_tiny("--all", "--checkpoint", str(tmp_path))[0] == 0
+    (tmp_path / "apart").mkdir()
+    head = files.head.rename(tmp_path / "apart" / "head.pth")
+    code, said = verify_tiny("tiny", "--checkpoint", str(files.encoder))
+    assert (code, said.count("error: ")) == (2, 1)
+    assert "head.pth: the head is not beside its encoder; put it there, or pass model.classifier=FILE" in said
+    elsewhere = ["--output", str(tmp_path / "other"), f"model.classifier={head}"]
+    assert verify_tiny("tiny", "--checkpoint", str(files.encoder), *elsewhere)[0] == 0
+    code, said = verify_tiny("--all", "--checkpoint", str(tmp_path))
+    assert code == 2
+    assert "weights files is a published model's, by name or hash" in said
 
 
 def test_the_evaluation_is_the_one_that_the_source_states(tmp_path: Path) -> None:
