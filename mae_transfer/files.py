@@ -116,6 +116,8 @@ def reading(path: Path, advice: str = "restore it or change its permissions") ->
     """Turn an OSError while `path` is read into a UserError that names the file, the reason and the advice."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename or path} is not there; give the path of a file that is") from error
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}; {advice}") from error
 

@@ -10,6 +10,15 @@ from mae_transfer.config.sections import BackboneConfig
 from mae_transfer.errors import UserError
 
 
+def check_four_blocks(name: str) -> None:
+    """UserError for an encoder of fewer blocks than a pyramid of four maps takes."""
+    spec = resolve(name)
+    if not spec.stages and spec.depth < 4:
+        raise UserError(
+            f"backbone {name}: it has {spec.depth} blocks, and the pyramid takes the maps of 4; name a deeper one"
+        )
+
+
 def encoder_of(backbone: BackboneConfig, options: Callable[[int], dict[str, Any]]) -> Encoder:
     """Build and load the encoder.
 

@@ -115,7 +115,9 @@ class Encoder(nn.Module):
 
 
 def _check_taps(spec: Spec, taps: tuple[int, ...] | None) -> tuple[int, ...]:
-    """By default the blocks that end each quarter."""
+    """By default the blocks that end each quarter; all of fewer than four."""
+    if taps is None and spec.depth < 4:
+        return tuple(range(spec.depth))
     if taps is None:
         return tuple(spec.depth * (i + 1) // 4 - 1 for i in range(4))
     if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= spec.depth:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mae_transfer.backbones.checkpoints.report import LoadReport
@@ -85,9 +86,16 @@ class ModuleEncoder(Encoder):
         return self._checked("feature_maps", found, blocks, (len(images), self.embed_dim, *grid))
 
     def _checked(self, method: str, found: list[Tensor], blocks: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+        """Raises UserError for other shapes, and for maps without a gradient while the encoder is trained."""
         if len(found) != len(blocks):
             raise UserError(f"backbone {self.name!r}: {method} gives {len(found)} tensors for {len(blocks)} blocks")
         for x in found:
             if tuple(x.shape) != shape:
                 raise UserError(f"backbone {self.name!r}: {method} gives a tensor {tuple(x.shape)}, not {shape}")
+        trained = self.training and torch.is_grad_enabled() and self.depth - 1 in blocks
+        if trained and not any(x.requires_grad for x in found) and any(p.requires_grad for p in self.parameters()):
+            raise UserError(
+                f"backbone {self.name!r}: {method} gives maps without a gradient, so that the encoder cannot be "
+                "trained; take torch.no_grad or detach out of it, or choose a protocol that freezes the encoder"
+            )
         return found

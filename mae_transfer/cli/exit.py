@@ -94,11 +94,11 @@ def records_of(folder: Path, *, summary: bool = False) -> tuple[list["RunRecord"
     Raises:
         UserError: there is no such folder.
     """
-    from mae_transfer.run_folder.record import find_records
+    from mae_transfer.run_folder.record import read_records
 
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; run {command('transfer')} first or name the folder with --runs")
-    records, left_out = find_records(folder, summary=summary)
+    records, left_out = read_records(folder, summary=summary)
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     return records, left_out
@@ -113,7 +113,11 @@ def make_folder(folder: Path) -> None:
 
 
 class _Outlives:
-    """A text stream that drops what is written once its reader has gone, as that of `| head` has."""
+    """A text stream that drops what is written once its reader has gone, as that of `| head` has.
+
+    Raises:
+        UserError: it cannot be written for another reason, such as a full disk. What follows is dropped.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -137,10 +141,12 @@ class _Outlives:
         except OSError as error:
             descriptor = self._stream.fileno()
             gone = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(descriptor).st_mode)  # a terminal, not a disk
-            if error.errno != errno.EPIPE and not gone:
-                raise
             with open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), descriptor)
+            if error.errno != errno.EPIPE and not gone:
+                raise UserError(
+                    f"cannot print: {error.strerror}; make room, or redirect the output elsewhere"
+                ) from None
 
 
 @contextmanager
@@ -156,9 +162,11 @@ def output_may_close() -> Iterator[None]:
         try:
             yield
         finally:
-            for stream in streams:
-                stream.flush()
-            sys.stdout, sys.stderr = before
+            try:
+                for stream in streams:
+                    stream.flush()
+            finally:
+                sys.stdout, sys.stderr = before
 
 
 class _CtrlC(KeyboardInterrupt):
@@ -191,8 +199,12 @@ def exit_code(run: Callable[[], int], *, after_ctrl_c: str = "") -> int:
         after_ctrl_c: how to go on after one that came before there was anything to save.
     """
     gc.set_threshold(10_000)  # of 700: imports leave 600,000 objects, and to look at them over and over takes a second
-    with output_may_close():
-        return _exit_code(run, after_ctrl_c)
+
+    def whole() -> int:
+        with output_may_close():
+            return _exit_code(run, after_ctrl_c)
+
+    return _exit_code(whole, after_ctrl_c)  # of the error of the last flush
 
 
 def _exit_code(run: Callable[[], int], after_ctrl_c: str) -> int:

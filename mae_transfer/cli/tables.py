@@ -8,10 +8,12 @@ from pathlib import Path
 from mae_transfer.cli.exit import add_runs_option, exit_code, make_folder, new_parser, records_of
 from mae_transfer.errors import EXIT_DONE
 from mae_transfer.files import atomic_write, user_path
+from mae_transfer.run_folder.record import RUNS
 
 EXAMPLES = """\
 examples:
   mae-transfer tables                              # results/runs -> results/tables.md, and printed
+  mae-transfer tables --runs /scratch/runs         # -> /scratch/runs/tables.md
   mae-transfer tables --runs /scratch/runs --format latex --output paper/tables.tex
   mae-transfer tables --control random             # differences to training from random weights
 """
@@ -27,7 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_runs_option(parser)
     parser.add_argument("--format", choices=list(SUFFIXES), default="markdown", help="default: markdown")
     parser.add_argument(
-        "--output", type=user_path, help="default: results/tables.md, .tex, .csv or .html by the format"
+        "--output",
+        type=user_path,
+        help="default: results/tables.md, .tex, .csv or .html by the format; of other --runs in their folder",
     )
     parser.add_argument(
         "--control",
@@ -47,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from mae_transfer.results.tables.build import make_tables
     from mae_transfer.runs.tasks import descriptions
 
-    output: Path = args.output or Path("results", f"tables.{SUFFIXES[args.format]}")
+    folder = Path("results") if args.runs == RUNS else args.runs
+    output: Path = args.output or folder / f"tables.{SUFFIXES[args.format]}"
     records, _ = records_of(args.runs, summary=True)
     warnings: list[str] = []
     tables = make_tables(

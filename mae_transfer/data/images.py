@@ -59,6 +59,12 @@ def unusable(path: Path | str, error: Exception, what: str = "image") -> ImageEr
     """The error of a file that raised one of DECODE_ERRORS: undecodable, or not to be read at all (never skipped)."""
     if isinstance(error, OSError) and error.errno is not None:
         return ImageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")
+    if isinstance(error, Image.DecompressionBombError):
+        assert Image.MAX_IMAGE_PIXELS is not None, "what it was raised for"
+        return UndecodableImageError(
+            f"{path}: the {what} is too large, of more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller, or "
+            "go on without such images with data.on_bad_image=skip"
+        )
     reason = " ".join(str(error).replace(str(path), "file").split())
     if isinstance(error, UnidentifiedImageError):
         reason = "of no known format"

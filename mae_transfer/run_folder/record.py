@@ -22,6 +22,8 @@ from mae_transfer.run_folder.settings import settings_id
 RUNS = Path("results/runs")
 """Where runs go that are given no folder."""
 FILE = "record.json"
+ROUNDING = 1e-4
+"""Percent, by which a mean of single-precision numbers may be off."""
 NO_RUNS = ("checkpoints", "features", "pictures")
 """Folders of a run that hold many files and no other run."""
 
@@ -116,12 +118,12 @@ def record_paths(folder: Path, errors: list[OSError]) -> Iterator[Path]:
         folders.sort()
 
 
-def find_records(folder: Path, *, summary: bool = False) -> tuple[list[RunRecord], list[str]]:
+def read_records(folder: Path, *, summary: bool = False) -> tuple[list[RunRecord], list[str]]:
     """All records below a folder in the order of their run ids, each run once, and a line for each file left out.
 
     A record gets the key `folder`, where it was found, which is not in the file. Of a run that is recorded twice the
     record that was finished last counts, of equals the first by path; the line says whether they differ. A record whose
-    settings id is not the id of its settings is left out.
+    settings id is not the id of its settings is left out, and one with a percentage that none can be.
 
     summary: as in `read_record`.
     """
@@ -132,6 +134,7 @@ def find_records(folder: Path, *, summary: bool = False) -> tuple[list[RunRecord
     for path in record_paths(folder, errors):
         try:
             record = read_record(path, summary=summary)
+            _check_percentages(path, record)
             _share_settings(path, record, known)
         except UserError as error:
             left_out.append(str(error))
@@ -147,6 +150,15 @@ def find_records(folder: Path, *, summary: bool = False) -> tuple[list[RunRecord
         left_out.append(_second_time(counted, dropped))
     left_out += [f"{error.filename} cannot be searched: {error.strerror}" for error in errors]
     return sorted(records.values(), key=lambda r: r["run_id"]), left_out
+
+
+def _check_percentages(path: Path, record: RunRecord) -> None:
+    """UserError for a share of images, pixels or objects beyond 0 .. 100; errors relative to another model's may be."""
+    for report in record["reports"]:
+        value = record["metrics"].get(report["key"])
+        share = report["unit"] == "%" and report["better"] == "higher" and report["group"] != "details"
+        if share and value is not None and not -ROUNDING <= value <= 100 + ROUNDING:
+            raise UserError(f"{path} says {report['key']} {value:g} %, which none can be; restore it or delete it")
 
 
 def _share_settings(path: Path, record: RunRecord, known: dict[str, dict[str, object]]) -> None:

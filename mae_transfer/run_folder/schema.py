@@ -119,7 +119,7 @@ class Summary(TypedDict):
     world_size: NotRequired[Annotated[int, Field(ge=1)]]
     finished: NotRequired[str]
     folder: NotRequired[str]
-    """Where `find_records` found it; not in the file."""
+    """Where `read_records` found it; not in the file."""
 
 
 class WholeBackbone(BackboneSummary):

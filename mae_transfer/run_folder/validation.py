@@ -17,7 +17,7 @@ from mae_transfer.run_folder.per_image import (
     sources,
     values_of,
 )
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 from mae_transfer.run_folder.schema import RunRecord
 
 TOLERANCE = 1e-6
@@ -28,7 +28,7 @@ ROUNDING = 1e-5
 
 def validate(folder: Path) -> tuple[int, list[str]]:
     """How many runs have a right record, and a line for each thing that is wrong, with the path in it."""
-    records, problems = find_records(folder)
+    records, problems = read_records(folder)
     right = 0
     for record in records:
         try:

@@ -131,7 +131,7 @@ def run_pretrain(
 
 
 def _run(config: RunConfig, output: str | Path | None, *, resume: Resume, eval_only: bool, progress: bool) -> RunRecord:
-    check_output(output)
+    check_output(output, config)
     run = Run(config, user_path(output) if output is not None else default_output(config))
     fabrics = make_fabrics([run])
     with console() if progress else nullcontext():

@@ -13,6 +13,7 @@ from mae_transfer.config.overrides import flatten
 from mae_transfer.config.roles import Role, keys, resumable
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
+from mae_transfer.files import user_path
 from mae_transfer.run_folder.folder import changes, stored_config
 from mae_transfer.run_folder.record import RUNS
 
@@ -68,10 +69,19 @@ def _stored(path: Path, changed_at: int) -> Mapping[str, object]:
     return stored_config(path)
 
 
-def check_output(output: str | Path | None) -> None:
-    """UserError for an empty name, which would be the current folder."""
-    if output is not None and not str(output).strip():
+def check_output(output: str | Path | None, config: RunConfig | None = None) -> None:
+    """UserError for an empty name, which would be the current folder, for the root of the file system, and for the
+    folder of the data that a configuration names."""
+    if output is None:
+        return
+    if not str(output).strip():
         raise UserError("--output is empty; name a folder, or leave it out for one under results/runs/")
+    place = user_path(output).resolve()
+    if place == Path(place.anchor):
+        raise UserError(f"--output {output} is the root of the file system; name a folder of the run's own")
+    for key, data in ({} if config is None else data_places(config)).items():
+        if data is not None and user_path(str(data)).resolve() == place:
+            raise UserError(f"--output {output} is the folder of the data ({key}); name a folder of the run's own")
 
 
 def run_label(config: RunConfig) -> str:

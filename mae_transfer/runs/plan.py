@@ -118,6 +118,8 @@ def plan_runs(
         config = resolve_config(task, backbone, protocol=variant.protocol, overrides=pairs, **options)
         planned.setdefault(config.model_dump_json(), (config, point))
     runs = list(planned.values())
+    for config, _ in runs:
+        check_output(output, config)
     if not allow_unread:
         refuse_unread((config, asked) for config, _ in runs)
     if len(runs) == 1 and not search:

@@ -33,7 +33,7 @@ def find_records(folder: str | Path = RUNS, *, summary: bool = False) -> list[Ru
     place = user_path(folder)
     if not place.is_dir():
         raise UserError(f"no folder {place}; name the folder of the runs")
-    records, left_out = record.find_records(place, summary=summary)
+    records, left_out = record.read_records(place, summary=summary)
     _warn(left_out)
     return records
 

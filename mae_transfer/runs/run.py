@@ -61,7 +61,7 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     model = task.build_model(encoder)
     with open_run_folder(fabric, path, config, resume=resume or eval_only) as folder, loader_failures():
         if fabric.is_global_zero:
-            _announce(task, encoder, path)
+            _announce(task, encoder, path, restored=eval_only and schedule is not None)
         started = time.perf_counter()
         with stop_at_once("stopped by a signal before training; --resume keeps the features that are there"):
             task.prepare(model, fabric, folder, progress)
@@ -170,11 +170,14 @@ def _untrained(fabric: Fabric, model: nn.Module, origin: dict[str, object]) -> T
     )
 
 
-def _announce(task: BaseTask, encoder: Encoder, path: Path) -> None:
+def _announce(task: BaseTask, encoder: Encoder, path: Path, *, restored: bool) -> None:
+    """restored: the weights, also of an encoder that started from random ones, are those of the run's checkpoint."""
     _LOG.info("run folder %s", path)
     if task.config.preset == "smoke":
         _LOG.info("smoke preset: a few steps on few images; its numbers mean nothing and stand in a table of their own")
-    for line in [*encoder.load_report.lines(), *task.warnings]:
+    report = encoder.load_report
+    of_run = restored and report.fingerprint is None
+    for line in [*([f"{report.name}: the weights of the run"] if of_run else report.lines()), *task.warnings]:
         _LOG.info("%s", line)
     data = task.data_summary
     _LOG.info("data: %s, %d training and %d val images", data["name"], data["train_images"], data["val_images"])

@@ -10,7 +10,7 @@ from mae_transfer.config.overrides import flatten
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.metrics import read_metrics
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.resolve import backbone_spec
 from mae_transfer.suites.plan import SuiteRun
@@ -38,7 +38,7 @@ class Estimator:
         self._runs = runs
         self._records: dict[tuple[Any, ...], list[RunRecord]] = {}
         for folder in folders:
-            for record in find_records(folder)[0]:
+            for record in read_records(folder)[0]:
                 self._records.setdefault(_of_record(record), []).append(record)
 
     def estimate(self, run: SuiteRun, steps: int | None) -> Estimate | None:

@@ -16,6 +16,8 @@ from mae_transfer.backbones.checkpoints.own import facts_of
 from mae_transfer.backbones.flops import encoder_flops
 from mae_transfer.backbones.timm_vit import build, resolve
 from mae_transfer.errors import UserError
+from mae_transfer.runs.resolve import resolve_config
+from mae_transfer.runs.tasks import make_task
 
 
 @pytest.fixture(autouse=True)
@@ -287,6 +289,30 @@ def test_wrong_shapes_in_a_run_are_one_line():
     encoder = load_backbone(changed(feature_maps=lambda self, x, blocks: [self.patch(x)[:, :3] for _ in blocks]))
     with pytest.raises(UserError, match=r"feature_maps gives a tensor \(2, 3, 3, 5\), not \(2, 32, 3, 5\)"):
         encoder(images())
+
+
+def test_maps_without_a_gradient_stop_a_fine_tuning_in_one_line():
+    module = changed(feature_maps=lambda self, x, b: [m.detach() for m in TinyEncoder.feature_maps(self, x, b)])
+    encoder = load_backbone(module)
+    with pytest.raises(UserError, match=r"feature_maps gives maps without a gradient, .* take torch.no_grad or detach"):
+        encoder.train()(images())
+    with torch.no_grad():
+        encoder(images())
+    encoder.eval()(images())
+    encoder.freeze(0)
+    encoder.train()(images())
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_too_few_blocks_for_a_pyramid_are_refused_before_any_data_are_read(depth):
+    register_backbone("shallow", type("Shallow", (TinyEncoder,), {"depth": depth}))
+    for task in ("coco", "ade20k"):
+        config = resolve_config(task, "shallow", data="nowhere")
+        with pytest.raises(
+            UserError, match=f"backbone shallow: it has {depth} blocks, and the pyramid takes the maps of 4"
+        ):
+            make_task(config)
+    assert load_backbone("shallow").taps == tuple(range(depth))
 
 
 def test_a_plain_vit_that_a_user_registers_with_timm():

@@ -81,6 +81,23 @@ def closed_output(command: list[str], cwd: Path) -> int:
         os.close(writer)
 
 
+def test_a_full_disk_behind_the_output_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Met in the middle of much text, or of little as it is flushed at the end."""
+    for length in (10, 10**6):
+
+        def talk(length: int = length) -> int:
+            print("x" * length)
+            return 0
+
+        with open("/dev/full", "w", encoding="utf-8") as full, monkeypatch.context() as context:
+            context.setattr(sys, "stdout", full)
+            assert exit_code(talk) == 2
+        said = capsys.readouterr().err
+        assert said == "error: cannot print: No space left on device; make room, or redirect the output elsewhere\n"
+
+
 @pytest.mark.process
 def test_a_run_goes_on_when_its_output_is_closed(tmp_path: Path) -> None:
     """It writes its folder, and its exit code says what became of it."""

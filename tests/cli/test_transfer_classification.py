@@ -17,7 +17,7 @@ from support.paths import TOOLS
 from mae_transfer.cli.transfer import main
 from mae_transfer.data.synthetic.classification import draw, make_classification
 from mae_transfer.results.tables.build import make_tables
-from mae_transfer.run_folder.record import find_records, read_record
+from mae_transfer.run_folder.record import read_record, read_records
 from mae_transfer.run_folder.validation import validate
 from mae_transfer.runs.plan import parse_blocks, plan_runs
 
@@ -72,7 +72,7 @@ def test_every_protocol_in_one_command_and_one_table(data: Path, tmp_path: Path)
     blocks = {"partial-0.5blocks", "partial-1blocks", "partial-2blocks", "partial-4blocks", "partial-6blocks"}
     wanted = {"finetune", "linear", "attentive", "knn", "logreg", "partial-8blocks", *blocks}
     assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == wanted
-    records, left_out = find_records(tmp_path)
+    records, left_out = read_records(tmp_path)
     assert (len(records), left_out) == (len(wanted), [])
     assert {record["data"]["fingerprint"] for record in records} == {records[0]["data"]["fingerprint"]}
     assert all(0 <= record["metrics"]["top1"] <= 100 for record in records)
@@ -119,7 +119,7 @@ def test_draws_of_few_shots_are_averaged(data: Path, tmp_path: Path) -> None:
     assert folder_run(data, tmp_path / "runs", "--protocol", "logreg", "--shots", "2", "--draws", "3") == 0
     names = {path.name for path in (tmp_path / "runs").iterdir()}
     assert names == {f"logreg-2shot-draw{i}" for i in range(3)}
-    records, _ = find_records(tmp_path)
+    records, _ = read_records(tmp_path)
     assert len({record["settings_id"] for record in records}) == 1
     assert {record["data"]["fingerprint"] for record in records} == {records[0]["data"]["fingerprint"]}
     values = [record["metrics"]["top1"] for record in records]

@@ -16,7 +16,7 @@ from mae_transfer.cli.transfer import main
 from mae_transfer.cli.verify import main as verify
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.results.tables.build import make_tables
-from mae_transfer.run_folder.record import find_records, read_record
+from mae_transfer.run_folder.record import read_record, read_records
 from mae_transfer.run_folder.validation import validate
 from mae_transfer.runs.tasks import descriptions
 
@@ -96,7 +96,7 @@ def test_a_detectors_file_gives_the_numbers_of_its_run(
     report = "\n".join(record["backbone"]["load_report"])
     assert "(detectron2 detector)" in report
     assert "pixel_mean: constant that is no weight" in report
-    records, _ = find_records(tmp_path)
+    records, _ = read_records(tmp_path)
     assert "trained" in make_tables(records, descriptions=descriptions())
 
 

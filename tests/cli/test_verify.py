@@ -21,7 +21,7 @@ from mae_transfer.data.synthetic.ade20k import make_ade20k
 from mae_transfer.results.comparable_runs import comparable_runs
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.published_models import read_published_models
-from mae_transfer.run_folder.record import find_records, read_record
+from mae_transfer.run_folder.record import read_record, read_records
 from mae_transfer.run_folder.validation import validate
 
 EACH = 4
@@ -110,7 +110,7 @@ def test_a_part_has_its_interval_and_never_shares_a_cell_with_a_training(
     shutil.copytree(data / "val", tmp_path / "whole" / "val")
     training = ["--task", "imagenet", "--backbone", "mae_vit_nano", "--weights", "random", "--preset", "smoke"]
     assert transfer([*training, "--data", str(tmp_path / "whole"), "--device", "cpu", "data.image_size=64"]) == 0
-    records, left_out = find_records(tmp_path)
+    records, left_out = read_records(tmp_path)
     assert (len(records), left_out) == (2, [])
     groups = comparable_runs(long_table(records))
     assert [group.protocol for group in groups].count("trained") == 1

@@ -161,6 +161,18 @@ def test_jpeg_is_what_pillow_gives(tmp_path):
     assert read_rgb(str(tmp_path / "L.jpg")).dtype == torch.uint8
 
 
+def test_an_image_that_is_too_large_is_said_to_be_so(tmp_path, monkeypatch):
+    """Beyond Pillow's limit against small files that decode to a memory full, which no image that it reads may pass."""
+    Image.new("L", (60, 50)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for read in (lambda path: read_rgb(str(path)), read_header):
+        with pytest.raises(
+            UndecodableImageError, match="the image is too large, of more than 2,000 pixels; make it"
+        ) as e:
+            read(tmp_path / "a.png")
+        assert "corrupt" not in str(e.value)
+
+
 def test_a_named_pipe_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for read in (lambda path: read_rgb(str(path)), read_header):

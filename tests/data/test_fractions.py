@@ -16,7 +16,7 @@ from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.errors import UserError
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.plots.comparisons import fraction_plots, main_metrics
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.tasks import make_task
@@ -142,7 +142,7 @@ def test_one_command_makes_the_curve(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*options, "--fraction", "25,50,100", "--draws", "2"]) == 0
     names = {"knn-25percent-draw0", "knn-25percent-draw1", "knn-50percent-draw0", "knn-50percent-draw1", "knn"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    records, _ = find_records(tmp_path)
+    records, _ = read_records(tmp_path)
     (plot,) = fraction_plots(main_metrics(long_table(records)))
     (series,) = plot.series
     assert (series.x, series.n) == ((25, 50, 100), (2, 2, 1))

@@ -14,7 +14,7 @@ from support.paths import ROOT
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.results.tables.build import make_tables
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 from mae_transfer.runs.tasks import register_protocols, task_card
 from mae_transfer.tasks.card import Protocol
 
@@ -48,7 +48,7 @@ def test_the_protocol_of_the_page_runs_and_has_its_row(files: Path, tmp_path: Pa
     protocols = ("--data", str(data), "--output", str(tmp_path / "runs"), "--protocol", "class_means,knn")
     done = command(files, *protocols)
     assert done.returncode == 0, done.stderr
-    records, left_out = find_records(tmp_path / "runs")
+    records, left_out = read_records(tmp_path / "runs")
     assert not left_out
     (record,) = (record for record in records if record["row"]["name"] == "class_means")
     assert record["settings"]["recipe"] == "class_means"

@@ -3,13 +3,13 @@
 from support.paths import ROOT
 from support.tables import make_tables
 
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 
 STUDY = ROOT / "results" / "small_study"
 
 
 def test_the_tables_are_rebuilt_from_the_records() -> None:
-    records, left_out = find_records(STUDY)
+    records, left_out = read_records(STUDY)
     assert not left_out
     assert len(records) == 57
     assert make_tables(records, control="random") == (STUDY / "tables.md").read_text()

@@ -17,6 +17,8 @@ from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoin
 from mae_transfer.run_folder.folder import RunFolder
 from mae_transfer.run_folder.metrics import epoch_history, read_metrics
 from mae_transfer.runs.names import check_output
+from mae_transfer.runs.plan import plan_runs
+from mae_transfer.runs.resolve import load_config
 
 CONFIG = make_config(seed=1, optim__lr=1e-5)
 
@@ -162,6 +164,19 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
 def test_an_empty_output_is_refused() -> None:
     with pytest.raises(UserError, match="--output is empty"):
         check_output("")
+
+
+def test_the_root_and_the_folder_of_the_data_are_no_output(tmp_path: Path) -> None:
+    config = load_config("folder", "random_vit_nano", options={"data.root": str(tmp_path / "data")})
+    for output in ("/", "//", "/tmp/.."):
+        with pytest.raises(UserError, match="is the root of the file system"):
+            check_output(output)
+    for output in (tmp_path / "data", f"{tmp_path}/runs/../data/"):
+        with pytest.raises(UserError, match=r"is the folder of the data \(data.root\)"):
+            plan_runs("folder", "random_vit_nano", data=tmp_path / "data", output=output)
+        with pytest.raises(UserError, match=r"is the folder of the data \(data.root\)"):
+            check_output(output, config)
+    check_output(tmp_path / "data" / "runs", config)
 
 
 def test_metrics_are_cut_to_the_resumed_step(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from support.tables import make_tables
 
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.per_image import FILE, read_per_image, write_per_image
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 from mae_transfer.run_folder.validation import validate
 from mae_transfer.tasks.card import metric
 
@@ -125,7 +125,7 @@ def test_an_outside_task_has_intervals_where_its_metric_says_how(tmp_path):
         for init, values in (("mae", one), ("sup", other)):
             arrays = {"ids": ids, "error": values}
             put(folder / init, arrays, {"rmse": values.mean()}, report, init=init, controls=["sup"])
-        text = make_tables(find_records(folder)[0], warnings=warnings)
+        text = make_tables(read_records(folder)[0], warnings=warnings)
         cell = re.search(r"\| MAE − supervised \| (.*) \|", text)[1]
         if name == "told":
             half = 1.96 * np.std(one - other) / 300**0.5

@@ -13,7 +13,7 @@ from support.records import described
 from support.tables import make_tables
 
 from mae_transfer.errors import UserError
-from mae_transfer.run_folder.record import FILE, find_records, read_record, write_json
+from mae_transfer.run_folder.record import FILE, read_record, read_records, write_json
 from mae_transfer.run_folder.schema import DESCRIPTION, REQUIRED, SCHEMA
 from mae_transfer.run_folder.validation import validate
 
@@ -84,13 +84,13 @@ def test_a_wrong_type_in_any_field_is_left_out(field: str, tmp_path: Path) -> No
     for value in WRONG:
         path = put(tmp_path, small(**{field: value}))
         if any(value is good or (type(value) is type(good) and value == good) for good in ALLOWED.get(field, ())):
-            assert len(find_records(tmp_path, summary=True)[0]) == 1, value
+            assert len(read_records(tmp_path, summary=True)[0]) == 1, value
             continue
-        records, left_out = find_records(tmp_path)
+        records, left_out = read_records(tmp_path)
         if field == "history":  # tables do without: only a whole reading checks it
             assert len(left_out) == 1, value
             continue
-        records, left_out = find_records(tmp_path, summary=True)
+        records, left_out = read_records(tmp_path, summary=True)
         if (field, value) == ("seed", 10**30) or (field in ("world_size",) and value == 10**30):
             make_tables(records)  # absurd, but a number
             continue
@@ -100,6 +100,19 @@ def test_a_wrong_type_in_any_field_is_left_out(field: str, tmp_path: Path) -> No
         assert "\n" not in left_out[0]
 
 
+def test_a_percentage_that_none_can_be_is_left_out(tmp_path: Path) -> None:
+    report = {"key": "top1", "title": "top-1", "better": "higher", "unit": "%", "main": True, "group": ""}
+    reports = [report, report | {"key": "imagenet_c_mCE", "better": "lower"}, report | {"key": "loss", "unit": ""}]
+    put(tmp_path, small(reports=reports, metrics={"top1": 100.0, "imagenet_c_mCE": 130.0, "loss": 250.0}))
+    assert len(read_records(tmp_path)[0]) == 1, "an error relative to another model's may be more"
+    for value in (250.0, -1.0):
+        path = put(tmp_path, small(reports=reports, metrics={"top1": value}))
+        for summary in (False, True):
+            records, (line,) = read_records(tmp_path, summary=summary)
+            assert records == []
+            assert line == f"{path} says top1 {value:g} %, which none can be; restore it or delete it"
+
+
 @pytest.mark.parametrize("inner", ["backbone", "data", "metrics"])
 def test_wrong_types_inside(inner: str, tmp_path: Path) -> None:
     for key in small()[inner]:
@@ -107,9 +120,9 @@ def test_wrong_types_inside(inner: str, tmp_path: Path) -> None:
             if (inner, value) == ("metrics", 1.5) or (key == "fingerprint" and inner == "backbone" and value == ""):
                 continue
             put(tmp_path, small(**{inner: small()[inner] | {key: value}}))
-            records, left_out = find_records(tmp_path, summary=True)
+            records, left_out = read_records(tmp_path, summary=True)
             if inner == "metrics" and key == "AP/cat":
-                records, left_out = find_records(tmp_path)
+                records, left_out = read_records(tmp_path)
             assert (records, len(left_out)) == ([], 1), (inner, key, value)
 
 
@@ -155,7 +168,7 @@ def test_an_old_record_of_an_unknown_task_is_described_as_such(tmp_path: Path) -
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b'{"a":1}'])
 def test_foreign_files(content: bytes, tmp_path: Path) -> None:
     put(tmp_path, content)
-    records, left_out = find_records(tmp_path)
+    records, left_out = read_records(tmp_path)
     assert (records, len(left_out)) == ([], 1)
 
 
@@ -179,7 +192,7 @@ def test_a_key_that_is_there_twice_is_found_out(indent: int | None, tmp_path: Pa
 def test_a_changed_protocol_is_found_out(tmp_path: Path) -> None:
     put(tmp_path / "a", small())
     put(tmp_path / "b", small(run_id="other", settings=PROTOCOL | {"optim.lr": 1e-4}))
-    records, left_out = find_records(tmp_path)
+    records, left_out = read_records(tmp_path)
     assert [record["run_id"] for record in records] == [small()["run_id"]]
     assert "was changed: settings_id" in left_out[0]
 
@@ -187,12 +200,12 @@ def test_a_changed_protocol_is_found_out(tmp_path: Path) -> None:
 def test_a_run_recorded_twice_counts_once_and_a_difference_is_said(tmp_path: Path) -> None:
     put(tmp_path / "a", small())
     put(tmp_path / "b", small())
-    records, left_out = find_records(tmp_path)
+    records, left_out = read_records(tmp_path)
     assert (len(records), len(left_out)) == (1, 1)
     assert "counted once" in left_out[0]
     later = small(metrics={"box_AP": 60.0}, finished="2026-01-02T00:00:00+00:00")
     put(tmp_path / "b", later)
-    records, left_out = find_records(tmp_path)
+    records, left_out = read_records(tmp_path)
     assert [record["metrics"]["box_AP"] for record in records] == [60.0], "the one that was finished last"
     assert str(tmp_path / "a") in left_out[0]
     assert "they differ in finished, metrics.AP/cat, metrics.box_AP" in left_out[0]
@@ -203,8 +216,8 @@ def test_a_summary_has_what_tables_need_and_no_more(tmp_path: Path) -> None:
     summary = read_record(path, summary=True)
     assert "history" not in summary
     assert summary["metrics"] == {"box_AP": 50.5}
-    whole, _ = find_records(tmp_path)
-    lean, _ = find_records(tmp_path, summary=True)
+    whole, _ = read_records(tmp_path)
+    lean, _ = read_records(tmp_path, summary=True)
     assert make_tables(whole) == make_tables(lean)
 
 

@@ -17,7 +17,7 @@ from support.tables import make_tables
 from mae_transfer.backbones import registry
 from mae_transfer.cli.transfer import build_parser, main
 from mae_transfer.run_folder.metrics import read_metrics
-from mae_transfer.run_folder.record import find_records, read_record
+from mae_transfer.run_folder.record import read_record, read_records
 from mae_transfer.runs.plan import plan_runs
 from mae_transfer.suites.plan import plan_suite
 
@@ -89,7 +89,7 @@ def test_another_recipe_is_still_refused(earlier: Path, capsys: pytest.CaptureFi
 
 
 def test_its_record_stands_in_tables() -> None:
-    records, left_out = find_records(EARLIER)
+    records, left_out = read_records(EARLIER)
     assert not left_out
     (record,) = records
     assert record["row"] == {"name": "linear", "frozen": True, "rank": 2}

@@ -53,7 +53,13 @@ def test_pictures_exchanged_after_training(
         assert option == "--resume" or (output / "record.json").read_bytes() == written["record.json"]
     exchange(data / split)
     shutil.move(data, tmp_path / "elsewhere")
-    assert main([*OPTIONS, "--data", str(tmp_path / "elsewhere"), "--output", str(output), "--resume"]) == 0
+    again = [*OPTIONS, "--data", str(tmp_path / "elsewhere"), "--output", str(output)]
+    assert main([*again, "--resume"]) == 0
+    assert "RANDOM weights" in capsys.readouterr().err, "the run started from them"
+    assert main([*again, "--eval-only"]) == 0
+    said = capsys.readouterr().err
+    assert "RANDOM weights" not in said
+    assert "random_vit_nano: the weights of the run" in said
 
 
 def test_pictures_of_a_set_beside_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -229,7 +229,7 @@ def test_files_that_are_no_suite(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([str(path)]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3
-    assert "No such file" in errors[0]
+    assert f"{path} is not there; give the path of a file that is" in errors[0]
     assert "not valid YAML" in errors[1]
     assert "no mapping" in errors[2]
 

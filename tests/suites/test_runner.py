@@ -20,7 +20,7 @@ from mae_transfer.cli.suite import main
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.engine.signals import REPEAT
 from mae_transfer.errors import RunsFailed
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 from mae_transfer.suites.api import run_suite
 
 pytestmark = pytest.mark.process
@@ -146,12 +146,12 @@ def test_a_run_that_fails_leaves_the_others(
     assert _of(tmp_path / "out", "MAE (this project)") == _of(reference, "MAE (this project)")
     records = run_suite(command[0], **options)
     assert [record["backbone"]["name"] for record in records] == ["vit_nano_p8", "random_vit_nano"]
-    assert sorted(records, key=lambda record: record["run_id"]) == find_records(tmp_path / "out")[0]
+    assert sorted(records, key=lambda record: record["run_id"]) == read_records(tmp_path / "out")[0]
 
 
 def _of(output: Path, init: str) -> dict[str, float]:
     return next(
-        r["metrics"] for r in find_records(output)[0] if r["task"] == "folder" and r["backbone"]["init"] == init
+        r["metrics"] for r in read_records(output)[0] if r["task"] == "folder" and r["backbone"]["init"] == init
     )
 
 
@@ -167,7 +167,7 @@ def test_two_suites_in_one_folder_make_each_run_once(data: Path, tmp_path: Path)
         "random_vit_nano folder knn seed 1",
         "random_vit_nano folder logreg seed 0",
     ]
-    assert len(find_records(tmp_path / "out")[0]) == 3
+    assert len(read_records(tmp_path / "out")[0]) == 3
 
 
 def test_measured_steps_are_not_lost(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

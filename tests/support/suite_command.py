@@ -8,7 +8,7 @@ import yaml
 
 from mae_transfer.results.tables.build import make_tables
 from mae_transfer.run_folder.metrics import read_metrics
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 
 STEPS = 150
 
@@ -37,7 +37,7 @@ def steps_of(output: Path) -> int:
 
 def results(output: Path) -> tuple[str, list[Any]]:
     """The tables but for costs, and all metrics by run: what has to be the same however the suite came about."""
-    records, left_out = find_records(output)
+    records, left_out = read_records(output)
     assert not left_out
     metrics = [(r["task"], r["backbone"]["init"], r["seed"], r["metrics"], r["steps"]) for r in records]
     sections = re.split("^(?=## )", make_tables(records), flags=re.MULTILINE)

@@ -25,7 +25,7 @@ class Stated:
     `facts`: fields of the backbone's Spec. `activation`: of the MLP, by transformers' or timm's name, and the key that
     has it. `image_size`: height and width in pixels that the position embedding is for; `input_size`: those that the
     model was last used at, which need not be the same. `rotary`: timm's model of rotary positions, which no tensor
-    may show.
+    may show. `width`, `depth`: of the encoder, with the key that has it.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -34,6 +34,8 @@ class Stated:
     image_size: Grid | None = None
     input_size: Grid | None = None
     rotary: str | None = None
+    width: tuple[str, int] | None = None
+    depth: tuple[str, int] | None = None
 
 
 @dataclass
@@ -72,7 +74,13 @@ def _of_transformers(config: dict[str, Any], processor: dict[str, Any]) -> State
     if config.get("image_size") is not None:
         stated.image_size = values.size(config["image_size"], f"{where}image_size")
     stated.activation, stated.activation_key = config.get("hidden_act"), "hidden_act"
+    stated.width, stated.depth = (_named(config, key, where) for key in ("hidden_size", "num_hidden_layers"))
     return stated
+
+
+def _named(config: dict[str, Any], key: str, where: str) -> tuple[str, int] | None:
+    value = config.get(key)
+    return None if value is None else (key, values.whole(value, f"{where}{key}"))
 
 
 def _processed(processor: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +91,11 @@ def _processed(processor: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"{where} do_rescale is false, which leaves open if pixels are of 0..1 or of 0..255; set do_rescale and "
             "rescale_factor there to what the weights were trained with."
+        )
+    if values.flag(processor.get("do_flip_channel_order", False), f"{where} do_flip_channel_order"):
+        raise UserError(
+            f"{where} do_flip_channel_order is true, so that the weights are for BGR images, and RGB is given here; "
+            "swap the patch embedding's channels in the weights and set it to false, or take it away if it is wrong."
         )
     factor = processor.get("rescale_factor", _FACTOR)
     if not values.number(factor) or factor <= 0:
@@ -106,6 +119,7 @@ def _of_timm(config: dict[str, object]) -> Stated:
     if heads is not None:
         facts["num_heads"] = values.whole(heads, f"{where}model_args num_heads")
     stated = Stated(facts, args.get("act_layer") or activation, "act_layer")
+    stated.width, stated.depth = (_named(args, key, f"{where}model_args ") for key in ("embed_dim", "depth"))
     arch = config.get("architecture")
     if isinstance(arch, str) and is_rotary(arch):
         stated.rotary = arch

@@ -40,7 +40,7 @@ from mae_transfer.backbones.checkpoints import (
 )
 from mae_transfer.backbones.checkpoints.audit import audit, flat, refusal
 from mae_transfer.backbones.checkpoints.hf_config import HFConfig, Stated
-from mae_transfer.backbones.checkpoints.layout import Converted, Reader, State
+from mae_transfer.backbones.checkpoints.layout import Converted, Reader, State, depth_of, width_of
 from mae_transfer.backbones.checkpoints.position_grid import native_grid, patches
 from mae_transfer.backbones.checkpoints.report import LoadReport, fingerprint
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
@@ -168,12 +168,26 @@ def read_layout(state: State, source: str, config: HFConfig | None = None) -> tu
     try:
         converted = reader.convert(state)
         stated = Stated() if config is None else config.stated(reader.NAME)
+        _check_sizes(converted.tensors, stated)
     except UserError as error:
         raise refusal(source, str(error)) from error
     converted.facts |= stated.facts
     if stated.activation is not None and reader is clip:
         converted.warnings = []  # that the file does not say which activation it needs
     return reader, converted, stated
+
+
+def _check_sizes(tensors: State, stated: Stated) -> None:
+    """Raise UserError if the configuration is of a model of another width or depth than the weights."""
+    for what, said, found in (
+        ("channels", stated.width, width_of(tensors)),
+        ("blocks", stated.depth, depth_of(tensors)),
+    ):
+        if said is not None and found and said[1] != found:
+            raise UserError(
+                f"its configuration says {said[0]} {said[1]} and its weights have {found} {what}; give the weights "
+                "their own configuration, since eps, heads and normalisation are read from it."
+            )
 
 
 def _check_activation(spec: Spec, vit: VisionTransformer, stated: Stated) -> None:

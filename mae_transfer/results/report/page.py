@@ -43,7 +43,7 @@ def make_page(
     descriptions: Sequence[Mapping[str, object]] = (),
     progress: bool = False,
 ) -> str:
-    """The HTML of all records (`find_records`); `left_out` names what was found and could not be counted.
+    """The HTML of all records (`read_records`); `left_out` names what was found and could not be counted.
 
     picture_bytes: the most that pictures may take, as they are in the page.
     control, descriptions: as of `tables.build_tables`.

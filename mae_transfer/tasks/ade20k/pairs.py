@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mae_transfer.data.decode import header_of, open_file
 from mae_transfer.data.identity import combine, identify
-from mae_transfer.data.images import DECODE_ERRORS
+from mae_transfer.data.images import DECODE_ERRORS, unusable
 from mae_transfer.data.names import walk_files
 from mae_transfer.data.paths import find_paths
 from mae_transfer.errors import UserError
@@ -147,6 +147,8 @@ def _header(path: Path, *, mask: bool = False) -> tuple[tuple[int, int], str | N
             opened = Image.open(file)
             fault = mask_fault(opened) if mask else None
             header = header_of(opened)
+        except Image.DecompressionBombError as error:
+            raise unusable(path, error, "mask" if mask else "image") from None
         except DECODE_ERRORS as error:
             reason = "of no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
             raise UserError(f"{path}: not a readable image ({reason}); fetch it again or take the pair out") from None

@@ -62,6 +62,9 @@ def hugging_face():
         ({"image_size": 48}, "position_embeddings has 16 positions, its config.json states a grid of 6x6"),
         ({"image_size": [32]}, "image_size is [32]"),
         ({"image_size": "32"}, "image_size is '32'"),
+        ({"hidden_size": 2 * DIM}, f"says hidden_size {2 * DIM} and its weights have {DIM} channels"),
+        ({"num_hidden_layers": 12}, f"says num_hidden_layers 12 and its weights have {HF['num_hidden_layers']} blocks"),
+        ({"num_hidden_layers": "12"}, "num_hidden_layers is '12'"),
     ],
     ids=str,
 )
@@ -106,6 +109,7 @@ def test_normalisation_is_the_processors(hugging_face, tmp_path, processor, mean
         ({"image_mean": [123.675, 116.28, 103.53]}, "for pixels of 0 to 255; divide it by 255"),
         ({"image_mean": "0.5"}, "image mean is '0.5'"),
         ({"do_rescale": False}, "do_rescale is false"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order is true, so that the weights are for BGR images"),
         ({"do_normalize": 0}, "do_normalize is 0; give true or false"),
         ({"rescale_factor": 0}, "rescale_factor is 0"),
     ],

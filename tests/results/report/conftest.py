@@ -6,7 +6,7 @@ import pytest
 from support.report_records import write_runs
 
 from mae_transfer.results.report.page import make_page
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 from mae_transfer.runs.tasks import descriptions
 
 
@@ -17,4 +17,4 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def page(runs: Path) -> str:
-    return make_page(*find_records(runs), picture_bytes=10**7, descriptions=descriptions())
+    return make_page(*read_records(runs), picture_bytes=10**7, descriptions=descriptions())

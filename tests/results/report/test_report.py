@@ -12,7 +12,7 @@ from support.report_records import all_records
 from mae_transfer.results.report.budget import within
 from mae_transfer.results.report.page import make_page
 from mae_transfer.run_folder.pictures import read_pictures
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 
 TOOL = TOOLS / "make_report.py"
 
@@ -51,7 +51,7 @@ def test_pictures_are_embedded_as_they_are_and_within_the_budget(runs: Path, pag
     stored, problem = read_pictures(runs / "run00")
     assert problem is None
     assert base64.b64encode(stored[0].path.read_bytes()).decode() in page
-    of_one = [record for record in find_records(runs)[0] if record["run_id"] == all_records()[0]["run_id"]]
+    of_one = [record for record in read_records(runs)[0] if record["run_id"] == all_records()[0]["run_id"]]
     small = make_page(of_one, [], picture_bytes=10)
     assert "<img" not in small
     assert "2 pictures are left out for the size of the page" in small

@@ -16,7 +16,7 @@ from support.tables import make_tables
 
 from mae_transfer.errors import UserError
 from mae_transfer.results.published import PUBLISHED
-from mae_transfer.run_folder.record import find_records, read_record, write_json
+from mae_transfer.run_folder.record import read_record, read_records, write_json
 from mae_transfer.run_folder.schema import SCHEMA
 
 COUNT = itertools.count()
@@ -167,7 +167,7 @@ def test_bad_records_are_named_and_left_out(tmp_path: Path) -> None:
     for name, text in contents.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "record.json").write_text(text)
-    records, left_out = find_records(tmp_path)
+    records, left_out = read_records(tmp_path)
     assert [r["run_id"] for r in records] == [good["run_id"]]
     assert len(left_out) == 4
     for name in ("half", "foreign", "future", "same"):

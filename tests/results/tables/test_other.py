@@ -10,7 +10,7 @@ from support.records import described
 
 from mae_transfer.cli.tables import main
 from mae_transfer.results.report.page import make_page
-from mae_transfer.run_folder.record import find_records
+from mae_transfer.run_folder.record import read_records
 from mae_transfer.tasks.card import metric
 
 SETTINGS = {"recipe": "r", "optim.lr": 1e-4}
@@ -150,7 +150,7 @@ def test_odd_values_of_one_run_do_not_stop_the_report(tmp_path: Path) -> None:
     (tmp_path / "a" / "metrics.jsonl").write_text(
         '{"step": 1, "epoch": 0.1, "loss": "x"}\n{"step": 2, "epoch": 0.2, "loss": "y"}\n'
     )
-    page = html.unescape(make_page(*find_records(tmp_path), picture_bytes=10))
+    page = html.unescape(make_page(*read_records(tmp_path), picture_bytes=10))
     assert "a/metrics.jsonl line 1: 'loss' is no number; restore or delete the file" in page
 
 

@@ -250,7 +250,8 @@ def test_a_run_from_command_to_table(
     assert read_record(output / "record.json")["metrics"] == record["metrics"]
     assert validate([str(tmp_path / "runs")]) == 0
     capsys.readouterr()
-    assert tables(["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "tables.md")]) == 0
+    assert tables(["--runs", str(tmp_path / "runs")]) == 0
     printed = capsys.readouterr().out
+    assert (tmp_path / "runs" / "tables.md").read_text() in printed, "beside the runs where these have a folder"
     assert "| initialisation | AP box nano | AP mask nano |" in printed
     assert re.search(r"^\| random \| \d+\.\d \(n=1\) \| - \|$", printed, re.MULTILINE)

@@ -150,6 +150,12 @@ def build_upernet(encoder: "Encoder", num_classes: int, config: Ade20kConfig) ->
 class Upernet(Protocol[Ade20kConfig, UperNet]):
     reads: ClassVar[tuple[str, ...]] = (*TRAINING, "optim.layer_decay", "backbone.drop_path")
 
+    def __init__(self, config: Ade20kConfig) -> None:
+        from mae_transfer.backbones.configured import check_four_blocks
+
+        super().__init__(config)
+        check_four_blocks(config.backbone.name)
+
     @override
     def encoder_options(self, patch_size: int) -> dict[str, object]:
         side, model = self.config.data.image_size, self.config.model

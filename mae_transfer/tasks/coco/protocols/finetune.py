@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 class Finetune(Protocol[Config]):
     reads: ClassVar[tuple[str, ...]] = (*TRAINING, "optim.layer_decay", "backbone.drop_path")
 
+    def __init__(self, config: Config) -> None:
+        from mae_transfer.backbones.configured import check_four_blocks
+
+        super().__init__(config)
+        if config.model.pyramid == "fpn":
+            check_four_blocks(config.backbone.name)
+
     @override
     def build_model(self, encoder: "Encoder", num_classes: int, *, masks: bool) -> nn.Module:
         if self.config.model.implementation == "detectron2":
