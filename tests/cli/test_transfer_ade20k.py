@@ -63,6 +63,15 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path, capsys: pytest.
     assert other["settings"]["eval.mode"] == "whole"
     assert other["settings_id"] != record["settings_id"]
 
+    # the run's file is a trained model too, by the configuration that it holds
+    alone = shutil.copy(output / "checkpoints" / "step_00000003.pt", tmp_path / "alone.pt")
+    trained = ["--task", "ade20k", "--eval-only", "--device", "cpu", "--data", str(data), "data.workers=0"]
+    assert main([*trained, "--checkpoint", str(alone), "--output", str(tmp_path / "trained")]) == 0
+    found = read_record(tmp_path / "trained" / "record.json")
+    assert found["metrics"]["mIoU"] == pytest.approx(record["metrics"]["mIoU"])
+    assert (found["row"]["name"], found["settings"]["data.image_size"]) == ("trained", 32)
+    shutil.rmtree(tmp_path / "trained")
+
     capsys.readouterr()
     assert make_tables(["--runs", str(tmp_path), "--output", str(tmp_path / "t.md")]) == 0
     printed = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
         about.append(f"entries: {', '.join(str(name) for name in raw if name not in state)}"[:200])
     about += [f"layout: {reader.NAME}", f"architecture: {_architecture(converted, grid)}"]
     findings = Findings(about, _signs(file, state, converted, grid))
-    run, overrides = _of_run(file) if reader.NAME == own.NAME else ({}, [])
+    run, overrides = _of_run(file, raw) if reader.NAME == own.NAME else ({}, [])
     # A run from random weights has weights now, and `random_*` names take none.
     of_run = [run["name"].removeprefix("random_")] if run else []
     names = [backbone] if backbone else of_run or _names(reader, converted, grid)
@@ -94,12 +95,18 @@ def inspect(path: str | Path, *, backbone: str | None = None, key: str | None = 
     return findings
 
 
-def _of_run(file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The backbone section of the configuration of the run that a checkpoint is from, and its options as overrides."""
-    path = file.parent.parent / "config.yaml"
-    if not path.is_file():
+def _of_run(file: Path, raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The backbone section of the configuration of the run that a checkpoint is from, and its options as overrides.
+
+    It stands in the run's folder, and in the checkpoint itself, which may lie anywhere.
+    """
+    path, inside = file.parent.parent / "config.yaml", raw.get("config")
+    if path.is_file():
+        config = read_yaml(path, "the run's configuration")
+    elif isinstance(inside, dict):
+        path, config = file, inside
+    else:
         return {}, []
-    config = read_yaml(path, "the run's configuration")
     # a pre-training's are no choice, and the recipe of the transfer has its own
     options = () if config.get("task") == "pretrain" else ("window_size", "num_global_blocks", "rel_pos")
     section = config.get("backbone")

@@ -27,6 +27,8 @@ from mae_transfer.backbones.checkpoints.layout import (
 from mae_transfer.backbones.positions.resampling import RULES
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.backbones.registry import class_token_fields
+from mae_transfer.config.old_names import renamed
+from mae_transfer.config.overrides import flatten
 from mae_transfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,6 +127,12 @@ def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str 
     if not all(value is None or isinstance(value, str) for value in ids.values()):
         raise UserError("what it says of its pre-training (trained_by) is no text; take another checkpoint.")
     return facts, ids
+
+
+def config_of_run(raw: object, task: str) -> dict[str, object]:
+    """The configuration in a checkpoint of a run of this task, flat and under today's names; empty for other files."""
+    config = raw.get("config") if isinstance(raw, Mapping) else None
+    return flatten(renamed(config)) if isinstance(config, dict) and config.get("task") == task else {}
 
 
 def resampling_of_run(origin: Mapping[str, object]) -> str | None:

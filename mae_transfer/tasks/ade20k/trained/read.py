@@ -13,6 +13,7 @@ The heads have mmsegmentation's names in all of them, but for transformers' `cla
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -39,7 +40,7 @@ _PYRAMID = (
 class SegmentorFile(NamedTuple):
     """`state`: by this project's names. `ignored`: what else the file holds, with the reason. `facts`: of the spec.
     `labels`: names of its classes in order, None where it says none. `taps`: 0-based blocks that its pyramid reads,
-    where it says that."""
+    where it says that. `run`: the flat configuration of the run that it is a checkpoint of, empty for others."""
 
     state: State
     source: str
@@ -48,6 +49,7 @@ class SegmentorFile(NamedTuple):
     facts: Facts
     labels: Sequence[str] | None
     taps: tuple[int, ...] | None
+    run: Mapping[str, object] = MappingProxyType({})
 
 
 def read(checkpoint: str | Path, key: str | None = None) -> SegmentorFile:
@@ -64,7 +66,8 @@ def read(checkpoint: str | Path, key: str | None = None) -> SegmentorFile:
     inside = "backbone."
     if any(name.startswith("encoder.vit.") for name in state):
         facts, _ = own.facts_of_run(raw)
-        return SegmentorFile(state, source, "mae_transfer segmentation", ignored, facts, labels, taps)
+        run = own.config_of_run(raw, "ade20k")
+        return SegmentorFile(state, source, "mae_transfer segmentation", ignored, facts, labels, taps, run)
     if any(name.startswith("backbone.layers.") for name in state):
         layout, facts = "mmsegmentation", dict(OF_IMAGENET)
         converted = mmpretrain.convert({name: x for name, x in state.items() if name.startswith(inside)})

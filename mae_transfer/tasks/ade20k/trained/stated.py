@@ -3,6 +3,7 @@
 mmsegmentation and BEiT evaluate in windows of the training crop, two thirds of it apart, on images whose shorter side
 is the crop and whose longer side is at most four times that: 512 and 341 (mmseg configs/mae), 640 and 426 (mmseg
 configs/beit, unilm beit/semantic_segmentation). The crop is the one that the tables of relative positions are for.
+A checkpoint of this project holds the configuration of its run: model, windows and classes are those.
 
 Linear heads: the shorter side of images is the window, and the longer one is as it comes.
 
@@ -20,14 +21,29 @@ from pathlib import Path
 from mae_transfer.backbones.checkpoints.audit import refusal
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.timm_vit import resolve
+from mae_transfer.config.overrides import leaf_keys
 from mae_transfer.config.yaml import read_yaml
 from mae_transfer.errors import UserError
+from mae_transfer.tasks.ade20k.config import Ade20kConfig
 from mae_transfer.tasks.ade20k.trained.linear_head import HeadFile, read_head
 from mae_transfer.tasks.ade20k.trained.read import read
 
 MS_RATIOS = (1.0, 1.32, 1.73, 2.28, 3.0)
 UNBOUNDED = 99_999_999
 """Of the longer side, in DINOv2's configurations."""
+_OF_RUN = (
+    *(
+        "model.",
+        "backbone.window_",
+        "backbone.num_global_blocks",
+        "data.image_size",
+        "data.short_side",
+        "data.long_side",
+    ),
+    *("data.num_classes", "data.reduce_zero_label", "data.ignore_value"),
+    *("eval.mode", "eval.stride", "eval.ratios", "eval.flip", "eval.resize"),
+)
+"""What a run's configuration says of its model, by how keys begin."""
 _LAYERS = {"LAST": "last", "FOUR_LAST": "last_four", "FOUR_EVEN_INTERVALS": "four_even"}
 """DINOv3's names (dinov3/eval/segmentation/models/__init__.py)."""
 
@@ -59,6 +75,10 @@ def _of_upernet(checkpoint: str, patch: int) -> dict[str, object]:
         found = _windows(side, 2 * side // 3, 4 * side)
     if file.taps is not None:
         found["model.taps"] = list(file.taps)
+    if file.run.get("protocol") in (None, "partial", "trained"):  # a UperNet's
+        found |= {
+            key: value for key, value in file.run.items() if key in leaf_keys(Ade20kConfig) and key.startswith(_OF_RUN)
+        }
     return found
 
 
