@@ -28,7 +28,9 @@ class BatchNorm(nn.BatchNorm2d):
         ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
         if not self.training or (ranks == 1 and input.numel() > 0):
             return super().forward(input)
-        output, mean, var, count = _SyncedBatchNorm.apply(input, self.weight, self.bias, self.eps, ranks)
+        weight = self.weight if self.affine else torch.ones_like(self.running_mean)
+        bias = self.bias if self.affine else torch.zeros_like(self.running_mean)
+        output, mean, var, count = _SyncedBatchNorm.apply(input, weight, bias, self.eps, ranks)
         # No branch on `count`: it would make every norm wait for the device.
         momentum = count.clamp(max=1) * self.momentum
         unbiased = var * count / (count - 1).clamp(min=1)

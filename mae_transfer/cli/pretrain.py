@@ -24,6 +24,7 @@ examples:
   the baselines:
     mae-transfer pretrain --method beit --tokenizer kmeans --backbone vit_b --data /data/imagenet
     mae-transfer pretrain --method supervised --backbone vit_b --data /data/imagenet
+    mae-transfer pretrain --method mocov3 --backbone vit_b --data /data/imagenet
   a tokenizer of your own, then BEiT with it (OpenAI's is given as --tokenizer encoder.pkl):
     mae-transfer pretrain --method dvae --backbone vit_b --data /data/imagenet --output my_tokenizer
     mae-transfer pretrain --method beit --tokenizer my_tokenizer --backbone vit_b --data /data/imagenet

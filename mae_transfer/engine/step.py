@@ -144,14 +144,16 @@ def _settle_buckets(fabric: Fabric, wrapped: nn.Module, model: nn.Module, batch:
 
     DDP lays out its buckets anew by the order of its first backward pass. That changes the order in which the gradients
     of more than two ranks are summed; so it has to happen before the first step, or a resumed run differs in that step.
+    What a forward pass may change is put back: buffers, and weights that are not trained (a momentum encoder's).
     """
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    kept = [tensor for tensor in (*model.buffers(), *model.parameters()) if not tensor.requires_grad]
+    befores = [tensor.to("cpu", copy=True) for tensor in kept]
     fabric.backward(torch.stack(list(wrapped(batch).values())).sum())
     _check_all_used(model)
     model.zero_grad()
     with torch.no_grad():
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        for tensor, before in zip(kept, befores, strict=True):
+            tensor.copy_(before)
 
 
 def _check_all_used(model: nn.Module) -> None:

@@ -14,6 +14,13 @@ METHODS = (
         config=f"{_CONFIG}:SupervisedConfig",
         about="labels of class folders",
     ),
+    Protocol(
+        "mocov3",
+        "mocov3",
+        f"{_CODE}.mocov3:MocoMethod",
+        config=f"{_CONFIG}:MocoConfig",
+        about="contrastive, of two views",
+    ),
     Protocol("dvae", "dvae", f"{_CODE}.dvae:DvaeMethod", config=f"{_CONFIG}:DvaeConfig", about="a tokenizer for beit"),
 )
 
@@ -21,7 +28,7 @@ CARDS = (
     TaskCard(
         name="pretrain",
         title="pre-training",
-        about="MAE, BEiT-style and supervised pre-training",
+        about="MAE, BEiT-style, supervised and MoCo v3 pre-training",
         folder="pretrain",
         config=f"{_CONFIG}:PretrainConfig",
         task="mae_transfer.pretrain.task:PretrainTask",
@@ -33,6 +40,7 @@ CARDS = (
             metric("val_accuracy", "val accuracy of tokens"),
             metric("val_top1", "val top-1"),
             metric("val_top5", "val top-5"),
+            metric("val_similarity", "val similarity of views", unit=""),
         ),
         synthetic=True,
         transfers=False,

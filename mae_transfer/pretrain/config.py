@@ -212,6 +212,52 @@ class SupervisedConfig(PretrainConfig):
     model: ClassifierConfig
 
 
+# --- MoCo v3 --------------------------------------------------------------------------------------------------------
+
+
+class MocoDataConfig(DataConfig):
+    augmentation: Literal["full", "crop"]
+    """What a view goes through: crop, colours, blur and flip as in the released code, or `crop` and flip alone."""
+
+
+class MocoModelConfig(Section):
+    mlp_dim: int = Field(ge=1)
+    """Hidden width of projector and predictor."""
+    dim: int = Field(ge=1)
+    """Width of queries and keys."""
+    temperature: float = Field(gt=0)
+    """Of the softmax over the keys."""
+    momentum: float = Field(ge=0, lt=1)
+    """Of the momentum encoder at the first step; by a cosine it is 1 at the end."""
+    freeze_patch_embed: bool
+    """The patch projection keeps its random weights."""
+
+
+class MocoConfig(PretrainConfig):
+    method: Literal["mocov3"]
+    """As in `--method`."""
+    data: MocoDataConfig
+    model: MocoModelConfig
+
+    @model_validator(mode="after")
+    def _whole_batches_of_views(self) -> "MocoConfig":
+        train, data = self.train, self.data
+        if train.micro_batch < train.global_batch:
+            raise ValueError(
+                f"train.micro_batch={train.micro_batch} is below train.global_batch={train.global_batch}: --method "
+                "mocov3 compares all images of a step, without accumulation, and each device takes its whole part; set "
+                f"train.micro_batch={train.global_batch}"
+            )
+        if data.color_jitter or data.randaugment:
+            raise ValueError(
+                "data.color_jitter and data.randaugment are not of --method mocov3, which has data.augmentation: full "
+                "or crop"
+            )
+        if data.augmentation == "full" and data.channels != 3:
+            raise ValueError("data.augmentation=full is for RGB images (data.channels=3); set data.augmentation=crop")
+        return self
+
+
 # --- a tokenizer ----------------------------------------------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ def run_pretrain(
     """Pre-train one encoder; the same as `mae-transfer pretrain` with the options of these names.
 
     Args:
-        method: mae, beit, supervised, or dvae (which trains a tokenizer).
+        method: mae, beit, supervised, mocov3, or dvae (which trains a tokenizer).
         backbone: vit_ti, vit_s, vit_b, vit_l or vit_h, with `_p8` and the like for another patch.
         tokenizer: kmeans, or a tokenizer's file or run folder, for a method that predicts tokens.
         resume: as of `run_transfer`.

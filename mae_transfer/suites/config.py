@@ -20,7 +20,7 @@ class PretrainEntry(Section):
     label: Label = Field(pattern=r"^[A-Za-z0-9._:-]+$")
     """What the other entries and the matrix call it."""
     method: str
-    """mae, beit, supervised or dvae."""
+    """mae, beit, supervised, mocov3 or dvae."""
     backbone: str
     data: str | None = None
     """Name of the data set in `data`, which --data gives a folder."""

@@ -1,13 +1,12 @@
 """BatchNorm: empty batches, and two gloo ranks against one process that holds everything."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.detector_standin import StandInEncoder, seeded_image, seeded_target, seeded_weights, small_config
-from torch import Tensor, distributed, multiprocessing, nn
+from support.ranks import spawn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_transfer.adapters.norm import BatchNorm
@@ -37,19 +36,6 @@ def test_empty_input_changes_no_statistics_and_has_gradients(training: bool) -> 
     assert all(value.equal(before[name]) for name, value in norm.state_dict().items())
     assert not norm.weight.grad.any()
     assert not norm.bias.grad.any()
-
-
-def spawn(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """Run work(rank, *args) on two gloo ranks and return their results."""
-    multiprocessing.spawn(_run, (work, str(folder), args), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-def _run(rank: int, work: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(work(rank, *args), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
 
 
 NORM_CASES = [(3, 1), (0, 2), (0, 0)]

@@ -69,6 +69,7 @@ CASES = {
     "beit": Case("pretrain", "beit", (*SMALL, "mask.min_patches=4"), 5, 2),
     "dvae": Case("pretrain", "dvae", SMALL, 1, 1),
     "supervised": Case("pretrain", "supervised", SMALL, 1, 1),
+    "mocov3": Case("pretrain", "mocov3", (*SMALL, "train.micro_batch=4"), 1, 1),
 }
 
 
@@ -124,7 +125,8 @@ def test_a_run_is_that_of_the_cpu(name: str, tmp_path: Path, monkeypatch: pytest
     with pretended_cuda() as cuda:
         half = run(case, CudaFabric("bf16"), tmp_path / "bf16", "bf16", cuda.waits)
     assert gpu.losses == pytest.approx(cpu.losses, rel=1e-5)
-    assert gpu.metrics == pytest.approx(cpu.metrics, rel=1e-4, nan_ok=True)
+    # 1e-5 of a percent, and of the similarity of MoCo v3's views, which is near 0 here
+    assert gpu.metrics == pytest.approx(cpu.metrics, rel=1e-4, abs=1e-5, nan_ok=True)
     # of the sum: single losses of a detector hang on which proposals are drawn
     if case.step is not None:
         assert half.losses["loss"] == pytest.approx(cpu.losses["loss"], rel=0.05)

@@ -24,6 +24,7 @@ METHODS = {
     "mae": ("mae", "MAE (this project)"),
     "supervised": ("sup", "supervised (this project)"),
     "beit": ("beit", "BEiT-style (this project)"),
+    "mocov3": ("mocov3", "MoCo v3 (this project)"),
 }
 NOTE = (
     "Claims of the MAE paper (arXiv 2111.06377) that these runs can judge, and its own numbers. Differences are paired "
