@@ -28,8 +28,8 @@ examples:
     mae-transfer plan --task folder --backbone mae_vit_b --data ./my_images
   all runs of a suite, and their sum; data sets that are no benchmark are read:
     mae-transfer plan --suite configs/suites/mae_vs_baselines.yaml --gpus 8
-    mae-transfer plan --suite configs/suites/small_study.yaml --data tiny_imagenet=/data/tiny_imagenet \\
-        --data coco=/data/coco_small --data photographs=/data/photographs
+    mae-transfer plan --suite configs/suites/transfer_study.yaml --data tiny_imagenet=/data/tiny_imagenet \\
+        --data persons=/data/persons --data camvid=/data/camvid --data flowers=/data/flowers
   as JSON:
     mae-transfer plan --task ade20k --backbone mae_vit_b --json
 """

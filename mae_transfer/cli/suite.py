@@ -18,12 +18,12 @@ from mae_transfer.suites.launcher import LAUNCHERS, Launcher, Options, check_cou
 EXAMPLES = """\
 examples:
   what would be run, how long it takes, with which commands; then do it, two runs at a time:
-    mae-transfer suite configs/suites/small_study.yaml --data tiny_imagenet=/data/tiny_imagenet \\
-        coco=/data/coco_small photographs=/data/photographs --dry-run
-    mae-transfer suite configs/suites/small_study.yaml --data ... --jobs 2
+    mae-transfer suite configs/suites/transfer_study.yaml --data tiny_imagenet=/data/tiny_imagenet \\
+        persons=/data/persons camvid=/data/camvid flowers=/data/flowers --dry-run
+    mae-transfer suite configs/suites/transfer_study.yaml --data ... --jobs 2
   how far is it; go on after a stop (the same command); make again what failed:
-    mae-transfer suite configs/suites/small_study.yaml --data ... --status
-    mae-transfer suite configs/suites/small_study.yaml --data ... --retry
+    mae-transfer suite configs/suites/transfer_study.yaml --data ... --status
+    mae-transfer suite configs/suites/transfer_study.yaml --data ... --retry
   the paper's comparison, each run on 8 GPUs of this machine; or as job arrays of SLURM, 4 at a time:
     mae-transfer suite configs/suites/mae_vs_baselines.yaml --data imagenet=/data/imagenet ... --gpus 8
     mae-transfer suite configs/suites/mae_vs_baselines.yaml --data ... --launcher slurm --gpus 8 --jobs 4 \\

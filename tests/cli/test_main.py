@@ -128,9 +128,7 @@ def test_help_ends_quietly(tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe_does_not_keep_the_tables_from_their_file(tmp_path: Path) -> None:
-    command = (
-        f"{sys.executable} -m mae_transfer tables --runs {ROOT}/results/small_study --output tables.md | head -n 1"
-    )
+    command = f"{sys.executable} -m mae_transfer tables --runs {ROOT}/results/evidence --output tables.md | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "Traceback" not in done.stderr
     assert "written to tables.md" in done.stderr

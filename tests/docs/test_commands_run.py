@@ -56,8 +56,11 @@ SMALL = {
     "pretrain": ["data.image_size=64", "device=cpu"],
 }
 OTHERS = ("imagenet", "inat2017", "inat2018", "inat2019", "places205", "places365")
+STUDIES = ["tiny_imagenet=data/tiny_imagenet", "flowers=flowers", "persons=persons", "camvid=data/camvid"]
 SETS = {
-    "small_study": ["tiny_imagenet=data/tiny_imagenet", "coco=data/coco", "photographs=data/photographs"],
+    "transfer_study": STUDIES,
+    "paper_claims": STUDIES[:1],
+    "real_weights": STUDIES[1:],
     "frozen": ["imagenet=data/imagenet", "coco=data/coco", "ade20k=data/ADEChallengeData2016"],
     "mae_vs_baselines": [
         *("coco=data/coco", "ade20k=data/ADEChallengeData2016"),
@@ -87,7 +90,8 @@ def small(line: str) -> tuple[str, list[str]]:
     task = words[words.index("--task") + 1] if "--task" in words else command
     if command == "suite":
         words = re.sub(r"--data( [^-]\S*)*", "", " ".join(words)).replace("--gpus 8", "--gpus 1").split()
-        weights = [] if "small_study" in line else ["--preset", "smoke", "--checkpoint", "mocov3_vit_b=my.pth"]
+        own = Path(words[0]).stem in ("transfer_study", "paper_claims", "real_weights")
+        weights = [] if own else ["--preset", "smoke", "--checkpoint", "mocov3_vit_b=my.pth"]
         dry = [] if {"--status", "--dry-run"} & set(words) else ["--dry-run"]
         words += [*weights, *dry, "--data", *SETS[Path(words[0]).stem]]
     elif command == "plan":
@@ -162,13 +166,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_coco(here, coco)
     for name in ("ADEChallengeData2016", "ade20k"):
         write_masks(data / name, 151)
-    (write_masks(data / "photographs", 134) / "classes.txt").write_text("".join(f"c{i}\n" for i in range(133)))
+    write_masks(data / "camvid", 12)
     own = write_masks(here / "own", 20)
     for name, split in (("ab", "training"), ("cd", "validation")):
         (here / name[0]).symlink_to(own / "images" / split)
         (here / name[1]).symlink_to(own / "annotations" / split)
     (here / "configs").symlink_to(ROOT / "configs")
-    (here / "results" / "small_study").symlink_to(ROOT / "results" / "small_study")
+    (here / "results" / "evidence").symlink_to(ROOT / "results" / "evidence")
 
     before = Path.cwd()
     os.chdir(here)
@@ -197,7 +201,7 @@ def test_a_line_runs(line: str, world: Path, tmp_path: Path, monkeypatch: pytest
     for path in world.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "results").unlink()
-    shutil.copytree(world / "results", tmp_path / "results", symlinks="small_study/tables" not in line)
+    shutil.copytree(world / "results", tmp_path / "results", symlinks="evidence/tables" not in line)
     for name in ("my-mae", "my_tokenizer", "detector.pth", "my.yaml"):
         if re.search(rf"(--output|convert|recipe new)( \S+)* {name}", line):
             (tmp_path / name).unlink()

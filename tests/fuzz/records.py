@@ -12,7 +12,7 @@ from mae_transfer.cli.tables import main as tables
 from mae_transfer.cli.validate import main as validate
 from mae_transfer.errors import UserError
 
-STUDY = Path(__file__).resolve().parents[2] / "results/small_study"
+STUDY = Path(__file__).resolve().parents[2] / "results/evidence"
 
 
 def copy_runs(folder: Path, count: int = 3) -> list[Path]:

@@ -152,9 +152,16 @@ def test_the_shipped_suites(tmp_path: Path) -> None:
     rows = {run.row for run in runs}
     assert {"mae_vit_b", "mae_vit_l", "sup_vit_b", "sup_vit_l", "beit_vit_b", "beit_vit_l"} < rows
     assert {run.config.task for run in runs} == set(names)
-    data = {"tiny_imagenet": "/a", "coco": "/b", "photographs": "/c"}
-    _, runs = plan_suite(folder / "small_study.yaml", data=data)
-    assert len(runs) == 9 + 12 * 4
+    data = {"tiny_imagenet": "/a", "persons": "/b", "camvid": "/c", "flowers": "/d"}
+    _, runs = plan_suite(folder / "transfer_study.yaml", data=data)
+    assert len(runs) == 9 + 12 * 8
+    pretrainings = {run.place.path.name for run in runs if not run.needs and run.config.task == "pretrain"}
+    _, runs = plan_suite(folder / "paper_claims.yaml", data={"tiny_imagenet": "/a"})
+    assert len(runs) == 12 * 3 * 2 + 3
+    assert len(pretrainings & {run.place.path.name for run in runs}) == 3, "both have the same MAE"
+    del data["tiny_imagenet"]
+    _, runs = plan_suite(folder / "real_weights.yaml", data=data)
+    assert len(runs) == 2 * 6
 
 
 def test_the_suite_of_frozen_protocols_has_every_one_of_them(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.results.tables.frames import Tables
 from mae_transfer.results.tables.table import Table, number
 
-STUDY = ROOT / "results" / "small_study"
+STUDY = ROOT / "results" / "evidence"
 
 
 def test_the_frames_of_the_study_hold_the_cells_of_its_markdown() -> None:

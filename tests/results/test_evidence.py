@@ -5,7 +5,7 @@ from support.tables import make_tables
 
 from mae_transfer.run_folder.record import read_records
 
-STUDY = ROOT / "results" / "small_study"
+STUDY = ROOT / "results" / "evidence"
 
 
 def test_the_tables_are_rebuilt_from_the_records() -> None:
