@@ -1,4 +1,4 @@
-"""Plots over many runs: model size, cost, few labels, mask ratio, trained blocks, rank agreement. No torch.
+"""Plots over many runs: model size, cost, few labels, MAE's ablations, trained blocks, rank agreement. No torch.
 
 All are made from the long table. Points are means over seeds and draws with the standard deviation as error bars; runs
 of unlike settings are never averaged: they are series of their own. Presets and data sets have plots of
@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from mae_transfer.results.factors import FACTORS, Factor, amount
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.names import INIT_ORDER, SIZE_ORDER, init_title, metric_title
 from mae_transfer.results.plots.agreement import agreement_plots
@@ -32,7 +34,7 @@ def comparison_plots(records: Iterable[RunRecord]) -> list[Plot]:
     long = long_table(records)
     table = main_metrics(long)
     plots = [*size_plots(table), *cost_plots(table), *partial_plots(table), *fraction_plots(table)]
-    plots += mask_ratio_plots(table, records)
+    plots += ablation_plots(table)
     plots = [plot for plot in plots if len({x for s in plot.series if not s.published for x in s.x}) > 1]
     plots += agreement_plots(described_tasks(long, records, ()))
     return [_numbered(plot, plots[:i]) for i, plot in enumerate(plots)]
@@ -193,37 +195,45 @@ def fraction_plots(table: pd.DataFrame) -> list[Plot]:
     return plots
 
 
-def mask_ratio_plots(table: pd.DataFrame, records: Iterable[RunRecord]) -> list[Plot]:
-    """The metric of transfer over the mask ratio of the pre-training, for weights whose pre-training has a record.
+def ablation_plots(table: pd.DataFrame) -> list[Plot]:
+    """The metric of transfer over a number of MAE's pre-training (`factors.py`: mask ratio, decoder, length), for
+    weights whose pre-training has a record.
 
-    Pre-trainings that differ in the ratio alone are a series.
+    Pre-trainings that differ in that alone are a series.
     """
-    ratios, others = {}, {}
-    for record in records:
-        settings = record["settings"]
-        if not record["transfers"] and "mask.ratio" in settings:
-            ratios[record["settings_id"]] = float(settings["mask.ratio"])
-            others[record["settings_id"]] = settings_id({k: v for k, v in settings.items() if k != "mask.ratio"})
-    known = table[table["weights"].isin(ratios)]
-    known = known.assign(ratio=known["weights"].map(ratios), pretraining=known["weights"].map(others))
+    by_mae = [bool(settings) and settings.get("method") == "mae" for settings in table["pretraining"]]
+    known = table[np.array(by_mae, dtype=bool)]
+    return [plot for factor in FACTORS for plot in _plots_of(factor, known)]
+
+
+def _plots_of(factor: Factor, known: pd.DataFrame) -> list[Plot]:
+    known = known[np.array([factor.keys[0] in settings for settings in known["pretraining"]], dtype=bool)]
+    amounts = [amount(factor.name(settings)) for settings in known["pretraining"]]
+    others = [settings_id({k: v for k, v in s.items() if k not in factor.keys}) for s in known["pretraining"]]
+    known = known.assign(
+        amount=pd.Series(amounts, index=known.index, dtype=float),
+        like=pd.Series(others, index=known.index, dtype=object),
+    )
     plots = []
-    for keys, group in _groups(known):
+    for keys, group in _groups(known[known["amount"].notna()]) if factor.title != "mask sampling" else ():
         series, names = [], list[str]()
-        order = ["init", "size", "backbone", "pretraining", "settings_id", "blocks"]
+        order = ["init", "size", "backbone", "like", "settings_id", "blocks"]
         values: Any
         for values, rows in group.groupby(order, sort=True, dropna=False):
             blocks = "" if values[-1] != values[-1] else f", {values[-1]:g} blocks"
             names.append(f"{init_title(values[0])} {values[2]}{blocks}")
-            points = [(float(str(ratio)), *_mean(at)) for ratio, at in rows.groupby("ratio", sort=True)]
+            points = [(float(str(x)), *_mean(at)) for x, at in rows.groupby("amount", sort=True)]
             series.append(_series(_unique(names), points))
+        series = [each for each in series if len(each.x) > 1]
+        stem = factor.title.replace(" ", "-")
         plots.append(
             Plot(
-                f"mask-ratio-{keys}",
-                f"Mask ratio of the pre-training: {_about(group)}",
-                "share of patches masked in pre-training",
+                f"{stem}-{keys}",
+                f"{factor.title.capitalize()} of the pre-training: {_about(group)}",
+                f"{factor.title} of the pre-training",
                 str(group["title"].iloc[0]),
                 tuple(series),
-                ("mask_ratio", str(group["metric"].iloc[0])),
+                (stem.replace("-", "_"), str(group["metric"].iloc[0])),
             )
         )
     return plots

@@ -65,6 +65,22 @@ def test_published_curve_joins_full_runs_on_imagenet_only() -> None:
     assert not any(s.published for s in partial_plots(main_metrics(long_table(mini)))[0].series)
 
 
+def test_numbers_of_a_pre_training_have_plots_of_their_own() -> None:
+    """A schedule of twice the steps is MAE's Figure 7; what differs in two numbers is in neither plot."""
+    base = {"method": "mae", "recipe": "pretrain_mae", "mask.ratio": 0.75, "schedule.steps": 100}
+    runs = []
+    for i, change in enumerate(({}, {"schedule.steps": 200}, {"mask.ratio": 0.5, "schedule.steps": 400})):
+        settings = {**base, **change}
+        runs.append(record(i, "pretrain", {"val_loss": 0.4}, init="random", protocol=settings, preset="mini"))
+        linear = {"protocol": "linear", "recipe": "linear_mae"}
+        trained = record(10 + i, "folder", {"top1": 50.0 + i}, protocol=linear, preset="mini")
+        trained["backbone"]["trained_as"] = runs[-1]["settings_id"]
+        runs.append(trained)
+    found = {p.stem.split("-folder")[0]: p.series for p in comparison_plots(runs) if "pre-training" in p.title}
+    assert [(s.x, s.y) for s in found.pop("length")] == [((100.0, 200.0), (50.0, 51.0))]
+    assert not found
+
+
 def test_mask_ratio_joins_pre_trainings_with_what_their_weights_reach() -> None:
     (found,) = plot("mask-ratio-").series
     assert (found.x, found.y) == ((0.25, 0.5, 0.75), (81.0, 83.0, 84.0))
