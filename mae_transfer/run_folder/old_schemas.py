@@ -11,8 +11,8 @@ _DENSE = {
     "coco": ("COCO", "COCO val2017", {"box_AP": "AP box", "mask_AP": "AP mask"}),
     "ade20k": ("ADE20K", "ADE20K val", {"mIoU": "mIoU"}),
 }
-_KINDS = {"coco": "Detection", "ade20k": "Segmentation"}
-"""Of records before `kind` was one of their keys."""
+_KINDS = {"coco": "Detection", "ade20k": "Segmentation", "folder": "Classification"}
+"""Of records before `kind` was one of their keys, or where it was the task's name."""
 _BENCHMARKS = {
     "imagenet": "ImageNet-1K val",
     "inat2017": "iNaturalist 2017 val",
@@ -38,7 +38,8 @@ _LOWER = ("imagenet_c_mCE", "val_loss")
 
 def kind_of(record: Mapping[str, object]) -> str:
     """What a record's task is called where the data are not its benchmark."""
-    return str(record.get("kind") or _KINDS.get(str(record["task"]), record["title"]))
+    task, kind = str(record["task"]), record.get("kind")
+    return str(kind if kind and kind != task else _KINDS.get(task, record["title"]))
 
 
 def upgrade(record: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def test_every_protocol_in_one_command_and_one_table(data: Path, tmp_path: Path)
     assert (len(records), left_out) == (len(wanted), [])
     assert {record["data"]["fingerprint"] for record in records} == {records[0]["data"]["fingerprint"]}
     assert all(0 <= record["metrics"]["top1"] <= 100 for record in records)
-    parts = [table for table in make_tables(records).split("## ") if table.startswith("folder, smoke")]
+    parts = [table for table in make_tables(records).split("## ") if table.startswith("Classification, smoke")]
     tables = [table for table in parts if not table.splitlines()[0].endswith(": costs")]
     assert (len(tables), len(parts)) == (2, 4)
     assert "\n| finetune, random | " in tables[0]

@@ -49,6 +49,7 @@ def _card(name: str, about: str) -> TaskCard:
     return TaskCard(
         name=name,
         title=name,
+        kind="Classification" if name == "folder" else "",
         about=about,
         folder="classification",
         config="mae_transfer.tasks.classification.config:ClassificationConfig",
