@@ -22,6 +22,7 @@ class Claim(BaseModel):
     published: Mapping[str, tuple[float, float] | float]
     factor: str | None = None
     task: str | None = None
+    up_to: float | None = None
 
 
 def read_claims() -> list[Claim]:

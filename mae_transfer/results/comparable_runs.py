@@ -59,7 +59,7 @@ class ComparableRuns:
 KEYS = ("size", "backbone", "weights", "settings_id")
 FACTS = (
     *("run_id", "processor", "hours", "peak_memory_bytes", "parameters", "encoder_flops"),
-    *("folder", "per_image", "sources"),
+    *("folder", "per_image", "sources", "fingerprint"),
 )
 
 

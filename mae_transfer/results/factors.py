@@ -21,6 +21,8 @@ class Factor:
     pre-training without the first has no such factor."""
     name: Callable[[Settings], str]
     """The value's name."""
+    kind: Callable[[Settings], str] = lambda settings: ""
+    """Pre-trainings of unlike kinds are not compared in this factor."""
 
 
 def _blocks(settings: Settings) -> str:
@@ -36,12 +38,18 @@ def _target(settings: Settings) -> str:
     names = {"pixel": "pixels", "norm_pixel": "normalised pixels", "pca": "PCA of pixels", "mean_color": "mean colour"}
     kind = settings["model.target"]
     tokens = "k-means tokens" if settings.get("tokenizer.kind") == "kmeans" else "dVAE tokens"
-    return f"target: {names.get(kind, tokens)}"
+    components = settings.get("model.pca_coefficients", 96)
+    more = f", {components} components" if kind == "pca" and components != 96 else ""
+    return f"target: {names.get(kind, tokens)}{more}"
 
 
 def _augmentation(settings: Settings) -> str:
+    """The paper's names are of a least area of 0.2 and a jitter of 0.4."""
     crop, flip, jitter = settings["data.crop"], settings["data.flip"], settings["data.color_jitter"]
-    more = [f"RandAugment {settings['data.randaugment']}"] if settings.get("data.randaugment") else []
+    area = settings.get("data.scale_min", 0.2)
+    more = [f"area from {area:g}"] if crop == "random" and area != 0.2 else []
+    more += [f"jitter {jitter:g}"] if jitter not in (0, 0.4) else []
+    more += [f"RandAugment {settings['data.randaugment']}"] if settings.get("data.randaugment") else []
     if crop == "center":
         names = ["none"] if not flip else ["flip"]
     else:
@@ -60,7 +68,10 @@ def _length(settings: Settings) -> str:
 
 
 FACTORS = (
-    Factor("mask ratio", "Figure 5", ("mask.ratio",), lambda of: f"masks: ratio {of['mask.ratio']:g}"),
+    Factor(
+        *("mask ratio", "Figure 5", ("mask.ratio",), lambda of: f"masks: ratio {of['mask.ratio']:g}"),
+        kind=lambda of: str(of.get("mask.kind", "random")),
+    ),
     Factor("decoder depth", "Table 1a", ("model.decoder_depth",), _blocks),
     Factor(
         *("decoder width", "Table 1b", ("model.decoder_width", "model.decoder_heads")),
@@ -76,6 +87,7 @@ FACTORS = (
     Factor(
         *("length", "Figure 7", tuple(f"schedule.{k}" for k in ("steps", "epochs", "warmup_epochs", "warmup_steps"))),
         _length,
+        kind=lambda of: "epochs" if of.get("schedule.steps") is None else "steps",
     ),
 )
 

@@ -60,7 +60,7 @@ STUDIES = ["tiny_imagenet=data/tiny_imagenet", "flowers=flowers", "persons=perso
 SETS = {
     "transfer_study": STUDIES,
     "paper_claims": STUDIES[:1],
-    "real_weights": STUDIES[1:],
+    "real_weights": [STUDIES[1], STUDIES[3]],
     "frozen": ["imagenet=data/imagenet", "coco=data/coco", "ade20k=data/ADEChallengeData2016"],
     "mae_vs_baselines": [
         *("coco=data/coco", "ade20k=data/ADEChallengeData2016"),

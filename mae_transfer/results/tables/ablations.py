@@ -15,9 +15,10 @@ from mae_transfer.run_folder.settings import settings_id
 
 NOTE = (
     "Pre-trainings by MAE that differ in this alone, in mean ± standard deviation over seeds. Each second column has "
-    "the difference to the first pre-training of most of these tables, with its 95 % interval, as in the tables of "
-    "differences; * marks an interval without zero. Hours are of one pre-training. Published: the paper's, of ViT-L "
-    "and 800 epochs on ImageNet-1K, its other settings those of its Table 1; comparable with each other alone."
+    "the difference to the pre-training that stands in most of these tables, with its 95 % interval, as in the tables "
+    "of differences; * marks an interval without zero. Hours are GPU- or core-hours of one pre-training. Published: "
+    "the paper's, of ViT-L and 800 epochs on ImageNet-1K, its other settings those of its Table 1; comparable with "
+    "each other alone."
 )
 PUBLISHED = ("finetune", "linear")
 
@@ -31,12 +32,14 @@ def ablation_tables(
         runs: the long table, for what pre-trainings cost.
         variants: `read_published(variants=True)`.
     """
-    hours = runs[~runs["transfers"].astype(bool)].drop_duplicates("run_id").groupby("settings_id")["hours"].mean()
+    own = runs[~runs["transfers"].astype(bool)].drop_duplicates("run_id")
+    alone = own.groupby("settings_id")["processor"].nunique().eq(1)  # GPU-hours and core-hours have no mean
+    hours = own.groupby("settings_id")["hours"].mean().where(alone)
     found: list[Table] = []
     for preset in PRESETS:
         columns, _ = main_columns(tasks, preset)
         pretrained = pretrained_by_mae(group for column in columns for group in column.rows.values())
-        base = _base(pretrained)
+        base = standard(pretrained)
         for factor in FACTORS:
             for values in alike(pretrained, factor):
                 title = f"Pre-training: {factor.title} (MAE {factor.source}){'' if preset == 'full' else f', {preset}'}"
@@ -58,21 +61,34 @@ def pretrained_by_mae(groups: Iterable[ComparableRuns]) -> dict[str, ComparableR
 
 
 def alike(pretrained: Mapping[str, ComparableRuns], factor: Factor) -> Iterator[dict[str, str]]:
-    """Weights -> name of the factor's value, for each set of pre-trainings that differ in the factor alone."""
+    """Weights -> name of the factor's value, for each set of pre-trainings that differ in the factor alone.
+
+    Where two of a set have one name, they differ in what goes with the factor: the set is then split by that.
+    """
+    for names in _sets(pretrained, factor, factor.keys):
+        if len(set(names.values())) == len(names):
+            found = [names]
+        else:
+            found = list(_sets({weights: pretrained[weights] for weights in names}, factor, factor.keys[:1]))
+        for each in found:
+            kinds = {name.split(",")[0] for name in each.values()}  # masks of one kind are the factor of ratios
+            if len(set(each.values())) == len(each) > 1 and (factor.title != "mask sampling" or len(kinds) > 1):
+                yield each
+
+
+def _sets(pretrained: Mapping[str, ComparableRuns], factor: Factor, keys: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Weights -> name, of pre-trainings that agree in all but these keys."""
     sets: dict[str, dict[str, str]] = {}
     for weights, group in pretrained.items():
         settings = dict(group.pretraining or {})
-        if factor.keys[0] in settings:
-            rest = settings_id({key: value for key, value in settings.items() if key not in factor.keys})
-            sets.setdefault(rest, {})[weights] = factor.name(settings)
-    for names in sets.values():
-        kinds = {name.split(",")[0] for name in names.values()}  # masks of one kind are the factor of ratios
-        if len(set(names.values())) == len(names) > 1 and (factor.title != "mask sampling" or len(kinds) > 1):
-            yield names
+        if factor.keys[0] in settings and (factor.title != "mask ratio" or factor.kind(settings) == "random"):
+            rest = {key: value for key, value in settings.items() if key not in keys}
+            sets.setdefault(settings_id(rest | {"kind": factor.kind(settings)}), {})[weights] = factor.name(settings)
+    yield from sets.values()
 
 
-def _base(pretrained: Mapping[str, ComparableRuns]) -> str | None:
-    """The weights that stand in most tables, the first of them."""
+def standard(pretrained: Mapping[str, ComparableRuns]) -> str | None:
+    """The pre-training that stands in most tables, of as many the first: what the others change one setting of."""
     sets = [names for factor in FACTORS for names in alike(pretrained, factor)]
     order = sorted(pretrained, key=lambda w: (-sum(w in names for names in sets), pretrained[w].first))
     return order[0] if order else None

@@ -1,7 +1,7 @@
 """The paper's claims judged by the records at hand: found, opposite, or not found at this size."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,27 +11,31 @@ from mae_transfer.results.comparable_runs import ComparableRuns
 from mae_transfer.results.factors import FACTORS, amount
 from mae_transfer.results.names import PRESET_NOTES, PRESETS
 from mae_transfer.results.statistics import t_interval
-from mae_transfer.results.tables.ablations import alike, pretrained_by_mae
+from mae_transfer.results.tables.ablations import alike, pretrained_by_mae, standard
 from mae_transfer.results.tables.described import TaskTables
 from mae_transfer.results.tables.differences import Comparison, difference
-from mae_transfer.results.tables.partial import LINEAR, PARTIAL
+from mae_transfer.results.tables.partial import LINEAR, LINEAR_RECIPE, PARTIAL
 from mae_transfer.results.tables.scores import Scores, main_columns
 from mae_transfer.results.tables.table import Cell, Table
 
 FEWEST = 3
-"""Seeds of a verdict."""
+"""Pre-trainings of each side, for a verdict."""
+NOT_JUDGED = "not judged"
 METHODS = {
-    "mae": ("mae", "MAE (this project)"),
-    "supervised": ("sup", "supervised (this project)"),
-    "beit": ("beit", "BEiT-style (this project)"),
-    "mocov3": ("mocov3", "MoCo v3 (this project)"),
+    "mae": "MAE (this project)",
+    "supervised": "supervised (this project)",
+    "beit": "BEiT-style (this project)",
+    "mocov3": "MoCo v3 (this project)",
 }
+"""Released weights are one pre-training each, of other data and compute, and judge no claim."""
+ALIKE = ("backbone", "data_fingerprint", "data.image_size")
+"""What pre-trainings by two methods agree in."""
 NOTE = (
     "Claims of the MAE paper (arXiv 2111.06377) that these runs can judge, and its own numbers. Differences are paired "
-    "over seeds, with their 95 % intervals by Student's t; speeds are of one pre-training over the other's, per image, "
-    f"by the means of their logarithms. Found: an interval of {FEWEST} seeds or more is on the paper's side of zero "
-    "(of one, for speeds); opposite: it is on the other; else not found at this size. No correction is made for the "
-    "number of claims."
+    "over seeds, with their 95 % intervals by Student's t; speeds are of one pre-training over the other's, per image "
+    "and on one machine, by the means of their logarithms. Found: an interval of three pre-trainings or more a side is "
+    "on the paper's side of zero (of one, for speeds); opposite: it is on the other; else not found at this size. No "
+    "correction is made for the number of claims."
 )
 HEAD = ("claim", "published", "here, in", "better", "worse", "difference", "verdict")
 Row = tuple[str, tuple[Cell, ...]]
@@ -54,22 +58,27 @@ def claim_tables(tasks: Sequence[TaskTables], runs: pd.DataFrame, comparison: Co
     return found
 
 
-def _speeds(runs: pd.DataFrame) -> dict[str, dict[int, float]]:
-    """Weights -> seed -> images a second of the pre-training."""
+def _speeds(runs: pd.DataFrame) -> dict[str, dict[tuple[int, str], float]]:
+    """Weights -> seed and machine -> images a second of the pre-training."""
     of = runs[~runs["transfers"].astype(bool) & runs["images_per_second"].gt(0)].drop_duplicates("run_id")
-    found: dict[str, dict[int, float]] = {}
-    for weights, seed, speed in zip(of["settings_id"], of["seed"], of["images_per_second"], strict=True):
-        found.setdefault(str(weights), {})[int(seed)] = float(speed)
+    found: dict[str, dict[tuple[int, str], float]] = {}
+    columns = (of[name] for name in ("settings_id", "seed", "machine", "images_per_second"))
+    for weights, seed, machine, speed in zip(*columns, strict=True):
+        found.setdefault(str(weights), {})[int(seed), str(machine)] = float(speed)
     return found
 
 
 def _rows(
-    claim: Claim, columns: Sequence[Scores], speeds: Mapping[str, dict[int, float]], comparison: Comparison
+    claim: Claim,
+    columns: Sequence[Scores],
+    speeds: Mapping[str, dict[tuple[int, str], float]],
+    comparison: Comparison,
 ) -> Iterator[Row]:
     label = f"{claim.says} ({claim.source})"
     for over, published in claim.published.items():
         if isinstance(published, float):
-            sides = [pair for column in columns for pair in _sides(claim, list(column.rows.values()))]
+            groups = {group.weights: group for column in columns for group in column.rows.values()}
+            sides = list(_sides(claim, list(groups.values())))
             for better, worse in sides[:1]:  # a pre-training is as fast whatever it is transferred to
                 if better.weights in speeds and worse.weights in speeds:
                     yield label, _speed_cells(published, speeds[better.weights], speeds[worse.weights])
@@ -80,7 +89,9 @@ def _rows(
                 sides_of = better.cell(column.metric), worse.cell(column.metric)
                 gain = published[0] - published[1]
                 paper = Cell(f"{gain:+.1f} ({published[0]:.1f} − {published[1]:.1f})", gain)
-                yield label, (paper, Cell(column.head), *sides_of, cell, Cell(_verdict(cell, column.sign())))
+                where = Cell(f"{column.head}{_values(claim, better, worse)}")
+                judged = _verdict(cell, column.sign()) if _pretrainings(better, worse) >= FEWEST else NOT_JUDGED
+                yield label, (paper, where, *sides_of, cell, Cell(judged))
 
 
 def _compared(
@@ -94,10 +105,11 @@ def _compared(
     protocol = groups[0].protocol
     if claim.better == PARTIAL:
         probes = [p for c in columns if c.fingerprint == column.fingerprint for p in c.rows.values()]
+        probes = [p for p in probes if p.protocol == LINEAR and p.recipe == LINEAR_RECIPE]
         for group in groups:
-            probe = _first([p for p in probes if p.weights == group.weights], lambda p: p.protocol == LINEAR)
-            if protocol == PARTIAL and group.blocks == 1 and probe:
-                yield group, probe
+            same = [p for p in probes if p.weights == group.weights]
+            if protocol == PARTIAL and group.blocks == 1 and group.init == METHODS["mae"] and len(same) == 1:
+                yield group, same[0]
     elif claim.task is None:
         yield from _sides(claim, groups) if protocol == over else ()
     elif claim.task == column.task and not protocol:  # the paper's are of fine-tuning, a dense task's first protocol
@@ -106,26 +118,50 @@ def _compared(
 
 def _sides(claim: Claim, groups: Sequence[ComparableRuns]) -> Iterator[tuple[ComparableRuns, ComparableRuns]]:
     """Runs of both sides of a claim, of encoders that differ in nothing else."""
+    pretrained = pretrained_by_mae(groups)
     if claim.factor is None:
-        better = _first(groups, lambda group: group.init in METHODS.get(claim.better, ()))
-        worse = _first(groups, lambda group: group.init in METHODS.get(claim.worse, ()))
-        if better and worse and better.size == worse.size:
-            yield better, worse
+        chosen = standard(pretrained)
+        for better in [pretrained[chosen]] if chosen and claim.better == "mae" else []:
+            for worse in groups:
+                settings = (better.pretraining or {}, worse.pretraining or {})
+                if worse.init == METHODS.get(claim.worse) and all(
+                    s.get(k) == settings[0].get(k) for s in settings for k in ALIKE
+                ):
+                    yield better, worse
         return
     factor = next(factor for factor in FACTORS if factor.title == claim.factor)
-    pretrained = pretrained_by_mae(groups)
     for values in alike(pretrained, factor):
-        order = sorted(values, key=lambda weights: amount(values[weights]) or 0.0)
-        named = {**{name: weights for weights, name in values.items()}, "most": order[-1], "least": order[0]}
+        numbers = {weights: amount(name) or 0.0 for weights, name in values.items()}
+        order = sorted((w for w in numbers if numbers[w] <= (claim.up_to or math.inf)), key=lambda w: numbers[w])
+        named = {name: weights for weights, name in values.items()}
+        if len(order) > 1:
+            named |= {"most": order[-1], "least": order[0]}
         if claim.better in named and claim.worse in named:
             yield pretrained[named[claim.better]], pretrained[named[claim.worse]]
 
 
-def _first(groups: Iterable[ComparableRuns], asked: Callable[[ComparableRuns], bool]) -> ComparableRuns | None:
-    return min(filter(asked, groups), key=lambda group: group.first, default=None)
+def _pretrainings(better: ComparableRuns, worse: ComparableRuns) -> int:
+    """Of the side with fewer: weights that differ, each with a seed of its own. Draws of few labels are no more of
+    them."""
+    seeds = {pair[0] for pair in better.runs.keys() & worse.runs.keys()}
+    weights = [{run["fingerprint"] for run in side.runs.values()} for side in (better, worse)]
+    draws = any(draw for _, draw in better.runs)
+    return 0 if draws else min(len(seeds), *map(len, weights))
 
 
-def _speed_cells(published: float, better: Mapping[int, float], worse: Mapping[int, float]) -> tuple[Cell, ...]:
+def _values(claim: Claim, better: ComparableRuns, worse: ComparableRuns) -> str:
+    """', 2 blocks against 1 block': what the most and the least of a setting are here."""
+    factor = next((factor for factor in FACTORS if factor.title == claim.factor), None)
+    if factor is None or claim.better != "most":
+        return ""
+    names = [factor.name(side.pretraining or {}).split(": ")[1] for side in (better, worse)]
+    return f", {names[0]} against {names[1]}"
+
+
+def _speed_cells(
+    published: float, better: Mapping[tuple[int, str], float], worse: Mapping[tuple[int, str], float]
+) -> tuple[Cell, ...]:
+    """Paired where seed and machine are the same."""
     seeds = sorted(better.keys() & worse.keys())
     logs = [math.log(better[seed] / worse[seed]) for seed in seeds]
     times, interval = (math.exp(float(np.mean(logs))) if logs else math.nan), t_interval(logs)
@@ -144,6 +180,6 @@ def _speed_cells(published: float, better: Mapping[int, float], worse: Mapping[i
 
 def _verdict(cell: Cell, sign: int) -> str:
     if cell.low is None or cell.high is None or (cell.n or 0) < FEWEST:
-        return "not judged"
+        return NOT_JUDGED
     low, high = sorted((sign * cell.low, sign * cell.high))
     return "found" if low > 0 else "opposite" if high < 0 else "not found at this size"

@@ -16,6 +16,7 @@ from mae_transfer.results.names import (
     init_title,
     size_title,
 )
+from mae_transfer.results.tables.ablations import pretrained_by_mae, standard
 from mae_transfer.results.tables.agreement import TOO_FEW, agreement_table
 from mae_transfer.results.tables.by_size import data_notes
 from mae_transfer.results.tables.described import TaskTables
@@ -93,12 +94,14 @@ def encoder_labels(encoders: Mapping[Encoder, ComparableRuns]) -> dict[Encoder, 
 
 
 def _by_pretraining(label: str, encoder: Encoder, encoders: Mapping[Encoder, ComparableRuns]) -> str:
-    """'MAE, B' of the first pre-training of an initialisation and backbone, 'MAE, B: mask.ratio 0.75 -> 0.5'."""
+    """'MAE, B' of the standard pre-training of an initialisation and backbone, 'MAE, B: mask.ratio 0.75 -> 0.5'."""
     alike = [group for (init, backbone, _), group in encoders.items() if (init, backbone) == encoder[:2]]
     alike = [group for group in alike if group.pretraining]
     if not encoders[encoder].pretraining:
         return label
-    first = min(alike, key=lambda group: group.first)
+    by_mae = pretrained_by_mae(alike)
+    chosen = standard(by_mae)
+    first = by_mae[chosen] if chosen else min(alike, key=lambda group: group.first)
     unlike = changes(encoders[encoder], replace(first, settings_id=encoders[encoder].settings_id))
     return f"{label}: {unlike.removeprefix('pre-training ')}" if unlike else label
 

@@ -76,7 +76,7 @@ def test_numbers_of_a_pre_training_have_plots_of_their_own() -> None:
         trained = record(10 + i, "folder", {"top1": 50.0 + i}, protocol=linear, preset="mini")
         trained["backbone"]["trained_as"] = runs[-1]["settings_id"]
         runs.append(trained)
-    found = {p.stem.split("-folder")[0]: p.series for p in comparison_plots(runs) if "pre-training" in p.title}
+    found = {p.stem.split("-classification")[0]: p.series for p in comparison_plots(runs) if "pre-training" in p.title}
     assert [(s.x, s.y) for s in found.pop("length")] == [((100.0, 200.0), (50.0, 51.0))]
     assert not found
 

@@ -97,7 +97,9 @@ def test_sorting_by_click_and_by_keyboard(browser: Any, address: str) -> None:
     visit.page.locator("table.all thead th").nth(1).locator("button").press("Space")
     assert head.get_attribute("aria-sort") == "none"
     blocks = [text for text in visit.column(2) if "partial" in text]
-    assert blocks == [f"folder partial {n} blocks" for n in ("0.5", "1", "4", "12") for _ in range(2)], "as numbers"
+    assert blocks == [f"Classification partial {n} blocks" for n in ("0.5", "1", "4", "12") for _ in range(2)], (
+        "as numbers"
+    )
     assert "sorted by task" in visit.page.locator("#said").inner_text()
 
 
@@ -152,7 +154,7 @@ def test_search_and_choices_narrow_the_runs(browser: Any, address: str) -> None:
     assert page.locator("form.filter output").inner_text() == f"{total} of {total} runs"
     page.get_by_label("search").fill("PARTIAL mae_vit_b")
     assert page.locator(rows).count() == page.locator(cards).count() == 8
-    assert page.locator("h3.task:visible").all_inner_texts() == ["folder"]
+    assert page.locator("h3.task:visible").all_inner_texts() == ["Classification"]
     page.get_by_label("search").fill("")
     page.get_by_label("task").select_option("COCO")
     page.get_by_label("initialisation").select_option("MAE")

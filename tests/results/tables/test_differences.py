@@ -183,8 +183,8 @@ def test_the_summary_has_a_row_for_each_main_metric() -> None:
     assert {label: [cell.text for cell in cells] for label, cells in table.rows} == {
         "Detection: mine: AP box": ["40.5 ± 0.7 (n=2)", "50.5 ± 0.7 (n=2)", "+10.0 (n=2)", "-", "-"],
         "Detection: mine: AP mask": ["35.5 ± 0.7 (n=2)", "45.5 ± 0.7 (n=2)", "+10.0 (n=2)", "-", "-"],
-        "folder: mine, knn: top-1": ["-", "-", "-", "60.0 (n=1)", "-"],
-        "folder: mine, linear: top-1": ["-", "70.0 (n=1)", "-", "-", "-"],
+        "Classification: mine, knn: top-1": ["-", "-", "-", "60.0 (n=1)", "-"],
+        "Classification: mine, linear: top-1": ["-", "70.0 (n=1)", "-", "-", "-"],
     }
 
 
