@@ -16,7 +16,7 @@ FAMILIES = {
     "vision_transformer_hybrid": ("a ViT on the maps of a CNN", f"pass the plain ViT of its size, or {OWN_MODULE}"),
     "vision_transformer_sam": (
         "the encoder of Segment Anything, with windows and a neck",
-        "pass the MAE pre-training that it starts from: mae_vit_b, mae_vit_l, mae_vit_h",
+        "pass Segment Anything's own file as --checkpoint, with vit_b, vit_l or vit_h_p16",
     ),
     "vitamin": ("a CNN whose last stage is a ViT", OWN_MODULE),
 }

@@ -15,7 +15,7 @@ from mae_transfer.backbones.checkpoints import eva_names, files, hf_config, hf_v
 from mae_transfer.backbones.checkpoints.layout import State
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.grid import Grid
-from mae_transfer.backbones.positions.tables import TABLE
+from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import final_norm_name, resolve
 from mae_transfer.errors import UserError
@@ -74,6 +74,7 @@ def _check(spec: Spec, tensors: State, form: str, shared: State) -> None:
     kinds = ("cls_token", "pos_embed", "patch_embed.proj.", "blocks.", "norm.")
     tables = [name for name in tensors if name.endswith(TABLE)]
     odd = [*shared, *(tables if form != "timm" or not spec.class_token else [])]
+    odd += [name for name in tensors if name.endswith(DECOMPOSED_TABLES)]
     if form != "timm":
         odd += ["blocks of timm's Eva"] if spec.timm_class == "Eva" else []
         odd += [name for name in tensors if not name.startswith(kinds) or ".ls" in name or "_norm." in name]

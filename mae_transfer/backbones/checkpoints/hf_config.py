@@ -53,6 +53,8 @@ class HFConfig:
         """What it states of a file of a layout, by the reader's NAME. Raises UserError for a value that cannot be."""
         if layout.startswith("Hugging Face"):
             return _of_transformers(self.config, self.processor)
+        if layout == "Segment Anything" and isinstance(encoder := self.config.get("vision_config"), dict):
+            return _of_transformers(encoder, self.processor)
         if layout.startswith("CLIP") and self.open_clip:
             return _of_open_clip(self.open_clip)
         return _of_timm(self.config) if {"pretrained_cfg", "architecture"} & self.config.keys() else Stated()

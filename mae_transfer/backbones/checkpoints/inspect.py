@@ -162,6 +162,7 @@ def _architecture(converted: Converted, grid: Grid | None) -> str:
         f"{registers.shape[1]} tokens beside the class token" if registers is not None and registers.ndim == 3 else "",
         "" if "cls_token" in tensors else "no class token",
         "a relative position table per block" if tables else "",
+        "two tables of decomposed positions per block" if "decomposed_tables" in converted.facts else "",
         f"LayerNorm eps {converted.facts['eps']:g}" if "eps" in converted.facts else "",
         f"mean {converted.facts['mean']}" if "mean" in converted.facts else "",
     ]

@@ -35,6 +35,7 @@ from mae_transfer.backbones.checkpoints import (
     own,
     pe,
     pixio,
+    segment_anything,
     simmim,
     timm_names,
 )
@@ -58,6 +59,7 @@ READERS: tuple[ModuleType, ...] = (
     crossmae,
     pixio,
     naflexvit,
+    segment_anything,
     beit,
     dinov2,
     dinov3,
@@ -147,7 +149,7 @@ def _load(
             f"its configuration says timm's {stated.rotary}, whose positions are rotary; those of {spec.name} are not; "
             f"pass --backbone timm:{stated.rotary}."
         )
-    if reader is own:
+    if reader in (own, segment_anything):
         _take_table_sizes(vit, tensors)
     audit(settled, state, converted, vit.state_dict(), source)
     vit.load_state_dict(_float32(tensors, copy), strict=True, assign=True)
@@ -254,7 +256,7 @@ def _float32(tensors: State, copy: bool) -> State:
 
 
 def _take_table_sizes(vit: Any, tensors: State) -> None:
-    """Blocks of a run with windows have tables of different sizes: take the file's, which the encoder then checks."""
+    """Blocks with and without windows have tables of different sizes: take the file's, which the encoder then fits."""
     for i, block in enumerate(vit.blocks):
         attn = getattr(block, "attn", None)
         if attn is None:  # a block of several attentions, which have no tables

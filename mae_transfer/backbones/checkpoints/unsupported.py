@@ -9,11 +9,6 @@ from mae_transfer.backbones.checkpoints.state_dict import KEY, PREFIXES
 
 _KNOWN: tuple[tuple[str, str], ...] = (
     (
-        r"(.*\.)?(image_encoder\.blocks\.\d+\.attn\.rel_pos_[hw]|vision_encoder\.layers\.\d+\.attn\.rel_pos_[hw])$",
-        "a Segment Anything model (SAM), whose image encoder, with windows and a neck, is not supported; pass the MAE "
-        "pre-training that it starts from (mae_vit_b, mae_vit_l, mae_vit_h)",
-    ),
-    (
         r"(.*\.)?vision_model\.encoder\.layers\.\d+\.self_attn\.",
         "CLIP or SigLIP by Hugging Face's names, which are not supported; pass OpenCLIP's file of the model, or a "
         "timm:<model> name",

@@ -64,6 +64,8 @@ class DecomposedTables(Position):
         brought = self.in_weights(encoder.spec)
         if not brought:
             report.new["blocks.*.attn.rel_pos_h, blocks.*.attn.rel_pos_w"] = "zeros"
+        else:
+            _compare_windows(encoder, report)
         for i, block in enumerate(encoder.vit.blocks):
             grid = encoder.grid_of_block(i)
             if not brought:
@@ -77,6 +79,23 @@ class DecomposedTables(Position):
 
     def attend(self, attn: Any, x: Tensor, grid: Grid, windowed: bool, shared: Tensor | None) -> Tensor:
         return attention(attn, x, grid)
+
+
+def _compare_windows(encoder: Host, report: LoadReport) -> None:
+    """Warn of blocks that had windows where the weights are from and attend to the whole image here, or vice versa."""
+    rows = [len(block.attn.rel_pos_h) for block in encoder.vit.blocks]
+    whole = max(rows)
+    moved = [
+        i
+        for i, count in enumerate(rows)
+        if (count < whole) != (i not in encoder.global_blocks) and count != 2 * encoder.grid_of_block(i)[0] - 1
+    ]
+    if moved and min(rows) < whole:
+        report.warnings.append(
+            f"blocks {', '.join(map(str, moved))} attend to other windows than in the weights' own training, and their "
+            f"tables of relative positions are resized; backbone.window_size={(min(rows) + 1) // 2} "
+            f"backbone.num_global_blocks={rows.count(whole)} are those of the weights"
+        )
 
 
 def resize(table: Tensor, size: int) -> Tensor:

@@ -30,7 +30,7 @@ def test_output_is_the_sources(name):
         images = torch.randn(2, 3, *size, generator=generator)
         per_size = {"img_size": size} if case.spec.rel_pos_tables else {}
         with torch.no_grad():
-            maps = encoder_of(case, **per_size)(images)
+            maps = encoder_of(case, **per_size, **case.options)(images)
         for ours, theirs in zip(maps, case.maps(images), strict=True):
             assert theirs.std() > 0.1
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

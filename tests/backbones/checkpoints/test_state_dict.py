@@ -148,8 +148,6 @@ def test_shards_of_deepspeed_are_told_from_weights():
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        (["image_encoder.blocks.0.attn.rel_pos_h", "mask_decoder.iou_token.weight"], "a Segment Anything model (SAM)"),
-        (["vision_encoder.layers.0.attn.rel_pos_w"], "a Segment Anything model (SAM)"),
         (["vision_model.encoder.layers.0.self_attn.q_proj.weight"], "CLIP or SigLIP by Hugging Face's names"),
         (["layers.0.blocks.1.attn.qkv.weight"], "a hierarchical encoder"),
         (["stages.0.0.conv_dw.weight"], "a hierarchical encoder"),

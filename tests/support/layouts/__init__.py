@@ -67,6 +67,7 @@ from support.layouts.pretraining import (
     timm_plain,
 )
 from support.layouts.rotary import DINOV3, EVA02, ROPE, dinov3, eva02, hf_dinov3, perception_encoder, timm_eva
+from support.layouts.segment_anything import sam
 from support.layouts.several_tokens import hf_pixio, naflexvit, pixio
 
 LAYOUTS: dict[str, tuple[str, Callable[[], Layout]]] = {
@@ -115,6 +116,9 @@ LAYOUTS: dict[str, tuple[str, Callable[[], Layout]]] = {
     "Pixio training": ("facebookresearch/pixio pretraining/models_pixio.py", lambda: pixio(decoder=True)),
     "HF Pixio": ("transformers' class, save_pretrained", hf_pixio),
     "HF Pixio, names of 5": ("transformers' class, state_dict()", lambda: hf_pixio(new=True)),
+    "Segment Anything": ("facebookresearch/segment-anything modeling/image_encoder.py, build_sam.py", sam),
+    "Segment Anything, encoder alone": ("the same", lambda: sam("bare")),
+    "HF Segment Anything": ("transformers' class, state_dict()", lambda: sam("transformers")),
     "NaFlexVit": ("timm's class", naflexvit),
     "NaFlexVit without tokens": ("timm's class", lambda: naflexvit(tokens=False)),
     "CrossMAE": ("TonyLianLong/CrossMAE models_cross.py, transformer_utils.py, weight_fm", crossmae),

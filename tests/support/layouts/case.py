@@ -43,7 +43,8 @@ NAMES = {
 
 @dataclass
 class Layout:
-    """`maps(images)` is the source's own output of each block as maps. `spare`: keys whose loss leaves a whole file."""
+    """`maps(images)` is the source's own output of each block as maps. `spare`: keys whose loss leaves a whole file.
+    `options`: of the encoder, for the same forward."""
 
     reader: str
     content: Any
@@ -52,6 +53,7 @@ class Layout:
     sizes: tuple = ()
     spare: tuple = ()
     model: Any = None
+    options: dict = field(default_factory=dict)
     state: dict = field(init=False)
 
     def __post_init__(self):
@@ -77,7 +79,8 @@ def randomise(model, std=0.2):
 
 
 def hooked(model, blocks, prefix, call=None):
-    """Images -> the output of each block as maps, caught by hooks during the model's own forward."""
+    """Images -> the output (B, N, C) or (B, h, w, C) of each block as maps, caught by hooks during the model's own
+    forward."""
 
     def maps(images):
         caught = []
@@ -90,7 +93,8 @@ def hooked(model, blocks, prefix, call=None):
         for hook in hooks:
             hook.remove()
         grid = (images.shape[2] // PATCH, images.shape[3] // PATCH)
-        return [tokens[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2) for tokens in caught]
+        maps = [x if x.ndim == 4 else x[:, prefix:].unflatten(1, grid) for x in caught]
+        return [x.permute(0, 3, 1, 2) for x in maps]
 
     return maps
 
