@@ -1,10 +1,11 @@
-"""Floating-point operations of an encoder's forward pass on one image."""
+"""Floating-point operations of an encoder's forward pass on one image, and the counter for those of any pass."""
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
@@ -20,20 +21,36 @@ def encoder_flops(encoder: "Encoder") -> int:
 
 
 def counted_flops(encoder: "Encoder") -> int:
-    """What torch's FlopCounterMode counts in a forward pass of zeros, fused attention on a CPU included."""
+    """What `count_operations` counts in a forward pass of zeros."""
     height, width = (side * encoder.patch_size for side in encoder.global_grid)
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     images = torch.zeros(1, len(encoder.mean), height, width, device=encoder.pixel_mean.device)
     training = encoder.training
-    counter = FlopCounterMode(display=False, custom_mapping=fused)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), count_operations() as counter:
         encoder.eval()(images)
     encoder.train(training)
     return counter.get_total_flops()
 
 
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: object, **kwargs: object) -> int:
+def count_operations() -> FlopCounterMode:
+    """torch's counter, which knows of the CPU's fused attention too; a multiplication and an addition are two."""
+    return FlopCounterMode(display=False, custom_mapping=dict(FUSED_ON_CPU))
+
+
+def _forward(query: torch.Size, key: torch.Size, value: torch.Size, *args: object, **kwargs: object) -> int:
     return sdpa_flop_count(query, key, value)
+
+
+def _backward(
+    grad: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *args: object, **kwargs: object
+) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+FUSED_ON_CPU: Mapping[object, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+}
+"""The CPU's fused attention, which torch's counter does not know -> its operations, of its arguments' shapes."""
 
 
 def vit_flops(encoder: "ViTEncoder") -> int:

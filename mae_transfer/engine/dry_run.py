@@ -10,7 +10,7 @@ of them are objects.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -21,16 +21,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
+from mae_transfer.backbones.flops import FUSED_ON_CPU
 from mae_transfer.backbones.positions.bias_attention import fused_everywhere
 
 aten = torch.ops.aten
 Tree: TypeAlias = Any
 """An operation, its arguments or results: tensors, numbers, and lists and tuples of them."""
-_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
-_ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
-_DENSE = {*flop_registry, _ATTENTION, _ATTENTION_BACKWARD}
+_DENSE = {*flop_registry, *FUSED_ON_CPU}
 SMALL = 1 << 21
 """Elements. A smaller result is noise as of a new layer: scores differ, boxes are nearly their anchors."""
 
@@ -132,19 +131,6 @@ def as_on_cuda() -> Iterator[None]:
     """Within `DryRun`: attention's code, memory and operations of a GPU."""
     with fused_everywhere(), _FusedWithMask():
         yield
-
-
-def count_operations() -> FlopCounterMode:
-    """torch's counter, which knows of the CPU's fused attention too; a multiplication and an addition are two."""
-
-    def forward(query: Tree, key: Tree, value: Tree, *args: object, **kwargs: object) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    def backward(grad: Tree, query: Tree, key: Tree, value: Tree, *args: object, **kwargs: object) -> int:
-        return sdpa_backward_flop_count(grad, query, key, value)
-
-    rules: dict[Tree, Callable[..., int]] = {_ATTENTION: forward, _ATTENTION_BACKWARD: backward}
-    return FlopCounterMode(display=False, custom_mapping=rules)
 
 
 def _large(leaf: Tree) -> bool:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mae_transfer.backbones.flops import encoder_flops
+from mae_transfer.backbones.flops import count_operations, encoder_flops
 from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.engine.dry_run import DryRun, as_on_cuda, count_operations
+from mae_transfer.engine.dry_run import DryRun, as_on_cuda
 from mae_transfer.engine.ema import make_ema
 from mae_transfer.engine.loop import check_plan
 from mae_transfer.engine.optim import build_optimizer

@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mae_transfer.runs.costs as costs
+from mae_transfer.backbones.flops import count_operations
 from mae_transfer.backbones.positions.bias_attention import biased_attention
 from mae_transfer.cli.main import main
-from mae_transfer.engine.dry_run import DryRun, as_on_cuda, count_operations
+from mae_transfer.engine.dry_run import DryRun, as_on_cuda
 from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.tasks import make_task, task_card
