@@ -61,7 +61,7 @@ def test_a_day_with_it(wheel: Path, tmp_path: Path) -> None:
     where = [sys.executable, "-c", "import mae_transfer; print(mae_transfer.__file__)"]
     assert str(site) in subprocess.check_output(where, cwd=folder, env=environment, text=True)
     demo = command("demo")
-    assert re.search(r"^\| folder: classification .*, linear: top-1 \| [\d.]+", demo, re.MULTILINE)
+    assert re.search(r"^\| Classification: classification .*, linear: top-1 \| [\d.]+", demo, re.MULTILINE)
     assert "results/demo/report.html" in demo
     page = (folder / "results/demo/report.html").read_text()
     assert page.count("data:image/") > 4, "pictures"

@@ -176,8 +176,10 @@ def _announce(task: BaseTask, encoder: Encoder, path: Path, *, restored: bool) -
     if task.config.preset == "smoke":
         _LOG.info("smoke preset: a few steps on few images; its numbers mean nothing and stand in a table of their own")
     report = encoder.load_report
-    of_run = restored and report.fingerprint is None
-    for line in [*([f"{report.name}: the weights of the run"] if of_run else report.lines()), *task.warnings]:
+    lines = report.lines()
+    if restored and report.fingerprint is None:
+        lines[0] = f"{report.name}: the weights of the run"
+    for line in [*lines, *task.warnings]:
         _LOG.info("%s", line)
     data = task.data_summary
     _LOG.info("data: %s, %d training and %d val images", data["name"], data["train_images"], data["val_images"])

@@ -155,7 +155,7 @@ def test_one_command_makes_the_curve(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert tables(["--runs", str(tmp_path), "--output", str(tmp_path / "t.md")]) == 0
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("## ")]
     for percent in (25, 50):
-        assert f"## folder, smoke: generated images, {percent} % of the training images" in titles
+        assert f"## Classification, smoke: generated images, {percent} % of the training images" in titles
 
 
 def test_runs_on_all_images_are_named_as_before() -> None:

@@ -167,12 +167,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ADEChallengeData2016", "ade20k"):
         write_masks(data / name, 151)
     write_masks(data / "camvid", 12)
+    (write_masks(data / "photographs", 134) / "classes.txt").write_text("".join(f"c{i}\n" for i in range(133)))
     own = write_masks(here / "own", 20)
     for name, split in (("ab", "training"), ("cd", "validation")):
         (here / name[0]).symlink_to(own / "images" / split)
         (here / name[1]).symlink_to(own / "annotations" / split)
     (here / "configs").symlink_to(ROOT / "configs")
-    (here / "results" / "evidence").symlink_to(ROOT / "results" / "evidence")
+    for study in ("evidence", "real_weights"):
+        (here / "results" / study).symlink_to(ROOT / "results" / study)
 
     before = Path.cwd()
     os.chdir(here)
@@ -201,7 +203,7 @@ def test_a_line_runs(line: str, world: Path, tmp_path: Path, monkeypatch: pytest
     for path in world.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "results").unlink()
-    shutil.copytree(world / "results", tmp_path / "results", symlinks="evidence/tables" not in line)
+    shutil.copytree(world / "results", tmp_path / "results", symlinks="tables.md" not in line)
     for name in ("my-mae", "my_tokenizer", "detector.pth", "my.yaml"):
         if re.search(rf"(--output|convert|recipe new)( \S+)* {name}", line):
             (tmp_path / name).unlink()

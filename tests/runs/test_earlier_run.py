@@ -94,7 +94,7 @@ def test_its_record_stands_in_tables() -> None:
     (record,) = records
     assert record["row"] == {"name": "linear", "frozen": True, "rank": 2}
     tables = make_tables(records)
-    assert "## folder, smoke: 2 classes (8 train, 4 val images)" in tables
+    assert "## Classification, smoke: 2 classes (8 train, 4 val images)" in tables
     assert f"| linear, random (frozen) | {record['metrics']['top1']:.1f} (n=1) |" in tables
 
 
