@@ -34,6 +34,7 @@ NOT_RUN = {
     r"verify (mae|timm|--all)|mae_finetuned|\.pkl|upernet_mae-base|dinov2_vits14_(reg4|pretrain)": "they want files of "
     "others; tests/cli/test_verify.py, test_transfer_trained*.py, tests/tasks/ade20k/test_trained_linear.py and "
     "tests/pretrain/tokenizers write small ones of their layouts",
+    r"real_weights\.yaml": "it wants weights of others; tests/suites/test_plan.py plans it",
     "plan --suite": "minutes; tests/suites/test_costs.py has a small one",
     r"data\.imagenet_a": "tests/tasks/classification/test_evaluate.py has such sets",
     r"COMMAND|transfer \.\.\.": "a form, not a line",
@@ -60,7 +61,6 @@ STUDIES = ["tiny_imagenet=data/tiny_imagenet", "flowers=flowers", "persons=perso
 SETS = {
     "transfer_study": STUDIES,
     "paper_claims": STUDIES[:1],
-    "real_weights": [STUDIES[1], STUDIES[3]],
     "frozen": ["imagenet=data/imagenet", "coco=data/coco", "ade20k=data/ADEChallengeData2016"],
     "mae_vs_baselines": [
         *("coco=data/coco", "ade20k=data/ADEChallengeData2016"),
@@ -90,7 +90,7 @@ def small(line: str) -> tuple[str, list[str]]:
     task = words[words.index("--task") + 1] if "--task" in words else command
     if command == "suite":
         words = re.sub(r"--data( [^-]\S*)*", "", " ".join(words)).replace("--gpus 8", "--gpus 1").split()
-        own = Path(words[0]).stem in ("transfer_study", "paper_claims", "real_weights")
+        own = Path(words[0]).stem in ("transfer_study", "paper_claims")
         weights = [] if own else ["--preset", "smoke", "--checkpoint", "mocov3_vit_b=my.pth"]
         dry = [] if {"--status", "--dry-run"} & set(words) else ["--dry-run"]
         words += [*weights, *dry, "--data", *SETS[Path(words[0]).stem]]
