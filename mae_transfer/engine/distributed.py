@@ -133,34 +133,35 @@ def eval_precision(fabric: Fabric, config: RunConfig) -> Iterator[None]:
 
 def on_rank_zero(fabric: Fabric, function: Callable[[], T]) -> T:
     """Run a function on rank 0; all ranks return its result or raise its UserError."""
-    failure: UserError | None = None
-    result: T | None = None
-    if fabric.is_global_zero:
-        try:
-            result = function()
-        except UserError as error:
-            failure = error
-    if fabric.world_size > 1:
-        failure, result = fabric.broadcast((failure, result))
-    if failure is not None:
-        raise failure
-    return cast(T, result)
+    return _of_first(function, fabric.is_global_zero, fabric.broadcast if fabric.world_size > 1 else None)
 
 
 def from_rank_zero(function: Callable[[], T]) -> T:
     """The same without a fabric at hand, in what every rank does at its start; a process alone runs the function."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return function()
-    found: list[T | UserError | None] = [None]
-    if dist.get_rank() == 0:
+
+    def broadcast(outcome: object) -> object:
+        found = [outcome]
+        dist.broadcast_object_list(found, src=0, group=_on_host)
+        return found[0]
+
+    return _of_first(function, dist.get_rank() == 0, broadcast)
+
+
+def _of_first(function: Callable[[], T], first: bool, broadcast: Callable[[object], object] | None) -> T:
+    failure: UserError | None = None
+    result: T | None = None
+    if first:
         try:
-            found = [function()]
+            result = function()
         except UserError as error:
-            found = [error]
-    dist.broadcast_object_list(found, src=0, group=_on_host)
-    if isinstance(found[0], UserError):
-        raise found[0]
-    return cast(T, found[0])
+            failure = error
+    if broadcast is not None:
+        failure, result = cast("tuple[UserError | None, T | None]", broadcast((failure, result)))
+    if failure is not None:
+        raise failure
+    return cast(T, result)
 
 
 def all_reduce(fabric: Fabric, tensor: torch.Tensor, operation: Literal["mean", "sum", "max"]) -> torch.Tensor:

@@ -5,10 +5,11 @@ so that a run stands beside the paper's number.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mae_transfer.results.comparable_runs import Settings
+from mae_transfer.run_folder.settings import settings_id
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,18 @@ class Factor:
     pre-training without the first has no such factor."""
     name: Callable[[Settings], str]
     """The value's name."""
-    kind: Callable[[Settings], str] = lambda settings: ""
-    """Pre-trainings of unlike kinds are not compared in this factor."""
+    kind: Callable[[Settings], str | None] = lambda settings: ""
+    """Pre-trainings of unlike kinds are not compared in this factor; None: the factor is not of this one."""
+
+    def rest(self, settings: Settings, keys: Sequence[str] | None = None) -> str | None:
+        """Id of all that pre-trainings have to agree in to differ in the factor alone; None without the factor.
+
+        keys: what they may differ in, by default all that goes with the factor.
+        """
+        kind = self.kind(settings) if self.keys[0] in settings else None
+        own = self.keys if keys is None else keys
+        rest = {key: value for key, value in settings.items() if key not in own}
+        return None if kind is None else settings_id(rest | {"kind": kind})
 
 
 def _blocks(settings: Settings) -> str:
@@ -70,7 +81,7 @@ def _length(settings: Settings) -> str:
 FACTORS = (
     Factor(
         *("mask ratio", "Figure 5", ("mask.ratio",), lambda of: f"masks: ratio {of['mask.ratio']:g}"),
-        kind=lambda of: str(of.get("mask.kind", "random")),
+        kind=lambda of: "random" if of.get("mask.kind", "random") == "random" else None,
     ),
     Factor("decoder depth", "Table 1a", ("model.decoder_depth",), _blocks),
     Factor(

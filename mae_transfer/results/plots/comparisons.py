@@ -207,13 +207,10 @@ def ablation_plots(table: pd.DataFrame) -> list[Plot]:
 
 
 def _plots_of(factor: Factor, known: pd.DataFrame) -> list[Plot]:
-    known = known[np.array([factor.keys[0] in settings for settings in known["pretraining"]], dtype=bool)]
+    like = pd.Series([factor.rest(settings) for settings in known["pretraining"]], index=known.index, dtype=object)
+    known = known.assign(like=like)[like.notna()]
     amounts = [amount(factor.name(settings)) for settings in known["pretraining"]]
-    others = [settings_id({k: v for k, v in s.items() if k not in factor.keys}) for s in known["pretraining"]]
-    known = known.assign(
-        amount=pd.Series(amounts, index=known.index, dtype=float),
-        like=pd.Series(others, index=known.index, dtype=object),
-    )
+    known = known.assign(amount=pd.Series(amounts, index=known.index, dtype=float))
     plots = []
     for keys, group in _groups(known[known["amount"].notna()]) if factor.title != "mask sampling" else ():
         series, names = [], list[str]()

@@ -11,7 +11,6 @@ from mae_transfer.results.tables.described import TaskTables
 from mae_transfer.results.tables.differences import Comparison, difference
 from mae_transfer.results.tables.scores import Scores, main_columns
 from mae_transfer.results.tables.table import MISSING, Cell, Table, number
-from mae_transfer.run_folder.settings import settings_id
 
 NOTE = (
     "Pre-trainings by MAE that differ in this alone, in mean ± standard deviation over seeds. Each second column has "
@@ -80,10 +79,10 @@ def _sets(pretrained: Mapping[str, ComparableRuns], factor: Factor, keys: Sequen
     """Weights -> name, of pre-trainings that agree in all but these keys."""
     sets: dict[str, dict[str, str]] = {}
     for weights, group in pretrained.items():
-        settings = dict(group.pretraining or {})
-        if factor.keys[0] in settings and (factor.title != "mask ratio" or factor.kind(settings) == "random"):
-            rest = {key: value for key, value in settings.items() if key not in keys}
-            sets.setdefault(settings_id(rest | {"kind": factor.kind(settings)}), {})[weights] = factor.name(settings)
+        settings = group.pretraining or {}
+        rest = factor.rest(settings, keys)
+        if rest is not None:
+            sets.setdefault(rest, {})[weights] = factor.name(settings)
     yield from sets.values()
 
 

@@ -16,7 +16,7 @@ from mae_transfer.results.tables.described import TaskTables
 from mae_transfer.results.tables.partial import PARTIAL, partial_block
 from mae_transfer.results.tables.table import Cell, number
 
-BLIND_CLASS = "blind (the commonest class)"
+BLIND = "blind (the commonest class)"
 CHANCE = "chance (one of the classes)"
 FIRST = "protocol, initialisation"
 
@@ -88,7 +88,7 @@ def _sections(
 
 def _blind_row(runs: pd.DataFrame) -> list[tuple[str, Cell]]:
     """The commonest class, or chance; a range where the shots of the draws differ."""
-    for label, values in ((BLIND_CLASS, runs["blind"]), (CHANCE, 100 / runs["classes"])):
+    for label, values in ((BLIND, runs["blind"]), (CHANCE, 100 / runs["classes"])):
         found = sorted(values.dropna().unique())
         if len(found) == 1:
             return [(label, number(found[0]))]

@@ -11,7 +11,8 @@ from mae_transfer.results.tables.block import Block
 from mae_transfer.results.tables.by_size import Section, block_by_size
 from mae_transfer.results.tables.described import TaskTables
 from mae_transfer.results.tables.protocol_columns import protocol_columns
-from mae_transfer.results.tables.table import Cell, number
+from mae_transfer.results.tables.scores import blind_score
+from mae_transfer.results.tables.table import number
 
 BLIND = "blind (no look at the images)"
 
@@ -29,12 +30,6 @@ def dense_blocks(task: TaskTables, published: pd.DataFrame) -> list[Block]:
     return found
 
 
-def blind_rows(runs: pd.DataFrame) -> list[tuple[str, Cell]]:
-    """The row of what is scored without looking at an image, where runs say one number."""
-    found = {round(value, 6) for value in runs["blind"].dropna()}
-    return [(BLIND, number(found.pop()))] if len(found) == 1 else []
-
-
 def _blocks_of(task: TaskTables, of_metrics: str, published: pd.DataFrame, *, costs: bool) -> list[Block]:
     shown, metrics, found = task.shown(of_metrics), task.metrics(of_metrics), list[Block]()
     everything = published[published["metric"].isin(metrics)]
@@ -44,7 +39,8 @@ def _blocks_of(task: TaskTables, of_metrics: str, published: pd.DataFrame, *, co
     ending = f", {of_metrics}" if of_metrics else ""
 
     def block(title: str, note: str, group: pd.DataFrame, quoted: pd.DataFrame) -> Block:
-        lead = [] if of_metrics else blind_rows(group)
+        blind = None if of_metrics else blind_score(group)
+        lead = [] if blind is None else [(BLIND, number(blind))]
         sections = [Section(group, quoted)]
         return block_by_size(f"{title}{ending}", note, sections, metrics, task.controls, lead=lead, costs=costs)
 

@@ -76,7 +76,7 @@ def _table(preset: str, columns: Sequence[Scores], notes: Sequence[str], compari
 def encoder_labels(encoders: Mapping[Encoder, ComparableRuns]) -> dict[Encoder, str]:
     """Encoder -> 'MAE, B', in the order of rows; with what tells them apart where the short names are the same.
 
-    That is the backbone, else what is unlike in the pre-training to the first of the name, else digits of the weights.
+    That is the backbone, else what is unlike in the pre-training to the standard one, else digits of the weights.
     """
     size = {encoder: _size(group) for encoder, group in encoders.items()}
     inits = in_order({init for init, _, _ in encoders}, INIT_ORDER)
@@ -84,7 +84,7 @@ def encoder_labels(encoders: Mapping[Encoder, ComparableRuns]) -> dict[Encoder, 
     order = sorted(encoders, key=lambda e: (sizes.index(size[e]), inits.index(e[0]), e))
     short = {e: f"{init_title(e[0])}, {size_title(size[e])}" for e in order}
     named = {e: f"{short[e]} ({e[1]})" for e in order}
-    trained = {e: _by_pretraining(short[e], e, encoders) for e in order}
+    trained = _by_pretraining(short, encoders)
     full = {e: f"{short[e]} ({e[1]}, {e[2][:8]})" for e in order}
     found = {}
     for encoder in order:
@@ -93,17 +93,20 @@ def encoder_labels(encoders: Mapping[Encoder, ComparableRuns]) -> dict[Encoder, 
     return found
 
 
-def _by_pretraining(label: str, encoder: Encoder, encoders: Mapping[Encoder, ComparableRuns]) -> str:
+def _by_pretraining(short: Mapping[Encoder, str], encoders: Mapping[Encoder, ComparableRuns]) -> dict[Encoder, str]:
     """'MAE, B' of the standard pre-training of an initialisation and backbone, 'MAE, B: mask.ratio 0.75 -> 0.5'."""
-    alike = [group for (init, backbone, _), group in encoders.items() if (init, backbone) == encoder[:2]]
-    alike = [group for group in alike if group.pretraining]
-    if not encoders[encoder].pretraining:
-        return label
-    by_mae = pretrained_by_mae(alike)
-    chosen = standard(by_mae)
-    first = by_mae[chosen] if chosen else min(alike, key=lambda group: group.first)
-    unlike = changes(encoders[encoder], replace(first, settings_id=encoders[encoder].settings_id))
-    return f"{label}: {unlike.removeprefix('pre-training ')}" if unlike else label
+    found, alike = dict(short), dict[tuple[str, str], dict[Encoder, ComparableRuns]]()
+    for encoder, group in encoders.items():
+        if group.pretraining:
+            alike.setdefault(encoder[:2], {})[encoder] = group
+    for groups in alike.values():
+        by_mae = pretrained_by_mae(groups.values())
+        chosen = standard(by_mae)
+        first = by_mae[chosen] if chosen else min(groups.values(), key=lambda group: group.first)
+        for encoder, group in groups.items():
+            unlike = changes(group, replace(first, settings_id=group.settings_id))
+            found[encoder] += f": {unlike.removeprefix('pre-training ')}" if unlike else ""
+    return found
 
 
 def _once(label: str, labels: Mapping[Encoder, str]) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import pandas as pd
+
 from mae_transfer.results.comparable_runs import ComparableRuns, changes, comparable_runs
 from mae_transfer.results.names import metric_title, size_title
 from mae_transfer.results.tables.described import TaskTables
@@ -35,6 +37,12 @@ class Scores:
         return {encoder: self.sign() * mean for encoder, mean in means.items() if mean is not None}
 
 
+def blind_score(runs: pd.DataFrame) -> float | None:
+    """What is scored without a look at the images, where runs say one number."""
+    found = {round(value, 6) for value in runs["blind"].dropna()}
+    return found.pop() if len(found) == 1 else None
+
+
 def main_columns(tasks: Sequence[TaskTables], preset: str) -> tuple[list[Scores], list[str]]:
     """The columns of a preset's runs, and a footnote for each that only its settings tell from an earlier one."""
     notes: list[str] = []
@@ -65,10 +73,9 @@ def _columns(task: TaskTables, preset: str, notes: list[str]) -> list[Scores]:
         for recipe, of_recipe in part.groupby("recipe"):
             what = " ".join(filter(None, (str(protocol), str(recipe) if recipes > 1 else "")))
             head = metric_title(f"{title}{f', {what}' if what else ''}: {data}", better)
-            blind = sorted({round(value, 6) for value in of_recipe["blind"].dropna()})
-            same = blind[0] if len(blind) == 1 else None
+            blind = blind_score(of_recipe)
             for own, rows in _by_settings(head, comparable_runs(of_recipe), notes):
-                found.append(Scores(own, metric, better, rows, task.name, str(fingerprint), same))
+                found.append(Scores(own, metric, better, rows, task.name, str(fingerprint), blind))
     return found
 
 

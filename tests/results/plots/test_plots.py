@@ -69,7 +69,9 @@ def test_numbers_of_a_pre_training_have_plots_of_their_own() -> None:
     """A schedule of twice the steps is MAE's Figure 7; what differs in two numbers is in neither plot."""
     base = {"method": "mae", "recipe": "pretrain_mae", "mask.ratio": 0.75, "schedule.steps": 100}
     runs = []
-    for i, change in enumerate(({}, {"schedule.steps": 200}, {"mask.ratio": 0.5, "schedule.steps": 400})):
+    epochs = {"schedule.steps": None, "schedule.epochs": 150}  # is no number of steps
+    changes = ({}, {"schedule.steps": 200}, {"mask.ratio": 0.5, "schedule.steps": 400}, epochs)
+    for i, change in enumerate(changes):
         settings = {**base, **change}
         runs.append(record(i, "pretrain", {"val_loss": 0.4}, init="random", protocol=settings, preset="mini"))
         linear = {"protocol": "linear", "recipe": "linear_mae"}
