@@ -154,7 +154,7 @@ def test_the_shipped_suites(tmp_path: Path) -> None:
     assert {run.config.task for run in runs} == set(names)
     data = {"tiny_imagenet": "/a", "persons": "/b", "camvid": "/c", "flowers": "/d"}
     _, runs = plan_suite(folder / "transfer_study.yaml", data=data)
-    assert len(runs) == 9 + 12 * 8
+    assert len(runs) == 9 + 12 * 9
     pretrainings = {run.place.path.name for run in runs if not run.needs and run.config.task == "pretrain"}
     _, runs = plan_suite(folder / "paper_claims.yaml", data={"tiny_imagenet": "/a"})
     assert len(runs) == 7 * 3 * 2 + 3

@@ -67,7 +67,7 @@ def test_no_table_is_lost_to_another_of_its_title() -> None:
 
 def test_records_are_found_and_what_is_left_out_is_said(tmp_path: Path) -> None:
     records = mt.find_records(STUDY, summary=True)
-    assert len(records) == 144
+    assert len(records) == 156
     assert "history" not in records[0]
     assert str(mt.tables(records)) == str(mt.tables(STUDY))
     (tmp_path / "record.json").write_text("{")
