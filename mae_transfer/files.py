@@ -132,6 +132,19 @@ def parse_json(content: bytes | str, each: Callable[[dict[str, object]], object]
         ValueError: what is wrong with it, in one line. A key that an object has twice, nesting deeper than `DEPTH` and
             whole numbers longer than `DIGITS` are.
     """
+    try:
+        text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
+        value: JSON = json_decoder(each).decode(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEPTH} levels") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not {error.encoding}, by byte {error.start}") from None
+    check_depth(value, DEPTH)
+    return value
+
+
+def json_decoder(each: Callable[[dict[str, object]], object] | None = None) -> json.JSONDecoder:
+    """Python's decoder with the rules of `parse_json` for keys and whole numbers."""
 
     def object_of(pairs: list[tuple[str, object]]) -> object:
         found = dict(pairs)
@@ -140,18 +153,16 @@ def parse_json(content: bytes | str, each: Callable[[dict[str, object]], object]
             raise ValueError(f"the key {twice!r:.60} is twice in an object")
         return found if each is None else each(found)
 
-    try:
-        text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
-        value: JSON = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=object_of, parse_int=_whole)
-    except RecursionError:
-        raise ValueError(f"it is nested deeper than {DEPTH} levels") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not {error.encoding}, by byte {error.start}") from None
+    return json.JSONDecoder(object_pairs_hook=object_of, parse_int=_whole)
+
+
+def check_depth(value: JSON, depth: int) -> None:
+    """Raise ValueError if a value is nested deeper than `depth` levels."""
     level = [value]
-    for _ in range(DEPTH):
+    for _ in range(depth):
         level = [inner for outer in level for inner in _values(outer) if isinstance(inner, dict | list)]
         if not level:
-            return value
+            return
     raise ValueError(f"it is nested deeper than {DEPTH} levels")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from mae_transfer.data.names import Names
 from mae_transfer.data.synthetic.folder import cache_folder
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write
+from mae_transfer.files import atomic_write, reading
 
 HASHED = 5000
 LOOKED_AT = 100_000
@@ -71,6 +71,22 @@ def known_names(names: Names, labels: np.ndarray | None, about: str, compute: Ca
     """`compute()`, a digest of these names, labels and `about` alone; from the cache if it is there."""
     nothing = np.empty((0, 4), dtype=np.int64)
     return _remembered([b"names", _listed(names, labels), about.encode(errors="surrogateescape")], nothing, compute)
+
+
+def contents_digest(paths: Sequence[Path], end: bytes) -> str:
+    """SHA-256 of the contents of files, one after the other, and of `end`; from the cache if it is there."""
+
+    def compute() -> str:
+        digest = hashlib.sha256()
+        for path in paths:
+            with reading(path), path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        digest.update(end)
+        return digest.hexdigest()
+
+    places = [os.path.realpath(path) for path in paths]
+    return _remembered([b"contents", *map(os.fsencode, places), end], _states(places), compute)
 
 
 def combine(*parts: object) -> str:

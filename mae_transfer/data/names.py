@@ -24,8 +24,20 @@ class Names(Sequence[str]):
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
-        self._bytes = b"".join(encoded)
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([0, *(len(name) for name in encoded)])
+
+    @classmethod
+    def packed(cls, content: np.ndarray, ends: np.ndarray) -> "Names":
+        """Name i is the bytes `ends[i]` up to `ends[i + 1]` of the uint8 `content`."""
+        names = cls(())
+        names._bytes, names._ends = content, ends
+        return names
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `packed` takes."""
+        return self._bytes, self._ends
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -39,15 +51,16 @@ class Names(Sequence[str]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
 
     def digest(self) -> bytes:
         """SHA-256 of all names in their order."""
-        return hashlib.sha256(self._ends.astype("<i8").tobytes() + self._bytes).digest()
+        return hashlib.sha256(self._ends.astype("<i8").tobytes() + self._bytes.tobytes()).digest()
 
     def folders(self) -> list[str]:
         """The folders that the names are in, sorted."""
-        found = {self._bytes[a:b].rpartition(b"/")[0] for a, b in pairwise(self._ends.tolist())}
+        content = self._bytes.tobytes()
+        found = {content[a:b].rpartition(b"/")[0] for a, b in pairwise(self._ends.tolist())}
         return sorted(map(os.fsdecode, found))
 
 

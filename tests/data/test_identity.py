@@ -1,5 +1,6 @@
 """The identity of files: by contents, wherever they lie, and read once."""
 
+import hashlib
 import os
 import shutil
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from mae_transfer.data import identity
-from mae_transfer.data.identity import identify, identify_members
+from mae_transfer.data.identity import contents_digest, identify, identify_members
 from mae_transfer.data.names import Names
 
 LONG_AGO = 1_000_000_000
@@ -142,3 +143,18 @@ def test_members_of_archives(tmp_path: Path) -> None:
         return identify_members([tmp_path / "a.tar"], Names(["x", "y"]), sizes, contents.__getitem__, None)
 
     assert identity_of([b"01234", b"56789"]) == identity_of([b"01234", b"56789"]) != identity_of([b"01234", b"56780"])
+
+
+def test_the_digest_of_whole_files_is_read_once_and_follows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    assert contents_digest(paths, b"end") == hashlib.sha256(b"onetwoend").hexdigest()
+    assert contents_digest(paths, b"") == hashlib.sha256(b"onetwo").hexdigest()
+    with monkeypatch.context() as patched:
+        patched.setattr(identity, "reading", None)
+        assert contents_digest(paths, b"end") == hashlib.sha256(b"onetwoend").hexdigest()
+    paths[1].write_bytes(b"TWO")
+    assert contents_digest(paths, b"end") == hashlib.sha256(b"oneTWOend").hexdigest()

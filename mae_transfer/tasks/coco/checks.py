@@ -14,12 +14,12 @@ that is trained on alone they cost nothing, and are said.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from mae_transfer.errors import UserError
+from mae_transfer.tasks.coco.masks import Masks, Polygons
 from mae_transfer.tasks.coco.readings import (
     IOU_THRESHOLDS,
     areas_of_corners,
@@ -28,9 +28,6 @@ from mae_transfer.tasks.coco.readings import (
     rounded,
     shared_offset,
 )
-
-Polygons = list[np.ndarray]
-RLE = dict[str, Any]
 
 TOLERATED = 1e-4
 """Share of a file's annotations that may be wrong in one way: it moves an AP by 0.01 at most."""
@@ -66,7 +63,7 @@ class Objects:
     boxes: np.ndarray
     areas: np.ndarray
     """float64 (n,) of the file, NaN where it has none."""
-    masks: Sequence[Polygons | RLE] | None
+    masks: Masks | None
     """None in a file of boxes alone."""
     bounds: np.ndarray = field(init=False)
     """float64 (n, 4): the boxes around the masks; without masks the boxes themselves."""
@@ -78,16 +75,17 @@ class Objects:
             self.bounds, self.mask_areas = self.boxes, box_areas(self.boxes)
             return
         self.bounds, self.mask_areas = np.zeros((len(self.ids), 4)), np.zeros(len(self.ids))
-        encoded = [i for i, mask in enumerate(self.masks) if isinstance(mask, dict)]
-        if encoded:
-            masks = [self.masks[i] for i in encoded]
+        encoded = np.flatnonzero(self.masks.encoded)
+        if len(encoded):
+            masks = [self.masks[i] for i in encoded.tolist()]
             self.bounds[encoded] = np.asarray(rle.toBbox(masks)).reshape(-1, 4)
             self.bounds[encoded, 2:] += self.bounds[encoded, :2]
             self.mask_areas[encoded] = rle.area(masks)
-        drawn = [i for i, mask in enumerate(self.masks) if isinstance(mask, list)]
+        drawn = np.flatnonzero(~self.masks.encoded)
         for start in range(0, len(drawn), _CHUNK):
             rows = drawn[start : start + _CHUNK]
-            self.bounds[rows], self.mask_areas[rows] = measure_polygons([self.masks[i] for i in rows])  # type: ignore[misc]
+            shapes = [mask for i in rows.tolist() if isinstance(mask := self.masks[i], list)]
+            self.bounds[rows], self.mask_areas[rows] = measure_polygons(shapes)
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
@@ -232,9 +230,8 @@ def _check_repeated(report: Report, objects: Objects) -> None:
     """Objects that are there before, under another id."""
     repeated, seen = np.zeros(len(objects.ids), dtype=bool), set()
     owners = zip(objects.images.tolist(), objects.categories.tolist(), objects.crowd.tolist(), strict=True)
-    for place, owner in enumerate(owners):
-        mask = [objects.bounds[place]] if objects.masks is None else objects.masks[place]
-        content = mask["counts"] if isinstance(mask, dict) else b" ".join(polygon.tobytes() for polygon in mask)
+    contents = (box.tobytes() for box in objects.bounds) if objects.masks is None else objects.masks.contents()
+    for place, (owner, content) in enumerate(zip(owners, contents, strict=True)):
         key = hash((owner, content))  # of 64 bits: the contents of a million objects are 400 MB
         repeated[place] = key in seen
         seen.add(key)

@@ -1,6 +1,8 @@
 """The fields of a COCO file one by one: each is what COCO says it is, or an error that names the entry."""
 
 import math
+from array import array
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -8,8 +10,7 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from mae_transfer.errors import UserError
-from mae_transfer.files import parse_json
-from mae_transfer.tasks.coco.checks import RLE, Polygons
+from mae_transfer.tasks.coco.masks import RLE
 
 # The two flat boxes of COCO's own train2017 (cocodataset/cocoapi#355): annotation id -> image id.
 FLAT_IN_COCO = {918: 200365, 2206849: 550395}
@@ -23,53 +24,18 @@ def fail(path: Path, what: str, remedy: str) -> NoReturn:
     raise UserError(f"{path}: {what}; {remedy}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = parse_json(path.read_bytes(), _pack_polygons)
-    except OSError as error:
-        fail(path, f"cannot be read ({error.strerror})", "give a COCO-format annotation file")
-    except ValueError as error:
-        fail(path, f"not valid JSON ({error})", "the file may be cut short; fetch or write it again")
-    if not isinstance(data, dict):
-        fail(path, f"not COCO format (a {type(data).__name__} at top level)", "it must be a JSON object with images")
-    return data
-
-
-def _pack_polygons(node: dict[str, Any]) -> dict[str, Any]:
-    """While parsing: polygons as arrays, since COCO train's 45 million coordinates are 1.4 GB of Python floats."""
-    polygons = node.get("segmentation")
-    if isinstance(polygons, list):
-        node["segmentation"] = [_packed(polygon) for polygon in polygons]
-    return node
-
-
-def _packed(polygon: Any) -> Any:
-    """The polygon as float64 (2k,), or unchanged when it is no list of numbers."""
-    try:
-        array = np.array(polygon)
-    except (ValueError, OverflowError):  # ragged; integers beyond 64 bits
-        return polygon
-    return array.astype(np.float64) if array.ndim == 1 and array.dtype.kind in "if" else polygon
-
-
-def rows_of(path: Path, data: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    rows = data.get(key)
-    if not isinstance(rows, list) or not all(type(row) is dict for row in rows):
-        what = (
-            f"not COCO format ({key!r} is missing or no list of objects; it has {', '.join(sorted(data)) or 'no keys'})"
-        )
-        fail(path, what, "it must hold images, annotations and categories, such as instances_val2017.json")
-    if not rows and key != "annotations":
-        fail(path, f"{key!r} is empty", "there is nothing to train on or evaluate")
-    return rows
-
-
-def integers(path: Path, kind: str, rows: list[dict[str, Any]], key: str, lowest: int | None = None) -> np.ndarray:
-    """Column `key` of all rows, each an integer >= `lowest`."""
+def integers(
+    path: Path, kind: str, rows: list[dict[str, Any]], key: str, lowest: int | None = None, start: int = 0
+) -> np.ndarray:
+    """Column `key` of all rows, each an integer >= `lowest`; the first row is entry number `start` of its list."""
     values = [row.get(key) for row in rows]
-    for row, value in zip(rows, values, strict=True):
+    if set(map(type, values)) == {int} and max(map(abs, values)) <= LARGEST_ID:  # type: ignore[arg-type]
+        column = np.array(values, dtype=np.int64)
+        if lowest is None or column.min() >= lowest:
+            return column
+    for place, (row, value) in enumerate(zip(rows, values, strict=True), start=start + 1):
         if type(value) is not int or abs(value) > LARGEST_ID or (lowest is not None and value < lowest):
-            name = f"{kind} {row.get('id')}" if key != "id" else f"{kind} number {values.index(value) + 1}"
+            name = f"{kind} {row.get('id')}" if key != "id" else f"{kind} number {place}"
             at_least = " below 2**63" if lowest is None else f" of at least {lowest}"
             fail(
                 path,
@@ -119,35 +85,53 @@ def areas_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
 
 def boxes_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
     """All boxes as float64 (n, 4)."""
+    boxes = [row.get("bbox") for row in rows]
+    lists = [box for box in boxes if type(box) is list and len(box) == 4]
+    if len(lists) == len(boxes):
+        numbers = list(chain.from_iterable(lists))
+        if set(map(type, numbers)) <= {int, float} and all(-LARGEST_AREA < v < LARGEST_AREA for v in numbers):
+            return np.array(numbers, dtype=np.float64).reshape(-1, 4)
     for row in rows:
         box = row.get("bbox")
         if type(box) is not list or len(box) != 4 or any(type(v) not in (int, float) for v in box):
             fail(path, f"annotation {row['id']} has bbox {box!r}", "four numbers are needed: x, y, width, height")
         if not all(abs(v) < LARGEST_AREA for v in box):
             fail(path, f"annotation {row['id']} has bbox {str(box)[:60]}", "its numbers must be finite")
-    return np.array([row["bbox"] for row in rows], dtype=np.float64)
+    raise AssertionError("every box is right by itself")
 
 
-def masks_there(path: Path, rows: list[dict[str, Any]]) -> bool:
-    """Whether the annotations have masks; raises UserError unless all have one, or none has."""
-    bare = [row["id"] for row in rows if not row.get("segmentation")]
-    if bare and len(bare) < len(rows):
-        what = f"annotation {bare[0]} has no segmentation ({len(bare)} of {len(rows)} have none)"
-        fail(path, what, "give every object a mask, polygons or RLE, or take all out to score boxes alone")
-    return not bare
+def polygons_of(path: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The polygons of all rows, finite but of any length: all coordinates, numbers of each polygon, polygons of each
+    row. A row without a list has none."""
+    masks = [found if type(found := row.get("segmentation")) is list else () for row in rows]
+    polygons = list(chain.from_iterable(masks))
+    try:
+        if not set(map(type, polygons)) <= {list}:
+            raise TypeError("a polygon is no list")
+        coordinates = np.array(array("d", chain.from_iterable(polygons)))
+        lengths = np.fromiter(map(len, polygons), dtype=np.int64, count=len(polygons))
+        # `true` counts as 1 in an array
+        doubted = np.flatnonzero((coordinates == 0) | (coordinates == 1))
+        owners = np.unique(np.searchsorted(np.cumsum(lengths), doubted, side="right"))
+        if not np.isfinite(coordinates).all() or any(bool in map(type, polygons[i]) for i in owners.tolist()):
+            raise ValueError("a number is none")
+    except (TypeError, ValueError, OverflowError):
+        wrong = next(row for row, mask in zip(rows, masks, strict=True) if not all(map(_is_polygon, mask)))
+        what = f"annotation {wrong['id']} has a polygon that is no list of finite numbers"
+        fail(path, what, "write it as [x1, y1, x2, y2, ...]")
+    return coordinates, lengths, np.fromiter(map(len, masks), dtype=np.int64, count=len(masks))
 
 
-def segmentation_of(path: Path, row: dict[str, Any], image_id: int, height: int, width: int) -> Polygons | RLE:
-    """The annotation's polygons, finite but of any length, or its RLE compressed and known to fill the image."""
-    value = row.get("segmentation")
-    name = f"annotation {row['id']}"
-    if isinstance(value, list):
-        for polygon in value:
-            if not isinstance(polygon, np.ndarray) or not math.isfinite(polygon.sum()):
-                fail(
-                    path, f"{name} has a polygon that is no list of finite numbers", "write it as [x1, y1, x2, y2, ...]"
-                )
-        return value
+def _is_polygon(value: object) -> bool:
+    try:
+        return type(value) is list and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+    except OverflowError:
+        return False
+
+
+def encoding_of(path: Path, number: int, value: object, image_id: int, height: int, width: int) -> RLE:
+    """The run-length encoding of annotation `number`, compressed and known to fill its image."""
+    name = f"annotation {number}"
     size = value.get("size") if isinstance(value, dict) else None
     if isinstance(value, dict) and size == [height, width] and all(type(side) is int for side in size):
         counts = value.get("counts")

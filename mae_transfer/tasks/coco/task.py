@@ -1,13 +1,12 @@
 """The COCO task: what the engine and the run record need of it (the contract of `engine/task.py`)."""
 
-import hashlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from mae_transfer.data.fractions import left_out, titled
-from mae_transfer.data.identity import combine, identify
+from mae_transfer.data.identity import combine, contents_digest, identify
 from mae_transfer.data.overlap import note_overlap
 from mae_transfer.data.paths import set_name
 from mae_transfer.data.synthetic.coco import cached_coco
@@ -88,14 +87,11 @@ class CocoTask(BaseTask):
         names is SHA-256 of both annotation files and the subset."""
         data = self.config.data
         few = () if data.fraction is None else (data.fraction, data.fraction_rule)
-        digest, parts = hashlib.sha256(), {}
-        files = (("train", paths.train_json, self.train_dataset), ("val", paths.val_json, self.eval_dataset))
-        for split, path, dataset in files:
-            content = path.read_bytes()
-            digest.update(content)
-            names = [dataset.annotations.file_names[i] for i in dataset.whole.tolist()]
-            parts[split] = combine(hashlib.sha256(content).hexdigest(), identify(dataset.folder, names))
-        digest.update(" ".join(map(str, (self.config.subset, *few))).encode())
+        parts = {}
+        for split, dataset in (("train", self.train_dataset), ("val", self.eval_dataset)):
+            names = (dataset.annotations.file_names[i] for i in dataset.whole.tolist())
+            parts[split] = combine(dataset.annotations.sha256, identify(dataset.folder, names))
+        about = " ".join(map(str, (self.config.subset, *few))).encode()
         val_images = len(self.eval_dataset)
         train_images = len(self.train_dataset.whole) if self.protocol.needs_training_images else 0
         whole = (BENCHMARK.train_images, BENCHMARK.val_images, BENCHMARK.classes)
@@ -112,7 +108,7 @@ class CocoTask(BaseTask):
             "fingerprint": combine(parts, self.config.subset, *few),
             "whole_fingerprint": combine(parts, self.config.subset),
             "parts": parts,
-            "names_fingerprint": digest.hexdigest()[:16],
+            "names_fingerprint": contents_digest((paths.train_json, paths.val_json), about)[:16],
             "train_images": len(self.train_dataset) if self.protocol.needs_training_images else 0,
             "val_images": val_images,
             "subset": self.config.subset,

@@ -1,5 +1,6 @@
 """Reading of annotation files: what is kept, what is dropped and counted, and one line for everything that is wrong."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as reference
 from pycocotools.coco import COCO
 
+from mae_transfer.data import index_cache
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations, check_same_categories
@@ -237,3 +239,59 @@ def test_both_splits_must_have_the_same_categories(tmp_path):
     val = load(tmp_path, content)
     with pytest.raises(UserError, match="category id 12 is 'cow' here and None in"):
         check_same_categories(train, val)
+
+
+def test_what_the_cache_keeps_is_what_the_file_says(tmp_path, monkeypatch):
+    """Polygons, both kinds of run-length encodings, a crowd, an image without objects, a name that is no ASCII."""
+    content = valid()
+    content["images"][0]["file_name"] = "ü.jpg"
+    content["annotations"][0]["segmentation"] = [*SQUARE, [1.0, 1.0, 2.0, 2.0], [3, 3, 5, 3, 5, 5]]
+    fresh = load(tmp_path, content)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_cache, "LEAST", 0)
+    monkeypatch.setattr(index_cache, "SETTLED", -(10**12))
+    made, mapped = CocoAnnotations(fresh.path), CocoAnnotations(fresh.path)
+    assert len(list((tmp_path / "cache").rglob("*.index"))) == 1
+    for found in (made, mapped):
+        assert [repr(found[i]) for i in range(3)] == [repr(fresh[i]) for i in range(3)]
+        assert list(found.file_names) == list(fresh.file_names) == ["a.jpg", "deep/b.jpg", "ü.jpg"]
+        for name in ("category_ids", "names", "num_annotations", "has_masks", "sha256"):
+            assert getattr(found, name) == getattr(fresh, name)
+        for name in ("listed", "image_ids", "num_objects"):
+            assert getattr(found, name).tolist() == getattr(fresh, name).tolist()
+    assert made.warnings == mapped.warnings == fresh.warnings
+    assert "polygons of fewer than 3 points" in fresh.warnings[0]
+    assert fresh.sha256 == hashlib.sha256(fresh.path.read_bytes()).hexdigest()
+
+
+def test_a_file_is_refused_at_every_start_and_read_again_when_it_is_mended(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_cache, "LEAST", 0)
+    monkeypatch.setattr(index_cache, "SETTLED", -(10**12))
+    content = valid()
+    content["annotations"][0]["bbox"] = [2, 2, 60, 6]
+    for _ in range(2):
+        with pytest.raises(UserError, match="have a box that leaves its image"):
+            load(tmp_path, content)
+    assert len(load(tmp_path, valid())) == 3
+    content["annotations"] = content["annotations"][:1]
+    content["annotations"][0]["bbox"] = [2, 2, 6, 6]
+    assert load(tmp_path, content).num_annotations == 1
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[[1.0, 1.0, 9.0, True, 9.0, 9.0]], [2.0, 2.0, 8.0, 2.0, 8.0, 8.0], [[2, 2, 8, "2", 8, 8]], [[10**400] * 6]],
+)
+def test_a_polygon_is_a_list_of_numbers(tmp_path, shape):
+    content = valid()
+    content["annotations"][1]["segmentation"] = shape
+    with pytest.raises(UserError, match="annotation 5 has a polygon that is no list of finite numbers"):
+        load(tmp_path, content)
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    content = valid()
+    content["images"][0]["file_name"] = "\ud800.jpg"
+    with pytest.raises(UserError, match="image 30 has file_name"):
+        load(tmp_path, content)

@@ -1,0 +1,192 @@
+"""A large JSON file read piece by piece: its long lists are handed over in blocks, so that none is in memory whole."""
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mae_transfer.files import DEPTH, JSON, check_depth, json_decoder, parse_json
+
+BLOCK = 10_000
+"""Entries of a list that are handed over at once, or as many objects as are read at once."""
+PIECE = 2**22
+"""Bytes that are read at once."""
+TAIL = 2**16
+"""Characters at the end of what is read in which the last entry of a list is looked for."""
+_SPACE = re.compile(r"[ \t\n\r]*")
+_BETWEEN = re.compile(r"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
+_BRACKETS = b"[{]}"
+_STEPS = bytes.maketrans(_BRACKETS, b"\x01\x01\xff\xff")
+_OTHERS = bytes(set(range(256)) - set(_BRACKETS))
+
+Take = Callable[[list[JSON]], None]
+
+
+def read_in_blocks(
+    path: Path, take: Mapping[str, Take], each: Callable[[dict[str, object]], object] | None = None
+) -> tuple[JSON, str]:
+    """The value of a JSON file without the lists of the keys in `take`, and the SHA-256 of its bytes.
+
+    Args:
+        take: key of the outermost object -> what is called with the entries of its list, some at a time and in their
+            order. A value that is no list stays.
+        each: as for `parse_json`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: as `parse_json`; entries before what is wrong have been handed over then.
+    """
+    try:
+        with path.open("rb") as file:
+            window = _Window(file, each)
+            value = _outermost(window, take)
+            window.finish()
+            return value, window.digest.hexdigest()
+    except ValueError:
+        parse_json(path.read_bytes(), each)  # says what is wrong, and where in the file
+        raise
+
+
+class _Window:
+    """The part of a text that is looked at, from `at` on."""
+
+    def __init__(self, file: IO[bytes], each: Callable[[dict[str, object]], object] | None) -> None:
+        self.digest = hashlib.sha256()
+        self.text, self.at, self.ended = "", 0, False
+        self._tried = False
+        self._file, self._decode = file, json_decoder(each).raw_decode
+        head = file.read(4)
+        self._decoder = codecs.getincrementaldecoder(json.detect_encoding(head))()
+        self._add(head)
+        self.more()
+        self.text = self.text.removeprefix("\ufeff")
+
+    def _add(self, piece: bytes) -> None:
+        self.digest.update(piece)
+        self.text = self.text[self.at :] + self._decoder.decode(piece, final=not piece)
+        self.at = 0
+
+    def more(self) -> None:
+        """Read on; what is left of a value that is longer than a piece doubles, so that it is tried few times."""
+        piece = self._file.read(max(PIECE, len(self.text) - self.at))
+        self._add(piece)
+        self.ended = not piece
+        self._tried = False
+
+    def peek(self) -> str:
+        """The next character that is no white space; "" at the end."""
+        while True:
+            match = _SPACE.match(self.text, self.at)
+            assert match is not None
+            self.at = match.end()
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
+            self.more()
+
+    def skip(self, allowed: str) -> str:
+        """Step over the next character, which is one of `allowed`."""
+        found = self.peek()
+        if not found or found not in allowed:
+            raise ValueError(f"{allowed!r} is expected")
+        self.at += 1
+        return found
+
+    def value(self, depth: int) -> JSON:
+        """The value that begins here, at most `depth` levels deep."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decode(self.text, self.at)
+            except RecursionError:
+                raise ValueError(f"it is nested deeper than {DEPTH} levels") from None
+            except json.JSONDecodeError:
+                if self.ended:
+                    raise
+            else:
+                # A number may go on in the next piece.
+                if self.ended or self.text[end : end + 1] in {",", "}", "]", ":", " ", "\n", "\r", "\t"}:
+                    break
+            self.more()
+        if self.text.count("[", self.at, end) + self.text.count("{", self.at, end) > depth:
+            check_depth(value, depth)
+        self.at = end
+        return value
+
+    def objects(self) -> list[JSON]:
+        """The objects of a list up to the last that has its end and a successor here, all at once, which is faster;
+        none where that does not work out."""
+        if len(self.text) - self.at < PIECE // 2 and not self.ended:
+            self.more()
+        if self._tried:
+            return []
+        self._tried = True
+        between = list(_BETWEEN.finditer(self.text, max(self.at, len(self.text) - TAIL)))
+        if not between:
+            return []
+        text = f"[{self.text[self.at : between[-1].start() + 1]}]"
+        try:
+            value, end = self._decode(text, 0)
+        except (json.JSONDecodeError, RecursionError):
+            return []
+        if end < len(text):
+            return []
+        # Brackets within strings count as well, which costs a closer look.
+        steps = np.frombuffer(text.encode().translate(_STEPS, _OTHERS), dtype=np.int8)
+        if np.cumsum(steps, dtype=np.int64).max() >= DEPTH:
+            check_depth(value, DEPTH - 1)
+        self.at = between[-1].end()
+        assert isinstance(value, list)
+        return value
+
+    def finish(self) -> None:
+        if self.peek():
+            raise ValueError("there is more after the end")
+
+
+def _outermost(window: _Window, take: Mapping[str, Take]) -> JSON:
+    if window.peek() != "{":
+        return window.value(DEPTH)
+    found: dict[str, JSON] = {}
+    taken: set[str] = set()
+    window.skip("{")
+    if window.peek() == "}":
+        window.skip("}")
+        return found
+    while True:
+        key = window.value(1)
+        if not isinstance(key, str) or key in found or key in taken:
+            raise ValueError(f"the key {key!r:.60} is no string, or twice in an object")
+        window.skip(":")
+        if key in take and window.peek() == "[":
+            taken.add(key)
+            _hand_over(window, take[key])
+        else:
+            found[key] = window.value(DEPTH - 1)
+        if window.skip(",}") == "}":
+            return found
+
+
+def _hand_over(window: _Window, take: Take) -> None:
+    """The entries of the list that begins here."""
+    window.skip("[")
+    if window.peek() == "]":
+        window.skip("]")
+        take([])
+        return
+    block: list[JSON] = []
+    while True:
+        if rows := window.objects():
+            take([*block, *rows])
+            block = []
+        block.append(window.value(DEPTH - 2))
+        last = window.skip(",]") == "]"
+        if last or len(block) == BLOCK:
+            take(block)
+            block = []
+        if last:
+            return

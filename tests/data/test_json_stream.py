@@ -1,0 +1,82 @@
+"""A file read in blocks: the values and refusals of `parse_json`, wherever a piece of the file ends."""
+
+from pathlib import Path
+
+import pytest
+
+from mae_transfer.data import json_stream
+from mae_transfer.data.json_stream import read_in_blocks
+from mae_transfer.files import JSON, file_digest, parse_json
+
+VALUES = [
+    '{"rows": [{"a": 1}, {"b": [2.5, -1e5, true, null]}, "é\\"[{", 12345, []], "info": {"x": [{}]}, "n": 1234567}',
+    ' \n{ "rows" :\t[ ] , "more" : [ 1 , 2 ] }\r\n',
+    '{"rows": {"no": "list"}, "info": "[[[["}',
+    '{"rows": [{"a": "}, {"}, {"b": [{"c": 1}, {"d": 2}]}, 3, {"e": "["}, {"f": {}}], "other": [{"g": 1}, {"h": 2}]}',
+    "{}",
+    "[1, 2, {}]",
+    "12345678",
+    '{"rows": [1.5e3, NaN, Infinity, 0]}',
+]
+WRONG = [
+    "",
+    '{"rows": [1, 2}',
+    '{"rows": [1, 2]',
+    '{"rows": [1, 2]} 3',
+    '{"rows": [1 2]}',
+    '{"rows": [{"a": 1, "a": 2}]}',
+    '{"rows": [], "rows": []}',
+    '{"info": 1, "info": 2}',
+    '{"rows": [12e]}',
+    '{"rows": [tru]}',
+    '{"rows": [1,]}',
+    '{"rows": [' + "[" * 200 + "]" * 200 + "]}",
+    '{"info": ' + "[" * 101 + "]" * 101 + "}",
+    '{"rows": [' + "9" * 1001 + "]}",
+    '{"rows": [{"a": ' + "[" * 99 + "]" * 99 + '}, {"b": 1}, {"c": 1}]}',
+    '{"rows": [{"a": 1}, {"b": 2, "b": 3}, {"c": 1}]}',
+    '{"rows": [{"a": 1}, {"b": tru}, {"c": 1}, {"d": 1}]}',
+    "{1: 2}",
+    '{"rows": ["\t"]}',
+]
+
+
+@pytest.fixture(params=[1, 8, 4096])
+def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "PIECE", request.param)
+    monkeypatch.setattr(json_stream, "BLOCK", 2)
+
+
+def read(path: Path) -> JSON:
+    """The whole value, its list `rows` put together again."""
+    rows: list[JSON] = []
+    blocks: list[list[JSON]] = []
+
+    def take(block: list[JSON]) -> None:
+        rows.extend(block)
+        blocks.append(block)
+
+    value, sha256 = read_in_blocks(path, {"rows": take})
+    assert sha256 == file_digest(path)
+    return value | {"rows": rows} if blocks and isinstance(value, dict) else value
+
+
+@pytest.mark.usefixtures("_pieces")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-le"])
+@pytest.mark.parametrize("text", VALUES)
+def test_the_same_value(tmp_path: Path, text: str, encoding: str) -> None:
+    path = tmp_path / "some.json"
+    path.write_bytes(text.encode(encoding))
+    assert repr(read(path)) == repr(parse_json(path.read_bytes())) or read(path) == parse_json(path.read_bytes())
+
+
+@pytest.mark.usefixtures("_pieces")
+@pytest.mark.parametrize("text", [text.encode() for text in WRONG] + [b'{"rows": ["\xff"]}', b'\xef\xbb\xbf{"a"'])
+def test_the_same_refusal(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "some.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError) as wanted:
+        parse_json(text)
+    with pytest.raises(ValueError) as found:
+        read(path)
+    assert str(found.value) == str(wanted.value)
