@@ -32,7 +32,8 @@ layer decay, drop path, checkpointing, export and operations. Two columns differ
 blocks whose parts can be called one by one, `tables` of relative positions need timm's standard attention. Hierarchical
 encoders give four maps, which go to the FPN or to UperNet as their authors wire them, each through a LayerNorm. Probes
 read what timm pools of the last. Partial fine-tuning counts stages. They are not exported. Where a recipe asks for what
-an encoder has not, one line says which setting to change. Pre-training here is of `vit_*` names.
+an encoder has not, one line says which setting to change. Pre-training here is of `vit_*` names, and by MAE and
+supervised of architectures with rotary positions too ([pre-training](pretraining.md#rotary-positions)).
 
 | timm's module | built as | blocks | positions | windows | tables | models | such as |
 |---|---|---|---|---|---|---|---|

@@ -202,17 +202,19 @@ class ViTEncoder(Encoder):
         Each token is at its own place's position, at the encoder's native grid; no other patch is ever embedded. Same
         numbers as embedding all patches and then choosing, as MAE's `forward_encoder` does.
         """
-        assert not self.position.in_attention, "relative positions need the whole grid"
+        assert not self.position.has_tables, "tables of relative positions need the whole grid"
         vit = self.vit
         weight = vit.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
         x = vit.patch_embed.norm(F.linear(patches, weight, vit.patch_embed.proj.bias))
-        rows = 0 if vit.no_embed_class else self.prefix
-        x = x + vit.pos_embed[0, rows:][keep]
-        tokens = torch.cat([token for token in (vit.cls_token, vit.reg_token) if token is not None], dim=1)
-        tokens = (tokens + vit.pos_embed[:, :rows]) if rows else tokens
-        x = vit.norm_pre(vit.pos_drop(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1)))
+        tokens = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        if vit.pos_embed is not None:
+            rows = 0 if vit.no_embed_class else self.prefix
+            x = x + vit.pos_embed[0, rows:][keep]
+            tokens = [torch.cat(tokens, dim=1) + vit.pos_embed[:, :rows]] if rows else tokens
+        x = vit.norm_pre(vit.pos_drop(torch.cat([*(token.expand(len(x), -1, -1) for token in tokens), x], dim=1)))
+        shared = (None, self.position.of_kept(self, keep))
         for block in vit.blocks:
-            args = (x, block, False, self.native_grid, (None, None))
+            args = (x, block, False, self.native_grid, shared)
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._run_block, *args, use_reentrant=False)
             else:

@@ -21,6 +21,8 @@ examples:
     mae-transfer pretrain --method mae --backbone vit_l --data /data/imagenet mask.kind=block mask.ratio=0.5
   its successor Pixio: squares of patches are masked, eight class tokens, a deeper decoder:
     mae-transfer pretrain --method mae --backbone vit_h_p16 --data /data/imagenet recipe=pixio
+  an encoder with rotary positions:
+    mae-transfer pretrain --method mae --backbone timm:vit_small_patch16_rope_224 --data /data/imagenet
   the baselines:
     mae-transfer pretrain --method beit --tokenizer kmeans --backbone vit_b --data /data/imagenet
     mae-transfer pretrain --method supervised --backbone vit_b --data /data/imagenet
@@ -43,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     methods = "; ".join(f"{method.name}: {method.about}" for method in task_card("pretrain").protocols)
     parser.add_argument("--method", required=True, help=methods)
     parser.add_argument(
-        "--backbone", required=True, help="vit_ti, vit_s, vit_b, vit_l, vit_h; another patch as in vit_b_p8"
+        "--backbone",
+        required=True,
+        help="vit_ti, vit_s, vit_b, vit_l, vit_h; vit_b_p8 has another patch; timm:<model> with rotary positions",
     )
     parser.add_argument("--data", help="folder of images or of .tar shards, a pattern of shards, or 'synthetic'")
     parser.add_argument("--tokenizer", help="for targets of tokens: kmeans, or a tokenizer's file or run folder")

@@ -14,7 +14,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.pretrain.card import METHODS
 from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.data import Batch, ImageSet, PretrainImages, Source, find_images
-from mae_transfer.pretrain.encoder import grid_of, spec_of
+from mae_transfer.pretrain.encoder import grid_of
 from mae_transfer.pretrain.evaluate import val_averages
 from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.online_knn import knn_accuracy
@@ -47,7 +47,7 @@ class PretrainTask(BaseTask):
     def __init__(self, config: PretrainConfig, method: type[Method[PretrainConfig, nn.Module]] | None = None) -> None:
         super().__init__(config)
         self.method = (method or _method_class(config.method))(config)
-        spec_of(config), grid_of(config)  # refuse a backbone or an image size that cannot be
+        self.method.spec(), grid_of(config)  # refuse a backbone or an image size that cannot be
         self.views = self.method.make_views()
         images = find_images(config.data)
         self.num_classes, self.warnings = images.num_classes, images.warnings

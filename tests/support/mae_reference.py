@@ -5,6 +5,7 @@ of that arithmetic.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -45,8 +46,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (x - mean) / torch.sqrt(variance + EPS) * weight + bias
 
 
-def block(x: Tensor, w: dict[str, Tensor], name: str, heads: int) -> Tensor:
-    """A pre-norm Transformer block on (N, C)."""
+Rotate = Callable[[Tensor, int], Tensor]
+"""Queries or keys (N, D) of a head, and the head's number -> the same, rotated by the tokens' places."""
+Rotation = Callable[[int, int, tuple[int, int], int, int], list[Tensor]]
+"""Row, column, grid, block, head -> angles of the pairs of channels."""
+
+
+def block(x: Tensor, w: dict[str, Tensor], name: str, heads: int, rotate: Rotate = lambda x, _: x) -> Tensor:
+    """A pre-norm Transformer block on (N, C), with LayerScale if there are weights of it."""
     width = x.shape[1]
     size = width // heads
     y = layer_norm(x, w[f"{name}.norm1.weight"], w[f"{name}.norm1.bias"])
@@ -55,13 +62,25 @@ def block(x: Tensor, w: dict[str, Tensor], name: str, heads: int) -> Tensor:
     outputs = []
     for head in range(heads):
         part = slice(head * size, (head + 1) * size)
-        scores = torch.exp(query[:, part] @ key[:, part].T / math.sqrt(size))
+        scores = torch.exp(rotate(query[:, part], head) @ rotate(key[:, part], head).T / math.sqrt(size))
         outputs.append(scores / scores.sum(1, keepdim=True) @ value[:, part])
-    x = x + torch.cat(outputs, 1) @ w[f"{name}.attn.proj.weight"].T + w[f"{name}.attn.proj.bias"]
+    attended = torch.cat(outputs, 1) @ w[f"{name}.attn.proj.weight"].T + w[f"{name}.attn.proj.bias"]
+    x = x + attended * w.get(f"{name}.gamma_1", torch.ones(width))
     y = layer_norm(x, w[f"{name}.norm2.weight"], w[f"{name}.norm2.bias"])
     hidden = y @ w[f"{name}.mlp.fc1.weight"].T + w[f"{name}.mlp.fc1.bias"]
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
-    return x + hidden @ w[f"{name}.mlp.fc2.weight"].T + w[f"{name}.mlp.fc2.bias"]
+    output = hidden @ w[f"{name}.mlp.fc2.weight"].T + w[f"{name}.mlp.fc2.bias"]
+    return x + output * w.get(f"{name}.gamma_2", torch.ones(width))
+
+
+def rotated(x: Tensor, angles: list[Tensor], halves: bool) -> Tensor:
+    """A token's channels (D,), turned pair by pair: neighbours are pairs, or channels half of D apart."""
+    size, out = len(x), [torch.zeros(())] * len(x)
+    for k, angle in enumerate(angles):
+        i, j = (k, k + size // 2) if halves else (2 * k, 2 * k + 1)
+        out[i] = x[i] * torch.cos(angle) - x[j] * torch.sin(angle)
+        out[j] = x[j] * torch.cos(angle) + x[i] * torch.sin(angle)
+    return torch.stack(out)
 
 
 def embed(pixels: Tensor, w: dict[str, Tensor], patch: int, channels: int) -> Tensor:
@@ -84,10 +103,13 @@ def predict(
     classes: int = 1,
     learned: bool = False,
     decoder: bool = True,
+    rotation: Rotation | None = None,
+    halves: bool = False,
 ) -> tuple[Tensor, list[int]]:
     """Predictions (L, width) for a normalised image (C, H, W), and the places of the masked patches.
 
-    `classes`: class tokens; their fixed positions are zeros. `learned`: all positions are weights.
+    `classes`: class tokens and registers; their fixed positions are zeros. `learned`: all positions are weights.
+    `rotation`: queries and keys are rotated by the places of their tokens; `halves`: see `rotated`.
     """
     channels, height, width = image.shape
     grid = (height // patch, width // patch)
@@ -96,6 +118,7 @@ def predict(
     visible, masked = order[:keep], sorted(order[keep:])
     pixels = patches_of(image, patch)
     fixed = torch.from_numpy(sin_cos(grid, w["encoder.vit.cls_token"].shape[-1])).float()[1:]
+    fixed = fixed if "encoder.vit.pos_embed" in w else torch.zeros_like(fixed)
     position = w["encoder.vit.pos_embed"][0, classes:] if learned else fixed
     tokens = [w["encoder.vit.cls_token"][0, 0], *(w["encoder.vit.reg_token"][0] if classes > 1 else [])]
     assert len(tokens) == classes
@@ -111,7 +134,16 @@ def predict(
     x = torch.stack([*tokens, *entries])
     depth = 1 + max(int(name.split(".")[3]) for name in w if name.startswith("encoder.vit.blocks."))
     for i in range(depth):
-        x = block(x, w, f"encoder.vit.blocks.{i}", heads)
+
+        def rotate(x: Tensor, head: int, i: int = i) -> Tensor:
+            if rotation is None:
+                return x
+            places = [divmod(place, grid[1]) for place in (range(count) if mask_in_encoder else visible)]
+            angles = [rotation(row, column, grid, i, head) for row, column in places]
+            own = [rotated(token, of_token, halves) for token, of_token in zip(x[classes:], angles, strict=True)]
+            return torch.stack([*x[:classes], *own])
+
+        x = block(x, w, f"encoder.vit.blocks.{i}", heads, rotate)
     x = layer_norm(x, w["encoder.norm.weight"], w["encoder.norm.bias"])
     if not decoder:
         return (x @ w["decoder_pred.weight"].T + w["decoder_pred.bias"])[classes:], masked

@@ -124,7 +124,7 @@ def _load(
     state, ignored = unwrap(raw, source, key)
     reader, converted, stated = read_layout(state, source, config)
     of_run: dict[str, str | None] = {}
-    if reader is own and spec.init == "own":
+    if reader is own and (spec.init == "own" or spec.rotary):  # what this project may have pre-trained
         facts, of_run = own.facts_of_run(raw)
         converted.facts = facts | converted.facts
         own.spread_table(converted)

@@ -39,7 +39,6 @@ class DecomposedTables(Position):
     """
 
     option = "decomposed"
-    in_attention = True
     has_tables = True
 
     @classmethod

@@ -25,7 +25,6 @@ class PerBlockTables(Position):
     """
 
     option = "per_block"
-    in_attention = True
     has_tables = True
 
     @classmethod

@@ -46,10 +46,8 @@ class Position:
 
     option: ClassVar[bool | str | None] = False
     """The value of `backbone.rel_pos` that asks for this kind; None for one that only weights bring."""
-    in_attention: ClassVar[bool] = False
-    """Attention itself depends on the places: it needs the tokens of a whole grid."""
     has_tables: ClassVar[bool] = False
-    """Attention adds a bias of learned tables, for which it needs timm's standard blocks."""
+    """Attention adds a bias of learned tables. It needs timm's standard blocks, and the tokens of a whole grid."""
 
     @classmethod
     def in_weights(cls, spec: Spec) -> bool:
@@ -75,6 +73,11 @@ class Position:
     def of_forward(self, encoder: Host, x: Tensor, grid: Grid) -> OfForward:
         """What the blocks share in the forward pass of tokens x (B, prefix + h * w, C) of a grid."""
         return None, None
+
+    def of_kept(self, encoder: Host, keep: Tensor) -> Tensor | None:
+        """What the blocks share in a forward pass of some patches of each image: of the places `keep` int64 (B, n) in
+        the native grid, row by row."""
+        return None
 
     def attend(self, attn: Any, x: Tensor, grid: Grid, windowed: bool, shared: Tensor | None) -> Tensor:
         """A block's attention on (B, prefix + h * w, C): the whole image, or windows, `grid` being one window's.

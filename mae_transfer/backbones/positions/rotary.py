@@ -29,7 +29,6 @@ class Rotary(Position):
     """The frequencies are timm's buffers, or its one parameter `vit.rope.freqs` for all blocks."""
 
     option = None
-    in_attention = True
 
     @classmethod
     def in_weights(cls, spec: Spec) -> bool:
@@ -63,6 +62,12 @@ class Rotary(Position):
                 "images, backbone.window_size=0 or window_rope=window."
             )
         return of_image.unflatten(-2, grid)[..., :side, :side, :].flatten(-3, -2), of_image
+
+    def of_kept(self, encoder: Host, keep: Tensor) -> Tensor:
+        """The sines and cosines of each image's own patches, (B, 1, n, 2 D) for all heads; (blocks, B, heads, n, 2 D)
+        where each block has its own. As timm's Eva has them with patch dropout."""
+        rope: Tensor = encoder.vit.rope.get_embed(shape=list(encoder.native_grid))
+        return rope[:, :, keep].transpose(1, 2) if self.per_block else rope[keep][:, None]
 
     def attend(self, attn: Any, x: Tensor, grid: Grid, windowed: bool, shared: Tensor | None) -> Tensor:
         assert shared is not None

@@ -20,7 +20,6 @@ class SharedTables(Position):
     blocks of BEiT have, which is resized to both grids as tables of each block are (`per_block.py`)."""
 
     option = True
-    in_attention = True
     has_tables = True
 
     def fit(self, encoder: Host, report: LoadReport) -> None:

@@ -21,7 +21,7 @@ from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.block_masking import block_mask
 from mae_transfer.pretrain.config import BeitConfig
-from mae_transfer.pretrain.encoder import grid_of, new_encoder, spec_of
+from mae_transfer.pretrain.encoder import grid_of, new_encoder
 from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.tokens import TOKEN_VIEW, Tokens, prepare_tokens, token_view, view_size, vocabulary
 from mae_transfer.pretrain.views import Views
@@ -128,7 +128,7 @@ class BeitMethod(Method[BeitConfig, Beit]):
 
     def build_encoder(self) -> ViTEncoder:
         model = self.config.model
-        spec = dataclasses.replace(spec_of(self.config), abs_pos=model.abs_pos, layer_scale=model.layer_scale)
+        spec = dataclasses.replace(self.spec(), abs_pos=model.abs_pos, layer_scale=model.layer_scale)
         return new_encoder(spec, self.config, rel_pos=model.rel_pos)
 
     def build_model(self, encoder: ViTEncoder, num_classes: int | None) -> Beit:

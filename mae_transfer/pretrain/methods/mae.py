@@ -28,7 +28,7 @@ from mae_transfer.engine.evaluation import drawing
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain import pictures
 from mae_transfer.pretrain.config import MaeConfig
-from mae_transfer.pretrain.encoder import grid_of, new_encoder, spec_of
+from mae_transfer.pretrain.encoder import grid_of, new_encoder
 from mae_transfer.pretrain.masking import Shuffle, check_mask, draw_noise, gather_patches, num_visible, shuffle
 from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.targets import MeanColorTarget, NormPixelTarget, PcaTarget, PixelTarget, Target, TokenTarget
@@ -150,26 +150,29 @@ class MaskedAutoencoder(nn.Module):
     @torch.no_grad()
     def initialize_weights(self, learned: bool) -> None:
         """As the released code's; the bias of the patch embedding, which that leaves alone, keeps torch's own.
+        LayerScale and rotary frequencies stay as timm makes them.
 
         learned: positions are learned, and drawn as Pixio's code draws them.
         """
         vit = self.encoder.vit
         for position in (vit.pos_embed, self.decoder_pos_embed):
+            if position is None:  # rotary positions alone
+                continue
             position.requires_grad_(learned)
             if learned:
                 nn.init.trunc_normal_(position, std=0.02)
             else:
                 fixed = table(self.encoder.native_grid, position.shape[2], columns_first=True)
-                position.zero_()[:, self.encoder.prefix - 1 :] = fixed
+                position.zero_()[:, -self.num_patches :] = fixed[:, -self.num_patches :]
         nn.init.xavier_uniform_(vit.patch_embed.proj.weight.view(self.encoder.embed_dim, -1))
-        nn.init.normal_(vit.cls_token, std=0.02)
-        if vit.reg_token is not None:
-            nn.init.normal_(vit.reg_token, std=0.02)
-        nn.init.normal_(self.mask_token, std=0.02)
+        for token in (vit.cls_token, vit.reg_token, self.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
@@ -261,12 +264,17 @@ class MaeViews(Views):
 
 
 class MaeMethod(Method[MaeConfig, MaskedAutoencoder]):
+    rotary = True
+
     def title(self) -> str:
         what = {"pixel": ", pixels", "pca": ", PCA", "token": ", tokens", "mean_color": ", mean colour"}
         return f"MAE{what.get(self.config.model.target, '')} (this project)"
 
     def build_encoder(self) -> ViTEncoder:
-        return new_encoder(with_class_tokens(spec_of(self.config), self.config.model.class_tokens), self.config)
+        spec, count = self.spec(), self.config.model.class_tokens
+        if count > 1 and spec.rotary:
+            raise UserError(f"model.class_tokens={count}: {spec.name} has the prefix tokens of its architecture; use 1")
+        return new_encoder(with_class_tokens(spec, count) if count > 1 else spec, self.config)
 
     def make_views(self) -> MaeViews:
         return MaeViews(self.config)

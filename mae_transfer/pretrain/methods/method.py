@@ -6,10 +6,11 @@ docs/extending/pretraining_method.md adds a method step by step.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from torch import nn
 
+from mae_transfer.backbones.registry import Spec
 from mae_transfer.engine.contract import Contract
 from mae_transfer.pretrain.config import PretrainConfig
 from mae_transfer.pretrain.encoder import new_encoder, spec_of
@@ -29,6 +30,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 class Method(Contract, ABC, Generic[Config, Model]):
     """A pre-training method of one configuration."""
+
+    rotary: ClassVar[bool] = False
+    """The method trains encoders with rotary positions too, which may lack absolute positions and a class token."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -56,9 +60,13 @@ class Method(Contract, ABC, Generic[Config, Model]):
         """From a decoded image to a sample. UserError for masks and sizes that cannot be."""
         return Views(self.config)
 
+    def spec(self) -> Spec:
+        """Of the encoder; UserError for a backbone that the method does not train."""
+        return spec_of(self.config, rotary=self.rotary)
+
     def build_encoder(self) -> "ViTEncoder":
         """The encoder of `config.backbone` with new weights, from the global generator."""
-        return new_encoder(spec_of(self.config), self.config)
+        return new_encoder(self.spec(), self.config)
 
     def check_batches(self, sizes: Collection[int]) -> None:
         """UserError if a micro-batch of one of these numbers of images cannot be trained on."""

@@ -9,7 +9,6 @@ from collections.abc import Collection
 from typing import Any, cast
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as vision
@@ -19,7 +18,7 @@ from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.data.augment import make_randaugment, seeded_globals
 from mae_transfer.errors import UserError
 from mae_transfer.pretrain.config import SupervisedConfig
-from mae_transfer.pretrain.encoder import new_encoder, spec_of
+from mae_transfer.pretrain.encoder import new_encoder
 from mae_transfer.pretrain.methods.method import Method
 from mae_transfer.pretrain.views import Views
 from mae_transfer.tasks.classification.protocols.finetune import Classifier, check_pairs
@@ -58,6 +57,8 @@ class Supervised(Classifier):
 
 
 class SupervisedMethod(Method[SupervisedConfig, Supervised]):
+    rotary = True
+
     def title(self) -> str:
         return "supervised (this project)"
 
@@ -65,7 +66,7 @@ class SupervisedMethod(Method[SupervisedConfig, Supervised]):
         return SupervisedViews(self.config)
 
     def build_encoder(self) -> ViTEncoder:
-        return new_encoder(spec_of(self.config), self.config, final_norm=False)  # the classifier has its own
+        return new_encoder(self.spec(), self.config, final_norm=False)  # the classifier has its own
 
     def check_batches(self, sizes: Collection[int]) -> None:
         check_pairs(sizes, self.config.model, self.config.train.micro_batch)
@@ -77,6 +78,6 @@ class SupervisedMethod(Method[SupervisedConfig, Supervised]):
                 ".cls"
             )
         model = Supervised(encoder, num_classes, self.config.model)
-        with torch.no_grad():
+        if encoder.vit.cls_token is not None:
             nn.init.trunc_normal_(encoder.vit.cls_token, std=0.02)  # as timm 0.3.2, which MAE's code is built on
         return model

@@ -140,7 +140,9 @@ def tiny_arch(name, kind=VisionTransformer, **kwargs):
     """A timm arch of our size, so that a spec can name it; of another class than VisionTransformer too."""
 
     def build(pretrained=False, **options):
-        return kind(**{**SHAPE, **dict(kwargs), **{k: v for k, v in options.items() if k in _OPTIONS}})
+        model = kind(**{**SHAPE, **dict(kwargs), **{k: v for k, v in options.items() if k in _OPTIONS}})
+        model.pretrained_cfg = {"architecture": name, "mean": PLAIN.mean, "std": PLAIN.std}
+        return model
 
     build.__name__, build.__module__ = name, kind.__module__
     module = sys.modules[kind.__module__]
