@@ -110,6 +110,6 @@ def test_a_home_folder_is_found_without_a_shell(tmp_path: Path, monkeypatch: pyt
     assert files.find("~/weights.safetensors") == tmp_path / "weights.safetensors"
     run = plan_runs("folder", "vit_ti", protocol="knn", output="~/run")[0]
     assert run.path == tmp_path / "run"
-    assert curve_stem(run, "~/run") == tmp_path / "run" / "partial_curve"
+    assert curve_stem(run, "~/run", "partial") == tmp_path / "run" / "partial_curve"
     with pytest.raises(UserError, match=f"tokenizer {tmp_path}/tokens"):
         load_tokenizer("~/tokens")

@@ -13,8 +13,8 @@ from mae_transfer.files import user_path
 def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "plots",
-        "Draw the metric over model size, cost, trained blocks and the numbers of MAE's pre-training (mask ratio, "
-        "decoder, length), where runs differ in them, and the rank agreement of tasks and protocols.",
+        "Draw the metric over model size, cost, trained blocks, layers and the numbers of MAE's pre-training (mask "
+        "ratio, decoder, length), where runs differ in them, and the rank agreement of tasks and protocols.",
         "example:\n  mae-transfer plots --runs results/runs --output results/plots",
     )
     add_runs_option(parser)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         print(args.output / f"{plot.stem}.png")
     if not plots:
         print(
-            "nothing to draw: no runs that differ in size, cost, trained blocks or a number of the pre-training",
+            "nothing to draw: no runs that differ in size, cost, trained blocks, layer or a number of the pre-training",
             file=sys.stderr,
         )
     return EXIT_DONE

@@ -34,6 +34,9 @@ examples:
     mae-transfer transfer --task ade20k --backbone mae_vit_b --data /data/ADEChallengeData2016 --protocol linear
     mae-transfer transfer --task ade20k --backbone mae_vit_b --data /data/ADEChallengeData2016 \\
         --protocol knn,logreg,in_context
+  layer by layer, in one pass of the encoder:
+    mae-transfer transfer --task ade20k --backbone mae_vit_b --data /data/ADEChallengeData2016 \\
+        --protocol knn,logreg --layers all
   a data set of your own in COCO format:
     mae-transfer transfer --task coco --backbone mae_vit_b data.train_json=a.json data.train_images=imgs/ \\
         data.val_json=b.json data.val_images=imgs/
@@ -110,6 +113,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--blocks",
         help="protocol partial: how many of the last blocks are fine-tuned; 0.5 is the MLP of the last, 0 the linear "
         "probe, or on dense tasks none; a list such as 1,2,4, or curve for all of MAE Figure 9",
+    )
+    parser.add_argument(
+        "--layers",
+        help="protocols knn, logreg and in_context: a run for each of these blocks, numbered from 0, such as 0,5,11, "
+        "or all; the encoder sees the images once",
     )
     parser.add_argument("--shots", type=int, help="image classification: train on this many images of each class")
     parser.add_argument(

@@ -7,10 +7,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mae_transfer.config.roles import Role
 from mae_transfer.errors import UserError
 
 Layers = Literal["last", "last_four", "four_even"] | tuple[Annotated[int, Field(ge=0)], ...]
 """By name, or 0-based numbers."""
+
+
+StoredLayers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Role.OPERATIONAL]
+"""0-based numbers of further blocks whose features a pass over the images stores, for runs that read one of them."""
 
 
 def find_blocks(layers: Layers, depth: int, name: str) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ COLUMNS = {
     "pretraining": "settings of the weights' own pre-training, where its record is among these; else None",
     "size": "b, l, h, ...; with the image size where classification has other than 224 pixels (h448)",
     "blocks": "trained blocks of partial fine-tuning, else NaN",
+    "layer": "0-based number of the only block that a frozen protocol was told to read, else NaN",
     "seed": "seed of the run",
     "draw": "which draw of few labels, 0 where there is one",
     "fraction": "percent of the training images that was trained on",
@@ -130,6 +131,7 @@ def _run(
         "pretraining": pretrainings.get(weights),
         "size": _size(backbone["size"], settings),
         "blocks": _blocks(settings.get("model.blocks")),
+        "layer": _layer(settings.get("probe.layers")),
         "seed": record["seed"],
         "draw": data.get("draw", 0),
         "fraction": _number(settings.get("data.fraction") or 100),
@@ -173,3 +175,7 @@ def _number(value: float | None) -> float:
 def _blocks(value: Any) -> float:
     """The number of trained blocks; NaN where another package's task means something else by the key."""
     return float(value) if isinstance(value, int | float) else np.nan
+
+
+def _layer(value: Any) -> float:
+    return float(value[0]) if isinstance(value, list | tuple) and len(value) == 1 else np.nan

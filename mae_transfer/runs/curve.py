@@ -1,4 +1,4 @@
-"""The curve of a series over its numbers of trained blocks, as files beside its runs."""
+"""The curve of a series over its numbers of trained blocks or the layers that it reads, as files beside its runs."""
 
 import logging
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pandas as pd
 
 from mae_transfer.files import user_path
 from mae_transfer.results.long_table import long_table
-from mae_transfer.results.plots.comparisons import main_metrics, partial_plots
+from mae_transfer.results.plots.comparisons import layer_plots, main_metrics, partial_plots
 from mae_transfer.results.plots.figure import Plot, write_plot
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.plan import Run
@@ -23,7 +23,8 @@ def draw_curves(records: Sequence[RunRecord], stem: Path) -> None:
     A file of before is replaced by a curve that has all its points. Another curve gets a number of its own.
     """
     written: set[Path] = set()
-    for plot in partial_plots(main_metrics(long_table(records))):
+    table = main_metrics(long_table(records))
+    for plot in [*partial_plots(table[table["layer"].isna()]), *layer_plots(table)]:
         path, number = stem, 1
         while path in written or not _has_all_points(plot, path):
             number += 1
@@ -33,12 +34,12 @@ def draw_curves(records: Sequence[RunRecord], stem: Path) -> None:
         _LOG.info("curve: %s.png, .svg and .csv", path)
 
 
-def curve_stem(run: Run, output: str | Path | None) -> Path:
-    """Where the curve of a series goes: into `output`, or beside the first run."""
+def curve_stem(run: Run, output: str | Path | None, kind: str) -> Path:
+    """Where the curve of a series goes: into `output`, or beside the first run. kind: partial or layers."""
     if output is not None:
-        return user_path(output) / "partial_curve"
+        return user_path(output) / f"{kind}_curve"
     name = run.config.backbone.name.replace(":", "-").replace("/", "-")
-    return run.path.parent / f"{run.config.task}-partial-{name}-{run.config.preset}-seed{run.config.seed}"
+    return run.path.parent / f"{run.config.task}-{kind}-{name}-{run.config.preset}-seed{run.config.seed}"
 
 
 def _has_all_points(plot: Plot, stem: Path) -> bool:

@@ -85,7 +85,7 @@ def check_output(output: str | Path | None, config: RunConfig | None = None) -> 
 
 
 def run_label(config: RunConfig) -> str:
-    """Label of a run among those of a series: protocol, blocks, few labels and draw, or the method of a pre-training.
+    """Label of a run among those of a series: protocol, blocks, layer, few labels, or the method of a pre-training.
 
     Empty for a task without protocols.
     """
@@ -94,6 +94,7 @@ def run_label(config: RunConfig) -> str:
     parts = [
         str(values.get("protocol") or values.get("method") or ""),
         f"{blocks:g}blocks" if blocks is not None else "",
+        f"layer{values['probe.layers'][0]}" if values.get("probe.stored_layers") else "",
         f"{shots}shot-draw{values['data.draw']}" if shots is not None else "",
         f"{fraction:g}percent-draw{values['data.draw']}" if fraction is not None else "",
     ]

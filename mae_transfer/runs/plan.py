@@ -68,6 +68,7 @@ def plan_runs(
     *,
     protocol: str | None = None,
     blocks: str | None = None,
+    layers: str | None = None,
     shots: int | None = None,
     fraction: str | None = None,
     draws: int | None = None,
@@ -84,6 +85,8 @@ def plan_runs(
         protocol: names with commas between them.
         blocks: numbers with commas between them, or `curve`: a run of the protocol partial each, 0 being the linear
             probe of classification.
+        layers: 0-based numbers of blocks with commas between them, or `all`: a run for each of them, which
+            share one pass of the encoder.
         fraction: percentages of the training images with commas between them, a run each; 100 is all of them.
         draws: runs with data.draw = 0 .. draws - 1, for each number of shots or percentage.
         search: a run for every combination of values that the recipe's section `search` names for the preset; an
@@ -99,11 +102,15 @@ def plan_runs(
     check_output(output)
     output = None if output is None else user_path(output)
     card, given = task_card(task), parse_overrides(overrides)
-    if search and any(option is not None for option in (blocks, shots, fraction, draws)):
+    if search and any(option is not None for option in (blocks, layers, shots, fraction, draws)):
         raise UserError(
-            "--search makes a run for each value of a grid; leave out --blocks, --shots, --fraction and --draws"
+            "--search makes a run for each value of a grid; leave out --blocks, --layers, --shots, --fraction "
+            "and --draws"
         )
     variants = _protocols(card, backbone, protocol, blocks, dict(given))
+    if layers is not None:
+        _check_layers(card, variants, dict(given))
+        variants = [Choice(v.protocol, pairs) for v in variants for pairs in _layers(layers, backbone)]
     _check_reach([choice.protocol or "" for choice in variants], given)
     points = _search_points(card, backbone, protocol, options, given) if search else [()]
     tried = {key for key, _ in points[0]}
@@ -286,6 +293,37 @@ def _check_reach(protocols: Sequence[str], given: Sequence[tuple[str, object]]) 
             f"{of_one[0]} would reach runs of several recipes ({', '.join(dict.fromkeys(protocols))}); make them one "
             "protocol at a time (0 blocks is the protocol linear)"
         )
+
+
+def _check_layers(card: TaskCard, variants: Sequence[Choice], given: dict[str, object]) -> None:
+    """UserError for a protocol that does not read the features of one block, or one that is told another one."""
+    able = [protocol.name for protocol in card.protocols if protocol.layers]
+    for variant in variants:
+        chosen = protocol_of(card, variant.protocol)
+        if chosen is None or not chosen.layers:
+            names = " or ".join(able)
+            raise UserError(
+                f"--layers goes with --protocol {names} of --task {card.name}" if able
+                else f"--layers is for tasks with a protocol that reads one layer, not for {card.name}"
+            )  # fmt: skip
+    if "probe.layers" in given:
+        raise UserError("--layers and probe.layers: give one of them")
+
+
+def _layers(text: str, backbone: str) -> list[Pairs]:
+    """'all' or '0,5,11' -> the settings of the run of each block; all blocks are stored by the pass of any of them."""
+    spec = backbone_spec(backbone)
+    if spec.stages:
+        raise UserError(f"--layers: {backbone} is hierarchical, and probes read its last map alone; leave it out")
+    parts = [part.strip() for part in str(text).split(",")]
+    numbers = [int(part) if part.isdecimal() else spec.depth for part in parts]
+    if str(text).strip() == "all":
+        numbers = list(range(spec.depth))
+    wrong = next((part for part, number in zip(parts, numbers, strict=False) if number >= spec.depth), None)
+    if wrong is not None:
+        raise UserError(f"--layers {wrong}: {backbone} has the blocks 0 to {spec.depth - 1}; give some of them, or all")
+    stored = sorted(set(numbers))
+    return [(("probe.layers", [number]), ("probe.stored_layers", stored)) for number in stored]
 
 
 def parse_blocks(text: str, backbone: str) -> list[float]:

@@ -29,6 +29,8 @@ from mae_transfer.runs.tasks import make_task
 from mae_transfer.runs.trained import of_file
 
 _LOG = logging.getLogger(__name__)
+CURVES = {"partial": "blocks", "layers": "layers"}
+"""Kind of a curve -> the option whose series ends with one."""
 
 
 def run_series(
@@ -43,9 +45,9 @@ def run_series(
     """Make the runs of `plan_runs(task, backbone, **options)`; their records.
 
     With `resume`, finished runs of a series are passed over, one that was stopped goes on, and the others start. A
-    series with several numbers of blocks ends with their curve, as a picture and as numbers. With `auto` the same goes
-    for a single run. `eval_only` with a checkpoint and no run folder evaluates a trained model (`trained.py`), whose
-    file then tells the backbone.
+    series with several numbers of blocks, or several layers, ends with their curve, as a picture and as numbers. With
+    `auto` the same goes for a single run. `eval_only` with a checkpoint and no run folder evaluates a trained model
+    (`trained.py`), whose file then tells the backbone.
     """
     with console() if progress else nullcontext():
         backbone, options["protocol"], eval_only = of_file(
@@ -68,10 +70,11 @@ def run_series(
             for record in make_runs(runs, states, fabrics, eval_only=eval_only, progress=progress)
             if record is not None
         ]
-        if options.get("blocks") is not None and len(records) > 1:
+        kind = next((name for name, key in CURVES.items() if options.get(key) is not None), None)
+        if kind is not None and len(records) > 1:
             from mae_transfer.runs.curve import curve_stem, draw_curves  # here: it imports pandas and matplotlib
 
-            on_rank_zero(first, lambda: draw_curves(records, curve_stem(runs[0], options.get("output"))))
+            on_rank_zero(first, lambda: draw_curves(records, curve_stem(runs[0], options.get("output"), kind)))
     shut_down()
     return records
 

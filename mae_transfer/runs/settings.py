@@ -12,6 +12,7 @@ from mae_transfer.run_folder.record import read_record
 _YOUNGER: dict[str, object] = {
     **{"mask.patch_grid": 1, "model.class_tokens": 1, "model.positions": "sincos"},
     **{"eval.images": None, "eval.resize": "opencv", "model.layers": None},
+    "probe.layers": None,
 }
 """Settings younger than the ids of earlier runs, with the value that all of those had."""
 

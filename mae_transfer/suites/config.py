@@ -63,6 +63,8 @@ class TaskEntry(_Named):
     protocol: str | tuple[str, ...] | None = None
     blocks: str | None = None
     """As --blocks of run_transfer.py, for the protocol partial."""
+    layers: str | None = None
+    """As --layers of run_transfer.py, for the protocols knn, logreg and in_context."""
     shots: int | None = Field(None, ge=1)
     fraction: str | float | None = None
     """As --fraction of run_transfer.py: percent of the training images, several with commas."""

@@ -201,6 +201,7 @@ class _Planner:
                         row.name,
                         protocol=",".join(task.protocols) or None,
                         blocks=task.blocks,
+                        layers=task.layers,
                         shots=task.shots,
                         fraction=None if task.fraction is None else str(task.fraction),
                         draws=task.draws,
@@ -336,6 +337,8 @@ def _own_arguments(config: RunConfig) -> list[str]:
     arguments = _option("--protocol", values.get("protocol"))
     if values.get("protocol") == "partial":
         arguments += _option("--blocks", values["model.blocks"])
+    if values.get("probe.stored_layers"):
+        arguments += [f"{key}={json.dumps(values[key])}" for key in ("probe.layers", "probe.stored_layers")]
     few = [key for key in ("data.shots", "data.fraction") if values.get(key) is not None]
     arguments += [f"{key}={values[key]}" for key in (*few, "data.draw") if few]
     return arguments

@@ -58,6 +58,8 @@ class Protocol:
     """One line for --help."""
     at_zero: str = ""
     """Of partial fine-tuning: the protocol that stands for 0 blocks; empty if it takes 0 itself."""
+    layers: bool = False
+    """Whether it reads the blocks of `probe.layers` alone, of which `--layers` makes a run each."""
     named: bool = True
     """False for the first protocol of a task that had none at first: its configurations and records do not name it."""
 

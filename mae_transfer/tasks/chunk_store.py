@@ -6,11 +6,13 @@ files by a hash of everything that the values depend on. A row of NaN (of -1 amo
 be decoded.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -64,6 +66,25 @@ class Kind:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def empty(self, length: int) -> Tensor:
+        """Rows of images that could not be decoded."""
+        missing = torch.nan if self.dtype.is_floating_point else -1
+        return torch.full((length, *self.shape), missing, dtype=self.dtype)
+
+    def write_header(self, file: IO[bytes], length: int) -> None:
+        """What an .npy file of so many rows begins with."""
+        descr = np.lib.format.dtype_to_descr(self.empty(0).numpy().dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (length, *self.shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+_Files: TypeAlias = dict[str, tuple[Path, Kind]]
+"""Stem -> the file of a chunk and what it holds."""
+
 
 class ChunkStore:
     """The `features/` of a run folder.
@@ -93,50 +114,45 @@ class ChunkStore:
     def stored(
         self,
         title: str,
-        stem: str,
         images: Images,
         chunk: int,
         kinds: Mapping[str, Kind],
         compute: Callable[[Batch], Mapping[str, Tensor]],
+        also: Mapping[str, Kind] | None = None,
     ) -> dict[str, Stored]:
         """The arrays of a data set; only what the files lack is computed. Called on every rank.
 
         Args:
             title: on the progress bar.
-            stem: of the files, which are <stem><name>-<number of the chunk>.npy.
             chunk: images of a file, a multiple of the batch size.
-            kinds: name -> the array; the first one is checked to be finite.
-            compute: a batch on the device -> name -> its rows, for the images that could be decoded.
+            kinds: stem -> the array, whose files are <stem>-<number of the chunk>.npy.
+            compute: a batch on the device -> stem -> its rows, for the images that could be decoded.
+            also: further arrays, written for later runs where a pass over the images is needed anyway.
 
         Raises:
             UserError: the files cannot be written or read, or values are not finite.
         """
-        count = -(-len(images) // chunk)
-        files = [{name: self.path / f"{stem}{name}-{i:05d}.npy" for name in kinds} for i in range(count)]
-        files = on_rank_zero(self.fabric, lambda: [self._find(each) for each in files])
-        there = on_rank_zero(self.fabric, lambda: [all(f.exists() for f in each.values()) for each in files])
-        missing = [i for i in range(count) if not there[i]]
+        spans = [range(first, min(first + chunk, len(images))) for first in range(0, len(images), chunk)]
+        every = {**kinds, **(also or {})}
+        files = [{stem: self.path / f"{stem}-{i:05d}.npy" for stem in every} for i in range(len(spans))]
+        files = on_rank_zero(self.fabric, lambda: [{stem: self._find(file) for stem, file in f.items()} for f in files])
+        lacking = on_rank_zero(self.fabric, lambda: [[s for s, file in f.items() if not file.exists()] for f in files])
+        missing = [i for i, stems in enumerate(lacking) if set(stems) & set(kinds)]
+        to_write = [(spans[i], {stem: (files[i][stem], every[stem]) for stem in lacking[i]}) for i in missing]
         if missing:
-            on_rank_zero(self.fabric, lambda: self._check_space(title, kinds, min(len(missing) * chunk, len(images))))
-        mine = missing[self.fabric.global_rank :: self.fabric.world_size]
-        spans = [(files[i], range(i * chunk, min((i + 1) * chunk, len(images)))) for i in mine]
-        self._compute(title, images, spans, kinds, compute)
+            on_rank_zero(self.fabric, lambda: self._check_space(title, to_write))
+        self._compute(title, images, to_write[self.fabric.global_rank :: self.fabric.world_size], compute)
         self.fabric.barrier()
-        return {name: Stored([_map(each[name]) for each in files], chunk) for name in kinds}
+        return {stem: Stored([_map(each[stem]) for each in files], chunk) for stem in kinds}
 
-    def _find(self, files: dict[str, Path]) -> dict[str, Path]:
-        """The files of a chunk: those of this run or, if it has none, of one beside it."""
-        if not self.beside or all(file.exists() for file in files.values()):
-            return files
-        first = next(iter(files.values()))
-        for other in sorted(self.path.parent.parent.glob(f"*/features/{first.name}")):
-            found = {name: other.with_name(file.name) for name, file in files.items()}
-            if all(file.exists() for file in found.values()):
-                return found
-        return files
+    def _find(self, file: Path) -> Path:
+        """A file of this run or, if it has none, of one beside it."""
+        if not self.beside or file.exists():
+            return file
+        return next(iter(sorted(self.path.parent.parent.glob(f"*/features/{file.name}"))), file)
 
-    def _check_space(self, title: str, kinds: Mapping[str, Kind], images: int) -> None:
-        needed = images * sum(int(np.prod(kind.shape)) * kind.dtype.itemsize for kind in kinds.values())
+    def _check_space(self, title: str, to_write: Sequence[tuple[range, _Files]]) -> None:
+        needed = sum(len(span) * kind.row_bytes for span, files in to_write for _, kind in files.values())
         free = disk_usage(self.path).free
         if needed > free:
             raise UserError(
@@ -148,11 +164,10 @@ class ChunkStore:
         self,
         title: str,
         images: Images,
-        spans: Sequence[tuple[Mapping[str, Path], range]],
-        kinds: Mapping[str, Kind],
+        to_write: Sequence[tuple[range, _Files]],
         compute: Callable[[Batch], Mapping[str, Tensor]],
     ) -> None:
-        """Write each chunk: the rows of the images of its span."""
+        """Write each chunk batch by batch: memory holds the rows of one batch, whatever the number of arrays."""
         batches = evaluation_batches(
             _Marked(images),
             batch_size=self.batch_size,
@@ -160,43 +175,43 @@ class ChunkStore:
             fabric=self.fabric,
             progress=self.progress,
             title=title,
-            mine=[index for _, span in spans for index in span],
+            mine=[index for span, _ in to_write for index in span],
         )
-        for files, span in spans:
-            rows = {name: _empty(len(span), kind) for name, kind in kinds.items()}
-            done = 0
-            while done < len(span):
-                batch = next(batches)
-                images.report_skipped(batch)
-                place = done + batch["decoded"].nonzero()[:, 0]
-                done += len(batch["decoded"])
-                if not len(place):
-                    continue
-                with torch.no_grad(), self.fabric.autocast():
-                    found = compute(self.fabric.to_device(batch))
-                for name, kind in kinds.items():
-                    rows[name][place] = found[name].to(kind.dtype).cpu()
-                first = rows[next(iter(kinds))][place]
-                if not first.isfinite().all():
-                    name = (batch.get("names") or batch["file_names"])[0]
-                    raise UserError(
-                        f"features of {name} or its neighbours are not finite; set train.precision=fp32 or check the "
-                        "weights"
-                    )
-            for name, file in files.items():
-                with atomic_write(file) as target:
-                    np.save(target, rows[name].numpy())
+        for span, files in to_write:
+            with ExitStack() as opened:
+                targets = {stem: opened.enter_context(atomic_write(file)) for stem, (file, _) in files.items()}
+                for stem, (_, kind) in files.items():
+                    kind.write_header(targets[stem], len(span))
+                done = 0
+                while done < len(span):
+                    batch = next(batches)
+                    images.report_skipped(batch)
+                    decoded = batch["decoded"]
+                    done += len(decoded)
+                    found: Mapping[str, Tensor] = {}
+                    if decoded.any():
+                        with torch.no_grad(), self.fabric.autocast():
+                            found = compute(self.fabric.to_device(batch))
+                    for stem, (_, kind) in files.items():
+                        rows = kind.empty(len(decoded))
+                        if stem in found:
+                            rows[decoded] = found[stem].to(kind.dtype).cpu()
+                            _check_finite(rows[decoded], batch)
+                        targets[stem].write(rows.numpy().tobytes())
         next(batches, None)  # ends the loader and fills the bar
+
+
+def _check_finite(rows: Tensor, batch: Batch) -> None:
+    if not rows.isfinite().all():
+        name = (batch.get("names") or batch["file_names"])[0]
+        raise UserError(
+            f"features of {name} or its neighbours are not finite; set train.precision=fp32 or check the weights"
+        )
 
 
 def chunk_of(images: int, batch_size: int) -> int:
     """About as many images, a whole number of batches."""
     return -(-images // batch_size) * batch_size
-
-
-def _empty(length: int, kind: Kind) -> Tensor:
-    missing = torch.nan if kind.dtype.is_floating_point else -1
-    return torch.full((length, *kind.shape), missing, dtype=kind.dtype)
 
 
 def _make(path: Path) -> Path:

@@ -35,7 +35,8 @@ TINY: dict[str, list[str]] = {
     "linear": ["data.image_size=32"],
     "mae": ["data.image_size=32"],
 }
-COUNTS = {"coco": 2, "ade20k": 2, "knn": 2, "linear": 1, "mae": 2}
+COUNTS = {"coco": 2, "ade20k": 3, "knn": 3, "linear": 2, "mae": 2}
+"""With that of attention distance, of classification and ADE20K."""
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def test_each_setting_of_a_probe_or_head_has_a_reader() -> None:
     named = {name for protocol in card.protocols for name in load_object(protocol.code).reads}
     known = leaf_keys(config_class(card, protocol_of(card, None)))
     own = {key for key in known if key.startswith(("probe.", "model."))}
-    assert own - named == {"probe.cache"}
+    assert own - named == {"probe.cache", "probe.stored_layers"}
     assert named <= {*known, "schedule"}
 
 

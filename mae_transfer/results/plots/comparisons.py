@@ -1,4 +1,4 @@
-"""Plots over many runs: model size, cost, few labels, MAE's ablations, trained blocks, rank agreement. No torch.
+"""Plots over many runs: size, cost, few labels, MAE's ablations, trained blocks, layers, rank agreement. No torch.
 
 All are made from the long table. Points are means over seeds and draws with the standard deviation as error bars; runs
 of unlike settings are never averaged: they are series of their own. Presets and data sets have plots of
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mae_transfer.results.factors import FACTORS, Factor, amount
+from mae_transfer.results.layers import sweeps
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.names import INIT_ORDER, SIZE_ORDER, init_title, metric_title
 from mae_transfer.results.plots.agreement import agreement_plots
@@ -32,9 +33,11 @@ def comparison_plots(records: Iterable[RunRecord]) -> list[Plot]:
     """Every plot that has something to compare, in a fixed order, whatever the order of the records."""
     records = list(records)
     long = long_table(records)
+    of_layers = layer_plots(main_metrics(long))
+    long = long[sweeps(long).isna()]
     table = main_metrics(long)
     plots = [*size_plots(table), *cost_plots(table), *partial_plots(table), *fraction_plots(table)]
-    plots += ablation_plots(table)
+    plots += [*of_layers, *ablation_plots(table)]
     plots = [plot for plot in plots if len({x for s in plot.series if not s.published for x in s.x}) > 1]
     plots += agreement_plots(described_tasks(long, records, ()))
     return [_numbered(plot, plots[:i]) for i, plot in enumerate(plots)]
@@ -150,6 +153,31 @@ def partial_plots(table: pd.DataFrame) -> list[Plot]:
                 tuple(series),
                 ("blocks", str(group["metric"].iloc[0])),
                 tuple(sorted({x for s in series for x in s.x})),  # evenly spaced, as in the paper
+            )
+        )
+    return plots
+
+
+def layer_plots(table: pd.DataFrame) -> list[Plot]:
+    """The metric over the block whose features a frozen protocol reads; runs that differ in it alone are a series."""
+    table = table.assign(like=sweeps(table))
+    plots = []
+    for keys, group in _groups(table[table["like"].notna()]):
+        series, names = [], list[str]()
+        values: Any
+        for values, rows in group.groupby(["init", "size", "backbone", "weights", "like"], sort=True):
+            points = [(int(float(str(layer))), *_mean(at)) for layer, at in rows.groupby("layer", sort=True)]
+            names.append(f"{init_title(values[0])} {values[2]}")
+            series.append(_series(_unique(names), points, key=values[0]))
+        plots.append(
+            Plot(
+                f"layers-{keys}",
+                f"Layer by layer: {_about(group)}",
+                "block that is read, numbered from 0",
+                str(group["title"].iloc[0]),
+                tuple(sorted(series, key=lambda each: _init_place(str(each.key)))),
+                ("layer", str(group["metric"].iloc[0])),
+                tuple(sorted({x for s in series for x in s.x})),
             )
         )
     return plots

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mae_transfer.errors import UserError
+from mae_transfer.results.layers import sweeps
 from mae_transfer.results.long_table import long_table
 from mae_transfer.results.published import read_published
 from mae_transfer.results.tables.ablations import ablation_tables
@@ -22,6 +23,7 @@ from mae_transfer.results.tables.claims import claim_tables
 from mae_transfer.results.tables.dense import dense_blocks
 from mae_transfer.results.tables.described import described_tasks
 from mae_transfer.results.tables.differences import Comparison
+from mae_transfer.results.tables.layers import layer_tables
 from mae_transfer.results.tables.layout import lay_out
 from mae_transfer.results.tables.other import other_runs
 from mae_transfer.results.tables.overview import overviews
@@ -67,6 +69,8 @@ def build_tables(
     if control is not None and control not in inits:
         raise UserError(f"--control {control}: no record has this initialisation; there are: {', '.join(inits)}")
     comparison = Comparison(control, warnings)
+    of_layers = layer_tables(described_tasks(runs, records, ()))
+    runs = runs[sweeps(runs).isna()]
     tasks = described_tasks(runs, records, descriptions)
     tables: list[Table] = []
     for task in tasks:
@@ -78,5 +82,6 @@ def build_tables(
     other = other_runs(records, tasks, warnings)
     top = [*overviews(tasks, comparison), *claim_tables(tasks, runs, comparison)]
     top += [*ablation_tables(tasks, runs, variants, comparison), *sensitivity_tables(tasks, comparison)]
+    top += of_layers
     tables = [*top, *tables, *([other] if other else [])]
     return sorted(tables, key=lambda table: table.published_only)

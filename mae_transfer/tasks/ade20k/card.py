@@ -7,7 +7,8 @@ _CODE, _CONFIG = "mae_transfer.tasks.ade20k.protocols", "mae_transfer.tasks.ade2
 
 
 def _of_patches(name: str, code: str, about: str) -> Protocol:
-    return Protocol(name, name, f"{_CODE}.{code}", frozen=True, config=f"{_CONFIG}:PatchesConfig", about=about)
+    config = f"{_CONFIG}:PatchesConfig"
+    return Protocol(name, name, f"{_CODE}.{code}", frozen=True, config=config, about=about, layers=True)
 
 
 PROTOCOLS = (

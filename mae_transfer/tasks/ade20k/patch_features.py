@@ -2,15 +2,15 @@
 
 The key of a file holds the weights, the encoder's windows and positions, the blocks, the size, the precision, the
 contents of images and masks, the code that makes pixels and patch tokens, and the versions of timm and torch: a file of
-anything else is never taken. Runs that lie beside each other share files,
-so `--protocol knn,logreg,in_context` takes one pass of the encoder.
+anything else is never taken. Runs that lie beside each other share files, so `--protocol knn,logreg,in_context` takes
+one pass of the encoder. With `--layers` that pass stores each of the layers in files of its own
+(`probe.stored_layers`), which are those that a run of this layer alone would make.
 """
 
 import hashlib
 import inspect
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -129,42 +129,58 @@ def store_patches(
     store = ChunkStore(fabric, folder, batch_size=batch, workers=config.data.workers, progress=progress, beside=True)
     encoder, patch = tokens.encoder, tokens.encoder.patch_size
     fabric.to_device(encoder)
-    about, found = _describe(config, tokens), {}
-    dtype = torch.float32 if config.train.precision == "fp32" else torch.float16
-
-    def compute(batch: Batch) -> dict[str, Tensor]:
-        maps = torch.cat(tokens(encoder.normalise(batch["images"])), dim=1)
-        return {"": maps.flatten(2).transpose(1, 2), "-labels": cut(torch.stack(batch["labels"]), patch)}
+    further = [(block,) for block in config.probe.stored_layers]
+    layers = tuple(dict.fromkeys([tokens.blocks, *further]))
+    read = PatchTokens(encoder, tuple(sorted({block for blocks in layers for block in blocks})))
+    about, of_labels = _describe(config, tokens), _describe_labels(config, patch)
+    found, dtype = {}, torch.float32 if config.train.precision == "fp32" else torch.float16
 
     with evaluating(encoder):
         for split, images in splits.items():
             height, width = images.stretched
             count, channels = height // patch * (width // patch), encoder.embed_dim * len(tokens.blocks)
-            kinds = {"": Kind((count, channels), dtype), "-labels": Kind((count, patch * patch), torch.int16)}
             chunk = chunk_of(max(CHUNK_BYTES // (count * channels * dtype.itemsize), 1), batch)
-            key = combine(about, images.pairs.identity(images.indices))[:12]
-            arrays = store.stored(f"features of {split}", f"{split}-{key}-{chunk}", images, chunk, kinds, compute)
-            places = arrays[""].decoded()
+            files = images.pairs.identity(images.indices)
+            stems = [f"{split}-{combine([*about, blocks], files)[:12]}-{chunk}" for blocks in layers]
+            labels = f"{split}-labels-{combine(of_labels, files)[:12]}-{chunk}"
+            kinds = [Kind((count, encoder.embed_dim * len(blocks)), dtype) for blocks in layers]
+            own = {stems[0]: kinds[0], labels: Kind((count, patch * patch), torch.int16)}
+            also = dict(zip(stems[1:], kinds[1:], strict=True))
+
+            def compute(batch: Batch, stems: Sequence[str] = stems, labels: str = labels) -> dict[str, Tensor]:
+                maps = dict(zip(read.blocks, read(encoder.normalise(batch["images"])), strict=True))
+                of_layers = [torch.cat([maps[block] for block in blocks], dim=1) for blocks in layers]
+                rows = [each.flatten(2).transpose(1, 2) for each in of_layers]
+                return dict(zip(stems, rows, strict=True)) | {labels: cut(torch.stack(batch["labels"]), patch)}
+
+            arrays = store.stored(f"features of {split}", images, chunk, own, compute, also)
+            features = arrays[stems[0]]
+            places = features.decoded()
             if not len(places):
                 raise UserError(f"{images.folder}: none of {len(images)} pairs can be decoded; fetch them again")
             missing = np.setdiff1d(np.arange(len(images)), places)
             images.skipped = Counter(images.file_name(int(place)) for place in missing)
-            found[split] = PatchSet(images, arrays[""], arrays["-labels"], places, patch)
+            found[split] = PatchSet(images, features, arrays[labels], places, patch)
     return found
 
 
-def _describe(config: PatchesConfig, tokens: PatchTokens) -> str:
+def _describe(config: PatchesConfig, tokens: PatchTokens) -> list[object]:
     encoder, backbone = tokens.encoder, config.backbone
     weights = {name: tensor.cpu() for name, tensor in encoder.state_dict().items()}
-    code = "".join(inspect.getsource(each) for each in (stretch, PatchTokens, patch_maps, PatchImages))
+    return [
+        fingerprint(weights),
+        [encoder.name, encoder.num_heads, encoder.spec.eps, encoder.mean, encoder.std, encoder.norm is None],
+        [config.data.image_size, config.train.precision],
+        [backbone.window_size, backbone.num_global_blocks, backbone.window_rope, encoder.spec.pos_resampling],
+        [timm.__version__, torch.__version__],
+        _code_of(stretch, PatchTokens, patch_maps, PatchImages),
+    ]
+
+
+def _describe_labels(config: PatchesConfig, patch: int) -> list[object]:
     masks = config.data.num_classes, config.data.reduce_zero_label, config.data.ignore_value
-    return json.dumps(
-        [
-            fingerprint(weights),
-            [encoder.name, encoder.num_heads, encoder.spec.eps, encoder.mean, encoder.std, encoder.norm is None],
-            [tokens.blocks, config.data.image_size, masks, config.train.precision],
-            [backbone.window_size, backbone.num_global_blocks, backbone.window_rope, encoder.spec.pos_resampling],
-            [timm.__version__, torch.__version__],
-            hashlib.sha256(code.encode()).hexdigest(),
-        ]
-    )
+    return [masks, config.data.image_size, patch, _code_of(stretch, cut, PatchImages)]
+
+
+def _code_of(*parts: Callable[..., object]) -> str:
+    return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()

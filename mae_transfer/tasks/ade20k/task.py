@@ -1,7 +1,7 @@
 """The ADE20K task: what the engine and the run record need of it (the contract of `engine/task.py`)."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from mae_transfer.tasks.ade20k.pairs import Pairs, find_pairs
 from mae_transfer.tasks.ade20k.pictures import draw_pictures
 from mae_transfer.tasks.ade20k.protocols.protocol import Protocol
 from mae_transfer.tasks.ade20k.values import check_values, classes_present
+from mae_transfer.tasks.attention_picture import attention_pictures
 from mae_transfer.tasks.card import load_object
 
 if TYPE_CHECKING:
@@ -140,7 +141,9 @@ class Ade20kTask(BaseTask):
         return Evaluation(metrics | candidates, each, chosen)
 
     def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "list[Picture]":
-        return draw_pictures(model, self.splits.val, self.class_names, self.config.eval.pictures, fabric)
+        count = self.config.eval.pictures
+        pictures = draw_pictures(model, self.splits.val, self.class_names, count, fabric)
+        return [*pictures, *attention_pictures(cast("Encoder", model.encoder), self.splits.val, count)]
 
 
 def _protocol_class(config: SegmentationConfig) -> type[Protocol[Any, Any]]:

@@ -11,8 +11,13 @@ PROTOCOLS = (
     ),
     Protocol("linear", "linear_mae", f"{_CODE}.linear:Linear", frozen=True, about="a linear layer on frozen features"),
     Protocol("attentive", "attentive", f"{_CODE}.attentive:Attentive", frozen=True, about="attention pooling"),
-    Protocol("logreg", "logreg", f"{_CODE}.logreg:LogisticRegression", frozen=True, about="logistic regression"),
-    Protocol("knn", "knn", f"{_CODE}.knn:NearestNeighbours", frozen=True, about="nearest neighbours"),
+    Protocol(
+        *("logreg", "logreg", f"{_CODE}.logreg:LogisticRegression"),
+        frozen=True,
+        about="logistic regression",
+        layers=True,
+    ),
+    Protocol("knn", "knn", f"{_CODE}.knn:NearestNeighbours", frozen=True, about="nearest neighbours", layers=True),
     Protocol(
         *("trained", "trained", f"{_CODE}.trained:Trained"),
         config="mae_transfer.tasks.classification.trained.config:TrainedConfig",

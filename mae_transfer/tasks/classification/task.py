@@ -17,6 +17,7 @@ from mae_transfer.data.synthetic.classification import cached_classification
 from mae_transfer.engine.distributed import from_rank_zero
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
+from mae_transfer.tasks.attention_picture import attention_pictures
 from mae_transfer.tasks.card import load_object
 from mae_transfer.tasks.classification.card import BENCHMARKS, PROTOCOLS
 from mae_transfer.tasks.classification.config import ClassificationConfig
@@ -185,7 +186,8 @@ class ClassificationTask(BaseTask):
     def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "list[Picture]":
         assert isinstance(model, ProbeModel)
         head = model.head_names.index(evaluation.head) if len(model.head_names) > 1 and evaluation.head else 0
-        return self.protocol.draw_pictures(model, head, self.image_splits, self.class_names, fabric)
+        pictures = self.protocol.draw_pictures(model, head, self.image_splits, self.class_names, fabric)
+        return [*pictures, *attention_pictures(model.encoder, self.image_splits.val, self.config.eval.pictures)]
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> Evaluation:
         """Accuracies in percent.

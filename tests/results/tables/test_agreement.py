@@ -107,6 +107,36 @@ def test_the_plot_has_the_numbers_of_the_table() -> None:
     assert "Rank agreement" in page_svg(plot, "p-")
 
 
+def test_a_sweep_of_layers_has_a_table_and_a_plot_of_its_own_and_is_in_no_other() -> None:
+    settings = {"protocol": "knn", "data.mask_suffix": "", "probe.standardise": True}
+    values = {("mae", 0): 10.0, ("mae", 5): 30.0, ("mae", 11): 20.0, ("sup", 0): 12.0, ("sup", 5): 25.0}
+    values |= {("sup", 11): 35.0, ("dino", 3): 50.0}
+    records = [
+        record(i, init, "ade20k", value, **settings, **{"probe.layers": [layer]})
+        for i, ((init, layer), value) in enumerate(values.items())
+    ]
+    records.append(record(10, "mae", "ade20k", 31.0, 1, **settings, **{"probe.layers": [5]}))
+    records.append(record(11, "mae", "ade20k", 21.5, **settings, **{"probe.layers": "last"}))
+    found = table(records, "Layer by layer, mini: Segmentation, knn, recipe a: shapes")
+    assert found.head == ("encoder, mIoU at block", "0", "5", "11")
+    rows = {label: [cell.text for cell in cells] for label, cells in found.rows}
+    assert rows == {
+        "supervised, B": ["12.0 (n=1)", "25.0 (n=1)", "35.0 (n=1)"],
+        "MAE, B": ["10.0 (n=1)", "30.5 ± 0.7 (n=2)", "20.0 (n=1)"],
+    }, "DINO has one layer, which is no sweep"
+    others = [t for t in build_tables(records) if t != found and not t.published_only]
+    cells = [cell.value for t in others for _, row in t.rows for cell in row]
+    assert {21.5, 50.0} <= {*cells}
+    assert not {10.0, 30.0, 30.5, 20.0, 12.0, 25.0, 35.0} & {*cells}
+    plots = comparison_plots(records)
+    (plot,) = [plot for plot in plots if plot.stem.startswith("layers-")]
+    assert {series.name: (series.x, series.y) for series in plot.series} == {
+        "supervised sup_vit_b": ((0, 5, 11), (12.0, 25.0, 35.0)),
+        "MAE mae_vit_b": ((0, 5, 11), (10.0, 30.5, 20.0)),
+    }
+    assert "Layer by layer" in page_svg(plot, "p-")
+
+
 def test_sensitivity_is_of_runs_that_differ_in_nothing_else() -> None:
     settings = {"protocol": "knn", "probe.k": (1,), "data.mask_suffix": "", "probe.layers": "last"}
     records = [

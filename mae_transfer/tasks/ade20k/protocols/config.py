@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mae_transfer.config.layers import Layers
+from mae_transfer.config.layers import Layers, StoredLayers
 from mae_transfer.config.roles import Role
 from mae_transfer.config.sections import Section
 from mae_transfer.tasks.ade20k.config import (
@@ -115,6 +115,8 @@ class PatchesSection(Section):
 
     layers: Layers
     """Blocks whose patch tokens are read, side by side; as for linear."""
+    stored_layers: StoredLayers = ()
+    """Blocks whose features the pass over the images stores as well, each for a run of its own; `--layers` sets it."""
     final_norm: bool = True
     """They go through the weights' own norm after the blocks; false takes the blocks' output."""
     standardise: bool

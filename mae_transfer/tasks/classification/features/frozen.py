@@ -1,6 +1,6 @@
 """What a probe reads of the frozen encoder.
 
-A feature is float32 (blocks, parts, C): for each of the last `blocks` blocks, ascending, the class token, the average
+A feature is float32 (blocks, parts, C): for each of the blocks that are read, ascending, the class token, the average
 of the patch tokens, or both, all after the final norm.
 """
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mae_transfer.config.layers import find_blocks
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.data import Batch
 from mae_transfer.tasks.classification.protocols.config import Pooling
@@ -23,11 +24,17 @@ class FrozenFeatures:
 
     No module, so that the encoder is registered once, as the attribute `encoder` of the model. A batch holds "images"
     uint8 (B, 3, H, W), or "features" that were computed before. `poolings`: what is read of them; an encoder without
-    class token gives the average where the class token is asked for, and its load report says so. UserError when the
-    encoder has fewer blocks.
+    class token gives the average where the class token is asked for, and its load report says so. `layers`: numbers of
+    the blocks to read, in the place of the last `blocks`. UserError for blocks that the encoder does not have.
     """
 
-    def __init__(self, encoder: "Encoder", blocks: int, poolings: Sequence[Pooling]) -> None:
+    def __init__(
+        self,
+        encoder: "Encoder",
+        blocks: int,
+        poolings: Sequence[Pooling],
+        layers: tuple[int, ...] | None = None,
+    ) -> None:
         if blocks > encoder.depth:
             raise UserError(f"probe.blocks: the last {blocks} blocks of {encoder.name}, which has {encoder.depth}")
         self.encoder = encoder
@@ -36,12 +43,22 @@ class FrozenFeatures:
         if not self.has_class_token and set(poolings) != {"avg"}:
             encoder.load_report.warnings.append("no class token: the probe reads the average of the patch tokens")
         self.blocks = tuple(range(encoder.depth - blocks, encoder.depth))
+        if layers is not None:
+            self.blocks = find_blocks(layers, encoder.depth, encoder.name)
+            if encoder.pools:
+                raise UserError(
+                    f"probe.layers: probes of {encoder.name} read what it pools of its last map; leave it out"
+                )
         asked = {part for pooling in poolings for part in self.parts_of(pooling)}
         self.parts = tuple(part for part in ("cls", "avg") if part in asked)
 
     def parts_of(self, pooling: Pooling) -> tuple[str, ...]:
         """The parts of a feature that a pooling reads."""
         return tuple(pooling.split("+")) if self.has_class_token else ("avg",)
+
+    def of_layers(self, layers: tuple[int, ...]) -> "FrozenFeatures":
+        """The same parts of other blocks."""
+        return FrozenFeatures(self.encoder, 1, self.parts, layers)
 
     def width(self, blocks: int, pooling: Pooling) -> int:
         """Length of what `select` gives."""

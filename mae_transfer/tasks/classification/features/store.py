@@ -1,18 +1,23 @@
 """Frozen features kept in the run folder: computed once, then trained on and evaluated in the place of the images.
 
 Each split lies in chunks of images (`tasks/chunk_store.py`), `features/<split>-<key>-<chunk>-<number>.npy`. The key is
-a hash of everything that the values depend on.
+a hash of everything that the values depend on. With `--layers` one pass stores each of the layers, in files that are
+those of a run of this layer alone, and the runs of a series find them in the first one's folder.
 
 fp32 runs store float32. Runs of mixed precision store float16: after a LayerNorm values are far from float16's limits,
 and float16's 11 bits are finer than the 8 bits of a bf16 matrix product (fp16's are the same). bfloat16 files would
 round again where the computation had rounded already.
 """
 
+import hashlib
+import inspect
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import timm
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -101,11 +106,19 @@ class FeatureStore:
         progress: bool,
     ) -> None:
         self.frozen, self.config = frozen, config
+        self.shared = config.probe.layers is not None
         self.store = ChunkStore(
-            fabric, folder, batch_size=config.eval.batch_size, workers=config.data.workers, progress=progress
+            fabric,
+            folder,
+            batch_size=config.eval.batch_size,
+            workers=config.data.workers,
+            progress=progress,
+            beside=self.shared,
         )
         fabric.to_device(frozen.encoder)
-        self._about = _describe(config, frozen)
+        further = [(block,) for block in config.probe.stored_layers]
+        self.layers = tuple(dict.fromkeys([frozen.blocks, *further]))
+        self._about = [_describe(config, frozen, blocks) for blocks in self.layers]
 
     def features_of(self, split: str, images: ClassificationTrain | ClassificationEval) -> FeatureSet:
         """The features of a split, named in its files; only what the run folder lacks is computed.
@@ -121,36 +134,51 @@ class FeatureStore:
             plain = images
         return FeatureSet(images, self._stored(split, plain))
 
+    def of_val(self, images: ClassificationEval) -> FeatureSet | ClassificationEval:
+        """Features where `probe.layers` names blocks, so that runs of other blocks need no pass; else the images."""
+        return self.features_of("val", images) if self.shared else images
+
     def _stored(self, split: str, images: ClassificationEval) -> Stored:
-        frozen = self.frozen
+        frozen, layers = self.frozen, self.layers
         chunk = chunk_of(CHUNK, self.config.eval.batch_size)
-        stem = f"{split}-{_key(self._about, images)}-{chunk}"
+        stems = [f"{split}-{key}-{chunk}" for key in _keys(self._about, images)]
         dtype = torch.float32 if self.config.train.precision == "fp32" else torch.float16
-        kind = Kind((len(frozen.blocks), len(frozen.parts), frozen.encoder.embed_dim), dtype)
+        kinds = [Kind((len(blocks), len(frozen.parts), frozen.encoder.embed_dim), dtype) for blocks in layers]
+        read = frozen
+        if len(layers) > 1:
+            read = frozen.of_layers(tuple(sorted({block for blocks in layers for block in blocks})))
+
+        def compute(batch: Batch) -> dict[str, Tensor]:
+            features = read(batch)
+            of_layers = [features[:, [read.blocks.index(block) for block in blocks]] for blocks in layers]
+            return dict(zip(stems, of_layers, strict=True))
+
         with evaluating(frozen.encoder):
-            found = self.store.stored(
-                f"features of {split}", stem, images, chunk, {"": kind}, lambda batch: {"": frozen(batch)}
-            )
-        return found[""]
+            also = dict(zip(stems[1:], kinds[1:], strict=True))
+            found = self.store.stored(f"features of {split}", images, chunk, {stems[0]: kinds[0]}, compute, also)
+        return found[stems[0]]
 
 
-def _describe(config: ClassificationConfig, frozen: FrozenFeatures) -> str:
+def _describe(config: ClassificationConfig, frozen: FrozenFeatures, blocks: tuple[int, ...]) -> str:
     encoder = frozen.encoder
     weights = {name: tensor.cpu() for name, tensor in encoder.state_dict().items()}
     about: list[object] = [
         fingerprint(weights),
         [encoder.name, encoder.num_heads, encoder.spec.eps, encoder.mean, encoder.std, encoder.norm is None],
-        [frozen.blocks, frozen.parts],
+        [blocks, frozen.parts],
         [config.data.image_size, config.eval.crop_pct, config.train.precision],
     ]
     # only where they are not what all encoders of earlier versions had: features of those are still found
     backbone = config.backbone
     about += [encoder.spec.pos_resampling] if encoder.spec.pos_resampling != "bicubic" else []
     about += [[backbone.window_size, backbone.num_global_blocks, backbone.window_rope]] if backbone.window_size else []
+    if config.probe.layers is not None:  # files that runs share are those of one version
+        code = "".join(map(inspect.getsource, (EvalTransform, FrozenFeatures, ClassificationEval)))
+        about += [timm.__version__, torch.__version__, hashlib.sha256(code.encode()).hexdigest()]
     return json.dumps(about)
 
 
-def _key(about: str, images: ClassificationEval) -> str:
-    """Of the encoder and of the images' contents."""
-    names = Names(images.file_name(i) for i in range(len(images)))
-    return combine(about, identify(images.folder, names))[:12]
+def _keys(about: Sequence[str], images: ClassificationEval) -> list[str]:
+    """Of the encoder's blocks and of the images' contents."""
+    files = identify(images.folder, Names(images.file_name(i) for i in range(len(images))))
+    return [combine(each, files)[:12] for each in about]

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mae_transfer.config.layers import StoredLayers
 from mae_transfer.config.roles import Role
 from mae_transfer.config.sections import Section
 
@@ -19,6 +20,11 @@ class ProbeConfig(Section):
     """Without augmentation: compute the features of all images once, keep them in the run folder and train on them."""
     blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     """linear: read the last n blocks, their features side by side; several n make a head each."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """knn, logreg: 0-based numbers of the blocks that are read, side by side; null is the last one."""
+    stored_layers: StoredLayers = ()
+    """knn, logreg: blocks whose features the pass over the images stores as well, each for a run of its own; `--layers`
+    sets it."""
     pooling: tuple[Pooling, ...] = Field(("cls",), min_length=1)
     """linear, knn, logreg: the class token, the average of the patch tokens, or both side by side (in `cls+avg` the
     average is that of the last block alone, as in DINOv2). knn and logreg take one."""

@@ -59,7 +59,7 @@ class NeighboursModel(ProbeModel):
         self.encoder = encoder
         self.num_classes, self.temperature = num_classes, config.probe.temperature
         self.pooling = config.probe.pooling[0]
-        self.frozen = FrozenFeatures(encoder, 1, (self.pooling,))
+        self.frozen = FrozenFeatures(encoder, 1, (self.pooling,), config.probe.layers)
         self.take(config.probe.k)
         self.register_buffer("bank", torch.empty(0), persistent=False)
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64), persistent=False)
@@ -76,7 +76,7 @@ class NeighboursModel(ProbeModel):
         self.bank, self.labels = torch.cat(parts), labels.to(device)
 
     def _unit(self, features: Tensor) -> Tensor:
-        return F.normalize(self.frozen.select(features, 1, self.pooling), dim=1)
+        return F.normalize(self.frozen.select(features, len(self.frozen.blocks), self.pooling), dim=1)
 
     def nearest(self, batch: Batch, k: int) -> "torch.return_types.topk":
         """Of each image the k highest cosine similarities to the bank (B, k), all of a smaller bank, and their rows."""
@@ -100,7 +100,7 @@ class NeighboursModel(ProbeModel):
 
 class NearestNeighbours(FrozenProtocol[NeighboursModel]):
     trains = False
-    reads = (*FrozenProtocol.reads, "data.holdout", "probe.pooling", "probe.k", "probe.temperature")
+    reads = (*FrozenProtocol.reads, "data.holdout", "probe.layers", "probe.pooling", "probe.k", "probe.temperature")
 
     @override
     def build_model(self, encoder: "Encoder", num_classes: int) -> NeighboursModel:
@@ -133,7 +133,7 @@ class NearestNeighbours(FrozenProtocol[NeighboursModel]):
         if ks != model.ks:
             _LOG.warning("probe.k: only %s of %s; there are %d training images", list(ks), list(model.ks), most)
             model.take(ks)
-        return Splits(train=train, val=images.val, holdout=holdout)
+        return Splits(train=train, val=store.of_val(images.val), holdout=holdout)
 
     @override
     def draw_pictures(

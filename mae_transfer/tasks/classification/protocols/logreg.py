@@ -80,13 +80,13 @@ class LogisticProbe(ProbeModel):
         super().__init__()
         self.encoder = encoder
         self.num_classes, self.pooling = num_classes, config.probe.pooling[0]
-        self.frozen = FrozenFeatures(encoder, 1, (self.pooling,))
-        width = self.frozen.width(1, self.pooling)
+        self.frozen = FrozenFeatures(encoder, 1, (self.pooling,), config.probe.layers)
+        width = self.frozen.width(len(self.frozen.blocks), self.pooling)
         self.register_buffer("weight", torch.zeros(num_classes, width), persistent=False)
         self.register_buffer("bias", torch.zeros(num_classes), persistent=False)
 
     def inputs(self, features: Tensor) -> Tensor:
-        return self.frozen.select(features, 1, self.pooling)
+        return self.frozen.select(features, len(self.frozen.blocks), self.pooling)
 
     def forward(self, batch: Batch) -> Tensor:
         features = self.inputs(self.frozen(batch))
@@ -98,7 +98,7 @@ class LogisticRegression(FrozenProtocol[LogisticProbe]):
     trains = False
     reads = (
         *(*FrozenProtocol.reads, "data.holdout"),
-        *("probe.pooling", "probe.c_powers", "probe.c_count", "probe.max_iter"),
+        *("probe.layers", "probe.pooling", "probe.c_powers", "probe.c_count", "probe.max_iter"),
     )
 
     @override
@@ -121,7 +121,7 @@ class LogisticRegression(FrozenProtocol[LogisticProbe]):
         train = store.features_of("train", images.train)
         holdout = store.features_of("holdout", images.holdout) if images.holdout else None
         self._fit(model, train, holdout, fabric)
-        return Splits(train=train, val=images.val, holdout=holdout)
+        return Splits(train=train, val=store.of_val(images.val), holdout=holdout)
 
     def _fit(self, model: LogisticProbe, train: FeatureSet, holdout: FeatureSet | None, fabric: Fabric) -> None:
         """Choose C by the images set aside, then fit all training images."""

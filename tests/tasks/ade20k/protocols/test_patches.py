@@ -54,8 +54,9 @@ def command(root, output, protocol, *more):
 
 def stored(output, split):
     """Features (n, 6, C) and pixels (n, 6, 256) of the run's files, in the order of the images' names."""
-    (pixels,) = output.glob(f"features/{split}-*-labels-*.npy")
-    return np.load(str(pixels).replace("-labels", "")), np.load(pixels)
+    (pixels,) = output.glob(f"features/{split}-labels-*.npy")
+    (features,) = set(output.glob(f"features/{split}-*.npy")) - {pixels}
+    return np.load(features), np.load(pixels)
 
 
 def aside():
@@ -189,6 +190,36 @@ def test_three_protocols_take_one_pass_and_other_pixels_another(root, tmp_path, 
     assert sum(seen) == 12 + 5 + 12 + 17 + 17
 
 
+def test_every_layer_of_one_pass_is_that_of_a_run_of_its_own(root, tmp_path, monkeypatch):
+    """Features to the last bit, metrics, settings; neither the pass nor the files of other layers reach a run."""
+    seen = []
+    original = PatchTokens.__call__
+    monkeypatch.setattr(
+        PatchTokens, "__call__", lambda self, images: seen.append(len(images)) or original(self, images)
+    )
+    options = ["eval.pictures=0", "data.holdout=0", "probe.k=[3]", "probe.metrics=[l2]"]
+    layers = ["--layers", "1,4,6"]
+    assert main([*command(root, tmp_path / "runs", "knn", *options), *layers]) == 0
+    assert main([*command(root, tmp_path / "runs", "in_context", *options[:1]), *layers]) == 0
+    assert sum(seen) == 12 + 5
+    for protocol, own in (("knn", options), ("in_context", options[:1])):
+        for layer in (1, 4, 6):
+            of_pass = read_record(tmp_path / f"runs/{protocol}-layer{layer}/record.json")
+            alone = tmp_path / f"alone{layer}/{protocol}"
+            record = run_cli(command(root, alone, protocol, *own, f"probe.layers=[{layer}]"))
+            assert (record["metrics"], record["settings_id"]) == (of_pass["metrics"], of_pass["settings_id"])
+    for split in ("train", "val"):
+        files = {path.name: path for path in tmp_path.glob(f"runs/knn-layer1/features/{split}-*.npy")}
+        assert len(files) == 4, "three layers and the labels"
+        alone = {path.name: path for path in tmp_path.glob(f"alone*/*/features/{split}-*.npy")}
+        assert files.keys() == alone.keys()
+        for name, path in files.items():
+            assert path.read_bytes() == alone[name].read_bytes()
+        features = {np.load(path).tobytes() for name, path in files.items() if "labels" not in name}
+        assert len(features) == 3
+    assert (tmp_path / "runs/layers_curve.png").is_file()
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("protocol", ["knn", "logreg"])
 def test_two_ranks_give_what_one_gives(root, tmp_path, protocol):
@@ -221,6 +252,10 @@ def test_votes_of_ignored_pixels():
         ("knn", ["optim.lr=0.1"], "optim.lr: protocol=knn never reads it"),
         ("in_context", ["probe.memory_size=5"], "probe.memory_size=5 is below the number of training images, 12"),
         ("in_context", ["probe.neighbours=80"], r"probe.neighbours=80: the memory holds \d+ patches"),
+        ("knn", ["--layers", "2,8"], "--layers 8: random_vit_nano has the blocks 0 to 7"),
+        ("knn", ["--layers", "x"], "--layers x: random_vit_nano has the blocks 0 to 7"),
+        ("knn", ["--layers", "all", "probe.layers=[2]"], "--layers and probe.layers: give one of them"),
+        ("linear", ["--layers", "all"], "--layers goes with --protocol knn or logreg or in_context of --task ade20k"),
         ("in_context", ["data.holdout=0.5"], "data.holdout: protocol=in_context never reads it .knn and logreg do"),
     ],
 )

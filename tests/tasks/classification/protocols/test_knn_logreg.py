@@ -12,7 +12,9 @@ from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.runs.api import run_transfer
 from mae_transfer.runs.resolve import load_config
+from mae_transfer.runs.series import run_series
 from mae_transfer.tasks.classification.evaluate import flag_batch
+from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
 from mae_transfer.tasks.classification.protocols import logreg
 from mae_transfer.tasks.classification.protocols.attentive import Attentive
 from mae_transfer.tasks.classification.protocols.knn import NearestNeighbours
@@ -138,6 +140,43 @@ def test_a_run_of_knn_and_its_evaluation_again(images, tmp_path):
         run("knn", images, tmp_path / "none", "data.holdout=0.25", "probe.k=[200]")
 
 
+def test_every_layer_of_one_pass_is_that_of_a_run_of_its_own(images, tmp_path, monkeypatch):
+    seen = []
+    original = FrozenFeatures.tokens
+
+    def counted(self, batch):
+        seen.append(len(batch["images"]))
+        return original(self, batch)
+
+    monkeypatch.setattr(FrozenFeatures, "tokens", counted)
+    options = (
+        *SMALL,
+        "eval.pictures=0",
+        "probe.pooling=[avg]",
+        "data.holdout=0.25",
+        "train.precision=fp32",
+        "eval.crop_pct=1",
+        "probe.k=[1,5]",
+        "probe.c_count=2",
+    )
+    series = run_series(
+        "folder", "random_vit_nano", protocol="knn,logreg", layers="1,3,7", data=images, output=tmp_path / "runs",
+        overrides=options,
+    )  # fmt: skip
+    assert len(series) == 6
+    assert sum(seen) == 24 + len(list((images / "val").rglob("*.JPEG"))), "every image once"
+    assert len({record["settings_id"] for record in series}) == 6
+    of_layer = {(r["settings"]["protocol"], r["settings"]["probe.layers"][0]): r for r in series}
+    for protocol, layer in (("knn", 3), ("logreg", 1), ("knn", 7)):
+        output = tmp_path / f"alone-{protocol}-{layer}"
+        alone = run(protocol, images, output, *options, f"probe.layers=[{layer}]", allow_unread=True)
+        assert alone["metrics"] == of_layer[protocol, layer]["metrics"]
+        assert alone["settings_id"] == of_layer[protocol, layer]["settings_id"]
+    last = run("knn", images, tmp_path / "last", *options, allow_unread=True)
+    assert last["metrics"]["holdout_top1/k5"] == of_layer["knn", 7]["metrics"]["holdout_top1/k5"]
+    assert "probe.layers" not in last["settings"], "records of earlier versions share cells with it"
+
+
 def test_a_run_of_logreg_chooses_c_on_the_images_set_aside_and_fits_all(images, tmp_path, monkeypatch):
     sizes = []
     original = logreg.fit
@@ -204,6 +243,8 @@ def test_only_the_attentive_head_learns_and_does(images, tmp_path):
     [
         ("knn", "probe.pooling=[cls,avg]", "knn reads one kind of feature"),
         ("knn", "data.holdout=0", "several k need images to choose by"),
+        ("knn", "probe.layers=[8]", r"probe.layers=\[8\]: give ascending block numbers from 0 to 7"),
+        ("linear", "probe.layers=[3]", "probe.layers: protocol=linear never reads it"),
         ("logreg", "probe.pooling=[cls,avg]", "logreg reads one kind of feature"),
         ("logreg", "data.holdout=0", "several C need images to choose by"),
         ("attentive", "probe.attention_heads=5", "probe.attention_heads=5 does not divide the 64 channels"),
