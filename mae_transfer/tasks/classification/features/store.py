@@ -150,7 +150,8 @@ class FeatureStore:
 
         def compute(batch: Batch) -> dict[str, Tensor]:
             features = read(batch)
-            of_layers = [features[:, [read.blocks.index(block) for block in blocks]] for blocks in layers]
+            by_block = dict(zip(read.blocks, features.unbind(1), strict=True))
+            of_layers = [torch.stack([by_block[block] for block in blocks], dim=1) for blocks in layers]
             return dict(zip(stems, of_layers, strict=True))
 
         with evaluating(frozen.encoder):
