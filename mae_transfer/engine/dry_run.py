@@ -9,6 +9,8 @@ of them are objects.
 `as_on_cuda` takes attention's path on GPUs beside it.
 """
 
+import copy
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +19,11 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from mae_transfer.backbones.flops import FUSED_ON_CPU
 from mae_transfer.backbones.positions.bias_attention import fused_everywhere
@@ -29,32 +31,65 @@ from mae_transfer.backbones.positions.bias_attention import fused_everywhere
 aten = torch.ops.aten
 Tree: TypeAlias = Any
 """An operation, its arguments or results: tensors, numbers, and lists and tuples of them."""
-_DENSE = {*flop_registry, *FUSED_ON_CPU}
+_OPERATIONS = {**flop_registry, **{packet: shape_wrapper(count) for packet, count in FUSED_ON_CPU.items()}}
+"""Dense operation -> how many floating-point operations it is, as `backbones/flops.py` counts them."""
 SMALL = 1 << 21
 """Elements. A smaller result is noise as of a new layer: scores differ, boxes are nearly their anchors."""
 
 
-class DryRun(TorchDispatchMode):
-    """`now` and `peak`: bytes of the tensors that are alive, and the most there have been."""
+class OutOfTime(Exception):
+    """A dry run has taken longer than it may."""
 
-    def __init__(self) -> None:
+
+class DryRun(TorchDispatchMode):
+    """`now` and `peak`: bytes of the tensors that are alive, and the most there have been; `flops` up to here.
+
+    seconds: of wall time, after which an operation raises OutOfTime.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self.now = self.peak = self.flops = 0
         self._bytes: dict[int, int] = {}
         self._hollow: set[int] = set()
         self._shapes: dict[object, Tree] = {}
         self._noise = torch.randn(SMALL, generator=torch.Generator().manual_seed(0)) * 0.01
         torchvision.extension._assert_has_ops()
-        self._dense = {*_DENSE, torch.ops.torchvision.roi_align, torch.ops.torchvision._roi_align_backward}
+        self._dense = {*_OPERATIONS, torch.ops.torchvision.roi_align, torch.ops.torchvision._roi_align_backward}
 
     def __torch_dispatch__(
         self, func: Tree, types: Sequence[type], args: tuple[Tree, ...] = (), kwargs: dict[str, Tree] | None = None
     ) -> Tree:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise OutOfTime
         out = self._call(func, args, kwargs or {})
+        if func._overloadpacket in _OPERATIONS:
+            self.flops += _OPERATIONS[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
         return out
+
+    @torch.no_grad()
+    def copy_of(self, model: nn.Module) -> nn.Module:
+        """A copy on the CPU whose large tensors nobody has written to; those that are trained have gradients."""
+        memo: dict[int, Tree] = {}
+        for each in (*model.parameters(), *model.buffers()):
+            made = self._like(each)
+            memo[id(each)] = nn.Parameter(made, each.requires_grad) if isinstance(each, nn.Parameter) else made
+        copied = copy.deepcopy(model, memo)
+        for parameter in copied.parameters():
+            if parameter.requires_grad:
+                parameter.grad = self._like(parameter)
+        return copied
+
+    def _like(self, tensor: Tensor) -> Tensor:
+        if not _large(tensor):
+            return tensor.to("cpu", copy=True)
+        made = torch.empty_like(tensor, device="cpu", requires_grad=False)
+        self._hollow.add(made.untyped_storage()._cdata)
+        return made
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

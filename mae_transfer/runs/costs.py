@@ -5,13 +5,11 @@ rounding, workspaces and the CUDA context are left to `RESERVE`.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from mae_transfer.backbones.flops import count_operations, encoder_flops
+from mae_transfer.backbones.flops import encoder_flops
 from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.dry_run import DryRun, as_on_cuda
@@ -21,16 +19,18 @@ from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError
 from mae_transfer.runs.resolve import resolve_config
+from mae_transfer.runs.step_cost import (
+    CARDS,
+    GIB,
+    RESERVE,
+    SHARE,
+    duration,
+    first_batch,
+    smallest_micro_batch,
+    takes_batch_norm,
+)
 from mae_transfer.runs.tasks import make_task, task_card
 
-CARDS: Mapping[str, float] = {"V100": 125, "RTX 4090": 165, "A100": 312, "L40S": 362, "H100": 989, "B200": 2250}
-"""TFLOP/s of dense matrix products in bf16 (V100: fp16) with sums in fp32, as NVIDIA states them; from memory of its
-data sheets, which could not be read here."""
-SHARE = 0.35
-"""Of that peak, that a training is taken to reach: an assumption [ours], measured on no GPU."""
-RESERVE = 0.10
-"""Of a card's memory, for what is no tensor: CUDA context, workspaces, fragments [ours]."""
-GIB = 2**30
 IMAGENET = 1281167
 """Training images of ImageNet-1K, of which a pre-training's epochs are counted without data."""
 
@@ -88,7 +88,7 @@ class Plan:
         sizes = sorted({1, 2, 4, 8, 16, 32, 64, self.micro_batch, self.largest, per_gpu} - {0})
         table = "  ".join(f"{m}: {self.memory(m) / GIB:.1f}" for m in sizes if m <= per_gpu)
         fits = f"{self.largest} is the largest that fits" if self.largest else "not even 1 fits"
-        times = "  ".join(f"{card} {_duration(self.hours(peak))}" for card, peak in CARDS.items())
+        times = "  ".join(f"{card} {duration(self.hours(peak))}" for card, peak in CARDS.items())
         rate = self.gpus * CARDS["H100"] * 1e12 * SHARE / self.train_flops
         what = f"{self.images:,} images"
         if self.steps:
@@ -233,8 +233,8 @@ class _Measured:
 def _train(task: BaseTask) -> _Measured:
     """Two steps of each of two micro-batches: the second one has the optimizer's states."""
     config = task.config
-    small = next((m for m in (1, 2) if _takes(task, m)), 4)
-    with DryRun() as memory, as_on_cuda(), count_operations() as counter:
+    small = smallest_micro_batch(task)
+    with DryRun() as memory, as_on_cuda():
         model = task.build_model(task.build_encoder())
         ema = make_ema(model, config.optim.ema) if config.optim.ema else None
         optimizer = build_optimizer(model, config.optim)
@@ -242,22 +242,21 @@ def _train(task: BaseTask) -> _Measured:
         model.train()
         peaks, update, forward, whole = [], 0, 0.0, 0.0
         for size in (small, small, 2 * small):
-            samples = [task.train_dataset[(0, i % len(task.train_dataset))] for i in range(size)]
-            batch = task.train_dataset.collate(samples)
+            batch = first_batch(task, size)
             optimizer.zero_grad(set_to_none=False)  # a later micro-batch of a step finds gradients there
-            memory.peak, before = memory.now, counter.get_total_flops()
+            memory.peak, before = memory.now, memory.flops
             with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 losses = model(batch)
-            after = counter.get_total_flops()
+            after = memory.flops
             torch.stack(list(losses.values())).sum().backward()
-            forward, whole = (after - before) / size, (counter.get_total_flops() - before) / size
+            forward, whole = (after - before) / size, (memory.flops - before) / size
             peaks.append(memory.peak)
             memory.peak = memory.now
             optimizer.step()
             if ema is not None:
                 ema.update_parameters(model)
             update = memory.peak
-            del losses, batch, samples
+            del losses, batch
     trained = [p for p in model.parameters() if p.requires_grad]
     image = max(0, (peaks[2] - peaks[1]) // small)
     moments = sum(x.nbytes for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x))
@@ -271,7 +270,7 @@ def _train(task: BaseTask) -> _Measured:
         image=image,
         update=update,
         state=weights * (2 if ema is not None else 1) + moments,
-        batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()),
+        batch_norm=takes_batch_norm(model),
     )
 
 
@@ -288,15 +287,3 @@ def _features(task: BaseTask) -> _Measured:
     flops, image = encoder_flops(encoder), peaks[1] - peaks[0]
     count = sum(p.numel() for p in encoder.parameters())
     return _Measured(count, 0, flops, flops, peaks[0] - image, image)
-
-
-def _takes(task: BaseTask, micro_batch: int) -> bool:
-    try:
-        task.check_batches({micro_batch})
-    except UserError:
-        return False
-    return True
-
-
-def _duration(hours: float) -> str:
-    return f"{hours * 60:.2g} min" if hours < 1 else f"{hours:,.3g} h"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -38,6 +39,7 @@ from mae_transfer.run_folder.pictures import FOLDER, write_pictures
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.record import describe_surroundings, make_origin, write_record
 from mae_transfer.runs.same_data import check_same_data
+from mae_transfer.runs.step_cost import measure_step
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
         else:
             origin = make_origin(task, encoder, fabric.world_size)
             workers = config.data.workers
+            if fabric.is_global_zero and config.preset != "smoke":
+                _announce_step(fabric, task, model, schedule.total)
             result = train(fabric, task, model, config, folder, workers=workers, resume=resume, origin=origin)
         result = dataclasses.replace(result, seconds=result.seconds + (0 if eval_only and schedule else prepared))
         with (
@@ -183,6 +187,14 @@ def _announce(task: BaseTask, encoder: Encoder, path: Path, *, restored: bool) -
         _LOG.info("%s", line)
     data = task.data_summary
     _LOG.info("data: %s, %d training and %d val images", data["name"], data["train_images"], data["val_images"])
+
+
+def _announce_step(fabric: Fabric, task: BaseTask, model: nn.Module, steps: int) -> None:
+    step = measure_step(task, model, fabric.world_size, on_gpu=fabric.device.type == "cuda")
+    if step is not None:
+        card = torch.cuda.get_device_properties(fabric.device) if fabric.device.type == "cuda" else None
+        for line in step.lines(task.config, steps, *((card.name, card.total_memory) if card else ())):
+            _LOG.info("%s", line)
 
 
 def _leave_pictures(task: BaseTask, model: nn.Module, fabric: Fabric, evaluation: Evaluation, path: Path) -> None:
