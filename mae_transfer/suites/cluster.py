@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_transfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
+from mae_transfer.files import atomic_write
 from mae_transfer.suites.state import RunPlace, is_locked, last_line
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class ClusterJob:
             return None if is_locked(self._place.path / "run.lock") else EXIT_STOPPED
         if not self._job.done():
             return None
+        self._place.job.unlink(missing_ok=True)
         try:
             codes = self._job.results()
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
@@ -126,6 +128,8 @@ class ClusterLauncher:
             if jobs is not None and cluster == "slurm":
                 options = options | {"slurm_array_parallelism": jobs}
             self._executor.update_parameters(**options)
+            self._tasks = range(options.get("nodes", 1) * options["tasks_per_node"]) if cluster == "slurm" else None
+            self._job_class = submitit.SlurmJob
         except (RuntimeError, ValueError, NameError, TypeError) as error:
             raise UserError(f"--launcher {cluster}: {' '.join(str(error).split())}") from None
 
@@ -134,13 +138,42 @@ class ClusterLauncher:
         return sys.maxsize if self._limit is None else self._limit - len(self._active)
 
     def start(self, runs: Sequence[tuple["SuiteRun", int]]) -> list["Job"]:
-        functions = [RunJob(run.place, tuple(run.command())) for run, _ in runs]
-        starts = [run.place.log.stat().st_size if run.place.log.exists() else 0 for run, _ in runs]
-        with self._executor.batch():
-            submitted = [self._executor.submit(function) for function in functions]
-        jobs = [ClusterJob(job, run.place, start) for job, (run, _), start in zip(submitted, runs, starts, strict=True)]
+        places = [run.place for run, _ in runs]
+        starts = [place.log.stat().st_size if place.log.exists() else 0 for place in places]
+        found = {place: job for place in places if (job := self._queued(place)) is not None}
+        for run, _ in runs:
+            if run.place in found:
+                print(f"found: {run.title} is in the queue as job {found[run.place].job_id}", file=sys.stderr)
+        new = [(run.place, RunJob(run.place, tuple(run.command()))) for run, _ in runs if run.place not in found]
+        if new:
+            with self._executor.batch():
+                submitted = [self._executor.submit(function) for _, function in new]
+            for (place, _), job in zip(new, submitted, strict=True):
+                found[place] = job
+                if self._tasks is not None:
+                    with atomic_write(place.job) as file:
+                        file.write(str(job.job_id).encode())
+        jobs = [ClusterJob(found[place], place, start) for place, start in zip(places, starts, strict=True)]
         self._active += jobs
         return list(jobs)
+
+    def _queued(self, place: RunPlace) -> Any:
+        """The job of a run that an earlier runner submitted, if SLURM still has it; else None."""
+        if self._tasks is None or not place.job.exists():
+            return None
+        job_id = place.job.read_text(encoding="utf-8").strip()
+        ask = ["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"]
+        try:
+            asked = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=60)
+            failure = asked.stderr if asked.returncode and "Invalid job id" not in asked.stderr else ""
+        except (OSError, subprocess.TimeoutExpired) as error:
+            failure = str(error)
+        if failure:
+            words = " ".join(failure.split())
+            raise UserError(f"squeue of job {job_id}: {words}; try again, or scancel it and delete {place.job}")
+        if asked.returncode or not asked.stdout.strip():
+            return None
+        return self._job_class(self._executor.folder, job_id, tuple(self._tasks))
 
 
 def slurm_launcher(options: "Options") -> ClusterLauncher:

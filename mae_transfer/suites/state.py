@@ -1,8 +1,9 @@
 """What of a suite's runs is there, told by the run folders alone, and the claims that keep two runners apart.
 
 Beside the run folders lies the folder `suite`, with a log file (`.log`), a claim (`.lock`) and, after a failure, its
-reason (`.failed.json`) for each run. A claim is an flock, which the runner takes and its child inherits: it is held as
-long as either lives, so that a runner started anew waits for the children that a killed one left behind.
+reason (`.failed.json`) for each run; on a cluster also the id of its job (`.job`). A claim is an flock, which the
+runner takes and its child inherits: it is held as long as either lives, so that a runner started anew waits for the
+children that a killed one left behind.
 """
 
 import fcntl
@@ -39,6 +40,11 @@ class RunPlace:
     @property
     def claim(self) -> Path:
         return self._beside(".lock")
+
+    @property
+    def job(self) -> Path:
+        """The id that a cluster gave to its job."""
+        return self._beside(".job")
 
     @property
     def failure(self) -> Path:

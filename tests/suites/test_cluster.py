@@ -11,7 +11,7 @@ from support.suite_command import STEPS, SUITE, arguments, results, steps_of
 
 from mae_transfer.cli.suite import main
 from mae_transfer.data.synthetic.classification import make_classification
-from mae_transfer.errors import EXIT_DONE
+from mae_transfer.errors import EXIT_DONE, UserError
 from mae_transfer.suites.cluster import ClusterLauncher
 from mae_transfer.suites.plan import plan_suite
 from mae_transfer.suites.state import take_claim
@@ -78,3 +78,38 @@ def test_what_slurm_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {"--array=0-1%1", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=big"} <= asked
     assert {"--time=60", "--signal=USR2@90"} <= asked
     assert len(SUITE["tasks"]) * 2 == len(runs)
+
+
+def test_a_runner_started_anew_finds_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stand-ins for SLURM's commands: jobs get numbers, and squeue says what the test has written."""
+    commands, count, answer = tmp_path / "bin", tmp_path / "count", tmp_path / "squeue"
+    commands.mkdir()
+    texts = {
+        "sbatch": f"echo >> {count}; echo Submitted batch job 7$(wc -l < {count})",
+        "squeue": f'test "$2" = --jobs=71_0 -o "$2" = --jobs=71_1 || exit 9; . {answer}',
+        "srun": "exit 1",
+    }
+    for name, text in texts.items():
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
+    _, runs = plan_suite(Path(arguments(tmp_path, tmp_path, pretrain=[], seeds=[0, 1])[0]), output=tmp_path / "out")
+
+    def start() -> tuple[list[str], int]:
+        options = {"timeout_min": 60, "nodes": 1, "tasks_per_node": 2, "gpus_per_node": 2}
+        launcher = ClusterLauncher("slurm", tmp_path / "out" / "suite", jobs=None, options=options)
+        jobs = launcher.start([(run, 0) for run in runs])
+        return [job._job.job_id for job in jobs], len(count.read_text())  # type: ignore[attr-defined]
+
+    assert start() == (["71_0", "71_1"], 1)
+    answer.write_text("echo PENDING")
+    assert start() == (["71_0", "71_1"], 1), "nothing is submitted twice"
+    assert capsys.readouterr().err.count("is in the queue as job 71_") == 2
+    answer.write_text("echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1")
+    with pytest.raises(UserError, match=r"squeue of job 71_0: .*Unable to contact.*; try again, or scancel it"):
+        start()
+    assert len(count.read_text()) == 1
+    answer.write_text("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
+    assert start() == (["72_0", "72_1"], 2), "the jobs have gone"
