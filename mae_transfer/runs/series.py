@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.distributed import make_fabric, on_rank_zero, shut_down
+from mae_transfer.engine.end_together import ranks_end_together
 from mae_transfer.engine.progress import console
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import DivergedError
@@ -103,6 +104,18 @@ def make_runs(
     Args:
         may_diverge: a run that diverges is None; else it ends the series.
     """
+    with ranks_end_together():
+        yield from _make_runs(runs, states, fabrics, eval_only, progress, may_diverge)
+
+
+def _make_runs(
+    runs: Sequence[Run],
+    states: Sequence[State],
+    fabrics: dict[str, Fabric],
+    eval_only: bool,
+    progress: bool,
+    may_diverge: bool,
+) -> Iterator[RunRecord | None]:
     first = next(iter(fabrics.values()))
     task = _check_runs(runs, states, fabrics, eval_only=eval_only)
     for number, (run, state) in enumerate(zip(runs, states, strict=True), 1):

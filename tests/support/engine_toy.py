@@ -30,6 +30,7 @@ from mae_transfer.config.sections import (
     TrainConfig,
 )
 from mae_transfer.engine.distributed import make_fabric, shut_down
+from mae_transfer.engine.end_together import ranks_end_together
 from mae_transfer.engine.loop import TrainResult, train
 from mae_transfer.engine.rng import seed_for_model
 from mae_transfer.engine.task import Evaluation
@@ -110,6 +111,8 @@ class Data:
 
 
 class ToyTask:
+    fixed_sizes = True
+
     def __init__(
         self,
         seed: int = 0,
@@ -176,7 +179,7 @@ def run_toy(
     toy = ToyTask(config.seed, **(task or {}))
     seed_for_model(config.seed)
     model = toy.build_model(Encoder(toy.noise))
-    with open_run_folder(fabric, folder, config, resume=resume) as opened:
+    with ranks_end_together(), open_run_folder(fabric, folder, config, resume=resume) as opened:
         return train(fabric, toy, model, config, opened, workers=workers, resume=resume)
 
 
@@ -229,6 +232,9 @@ def _child(environment: dict[str, str], rank: int, folder: Path, options: dict[s
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # of loader processes: our own children, as in a plain run
     torch.set_num_threads(1)
+    if options.pop("keep_errors", False):  # the fork server has the standard error of the test that started it
+        errors = os.open(f"{folder}.rank{rank}.err", os.O_WRONLY | os.O_CREAT)
+        os.dup2(errors, 2)
     _inject(options.pop("fault", {}), rank)
     sys.exit(_guarded(rank, folder, options))
 
