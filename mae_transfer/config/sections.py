@@ -127,6 +127,9 @@ class TrainConfig(Section):
     """Of training: fp32, or autocast in bf16 or fp16."""
     compile: Annotated[bool, Role.OPERATIONAL] = False
     """torch.compile the encoder."""
+    fast: Annotated[bool, Role.OPERATIONAL] = True
+    """On a GPU: TF32, cuDNN's fastest convolutions and a fused AdamW in training; false for a GPU's nearest to exact
+    repeats. Evaluations in fp32 have whole fp32 products either way."""
     eval_every_epochs: Annotated[float | None, Role.OPERATIONAL] = Field(None, gt=0)
     """Evaluate during training as well as at its end."""
     checkpoint_every: Annotated[int, Role.OPERATIONAL] = Field(1000, ge=1)

@@ -9,6 +9,7 @@ Precisions are fp32 and autocast in bf16 or fp16, of training and of evaluation.
 """
 
 import importlib
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -27,14 +28,22 @@ from lightning_fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning_fabric.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from mae_transfer.config.sections import RunConfig
+from mae_transfer.engine.fast import whole_products
 from mae_transfer.engine.host_memory import keep_freed_memory
 from mae_transfer.errors import UserError
 
 T = TypeVar("T")
 
 _on_host: dist.ProcessGroup | None = None
+
+_OF_DDP = inspect.signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OF_DDP else "broadcast_buffers": False
+}
+"""DDP sends no buffers at a forward pass; the option's newer name where this torch has it, as the older one warns."""
 
 KEEP_THE_GROUP = (
     "torch.distributed.nn.functional",
@@ -80,12 +89,15 @@ def make_fabric(device: str, precision: str) -> Fabric:
         )
     if accelerator == "cpu":
         keep_freed_memory()
+    else:  # blocks of a detector's ever other numbers of boxes, without holes between them
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     for module in KEEP_THE_GROUP if environment else ():
         importlib.import_module(module)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     backend = "gloo" if accelerator == "cpu" else "nccl"
     _meet_anew(backend)
-    ddp = DDPStrategy(process_group_backend=backend)
+    # Gradients lie in DDP's buckets instead of beside them, and buffers are shared once a step, by `share_buffers`.
+    ddp = DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True, **_NO_BUFFERS)
     fabric = Fabric(
         accelerator=accelerator,
         devices=per_node,
@@ -127,7 +139,7 @@ def eval_precision(fabric: Fabric, config: RunConfig) -> Iterator[None]:
     if config.eval.precision is None:
         yield
         return
-    with patch.object(fabric.strategy.precision, "forward_context", forward_context):
+    with whole_products(), patch.object(fabric.strategy.precision, "forward_context", forward_context):
         yield
 
 
@@ -173,8 +185,8 @@ def all_reduce(fabric: Fabric, tensor: torch.Tensor, operation: Literal["mean", 
 def share_buffers(fabric: Fabric, module: torch.nn.Module) -> None:
     """Give every rank the floating-point buffers of rank 0, so that running statistics are the same everywhere.
 
-    Batch norm that is not synchronised leaves each rank with its own; checkpoints hold rank 0's. DDP does the same at
-    the next forward pass, too late for an evaluation and for an average of the weights.
+    Batch norm that is not synchronised leaves each rank with its own; checkpoints hold rank 0's. DDP would do the same
+    at each forward pass, too late for an evaluation and for an average of the weights.
     """
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     if fabric.world_size == 1 or not buffers:

@@ -27,6 +27,7 @@ from mae_transfer.config.schedule import Schedule, make_schedule
 from mae_transfer.config.sections import RunConfig, Workers
 from mae_transfer.engine.distributed import all_reduce, eval_precision, on_rank_zero
 from mae_transfer.engine.ema import make_ema
+from mae_transfer.engine.fast import takes_fused_optimizer, training_arithmetic
 from mae_transfer.engine.loader import loader_processes
 from mae_transfer.engine.noise import SampleNoise
 from mae_transfer.engine.optim import build_optimizer
@@ -106,7 +107,7 @@ def train(
     ema = make_ema(model, config.optim.ema) if config.optim.ema else None
     if config.train.compile:
         model.encoder.compile()  # type: ignore[union-attr]  # in place, so that the keys of the state dict stay
-    optimizer = build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model, config.optim, fused=takes_fused_optimizer(fabric.device, config.train))
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     precision: Any = fabric.strategy.precision
 
@@ -126,9 +127,8 @@ def train(
         }
 
     def evaluate(step: int) -> None:
-        target = (ema.module if ema else model).eval()
         with eval_precision(fabric, config):
-            metrics = task.evaluate(target, fabric, fabric.is_global_zero).metrics
+            metrics = task.evaluate((ema.module if ema else model).eval(), fabric, fabric.is_global_zero).metrics
         if folder:
             folder.append_metrics({"step": step, "epoch": step * global_batch / images, "eval": metrics})
             shown = [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # not per class
@@ -156,6 +156,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(closing(batches))
         stop = stack.enter_context(StopRequest())
+        stack.enter_context(training_arithmetic(fabric.device, config.train, fixed_sizes=task.fixed_sizes))
         progress: Progress | None = None
         tensorboard: Any = None
         if folder:

@@ -78,16 +78,16 @@ def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer over `param_groups`; for-loop or foreach as torch decides (foreach on CUDA), never fused, because
-    Fabric cannot unscale the gradients of a fused optimizer before clipping."""
+def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = False) -> torch.optim.Optimizer:
+    """The optimizer over `param_groups`; AdamW fused where that is asked for, else for-loop or foreach as torch decides
+    (foreach on CUDA)."""
     groups = param_groups(model, config)
     if config.kind == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     if config.kind == "lars":
         # eps 0: MAE's has none, and an update of norm zero is not adapted
         return Lars(groups, lr=config.lr, momentum=config.momentum, trust_coeff=0.001, eps=0.0)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused or None)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -56,6 +56,9 @@ def restore(
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"checkpoint {path} does not fit this model: {reason}") from error
+    for saved, own in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+        if "fused" in own:  # how the update is computed is this process's, on this device
+            saved["fused"] = own["fused"]
     optimizer.load_state_dict(state["optimizer"])
     precision.load_state_dict(state["scaler"])
     _LOG.info("resuming after step %d from %s", state["step"], path)

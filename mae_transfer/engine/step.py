@@ -125,6 +125,7 @@ class Step:
             samples.append([str(name) for name in self.task.sample_names(batch)])
             batch = self.fabric.to_device(batch)
             if self.fabric.world_size > 1 and step == self.first and index == 0:
+                share_buffers(self.fabric, self.model)
                 _settle_buckets(self.fabric, self.wrapped, self.model, batch)
             seed_for_micro_batch(self.config.seed, positions.start)
             self.noise.draw(self.config.seed, positions, self.fabric.device)

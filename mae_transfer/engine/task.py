@@ -57,13 +57,15 @@ class BaseTask(ABC):
 
     `config` is its configuration; `config.data.workers` is the number of loader processes of each rank.
     `train_dataset` is what the loop trains on. `warnings` are lines about the data that a user should see. A task with
-    `trains = False` has no training loop: `prepare` does all there is to do.
+    `trains = False` has no training loop: `prepare` does all there is to do. `fixed_sizes` says that the shapes of a
+    training step are always the same, so that a GPU may look for the fastest convolutions of them (`engine/fast.py`).
     """
 
     config: Any
     train_dataset: TrainDataset
     warnings: Sequence[str] = ()
     trains: bool = True
+    fixed_sizes: bool = False
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -37,6 +37,7 @@ class PretrainTask(BaseTask):
 
     config: PretrainConfig
     train_dataset: PretrainImages
+    fixed_sizes = True
 
     @classmethod
     def make(

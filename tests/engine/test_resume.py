@@ -129,5 +129,6 @@ def test_launchers(uninterrupted: dict[int, Path], tmp_path: Path) -> None:
     output, _ = torchrun.communicate(timeout=120)
     assert torchrun.returncode == 0, output
     assert "distributed_backend" not in output  # Fabric keeps quiet
+    assert "deprecated" not in output, "of DDP's options"
     assert_same_run(tmp_path / "srun", uninterrupted[2], 2)
     assert_same_run(tmp_path / "torchrun", uninterrupted[2], 2)

@@ -41,6 +41,7 @@ class Ade20kTask(BaseTask):
     """
 
     config: SegmentationConfig
+    fixed_sizes = True
 
     @classmethod
     def make(

@@ -56,6 +56,7 @@ class ClassificationTask(BaseTask):
     config: ClassificationConfig
     train_dataset: TrainSplit
     images: ImageSet
+    fixed_sizes = True
 
     @classmethod
     def make(
