@@ -149,9 +149,11 @@ class ViTEncoder(Encoder):
             table.requires_grad_(False)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile in place what the forwards are made of; nn.Module's own would reach `forward` alone."""
-        self.tokens = torch.compile(self.tokens, *args, **kwargs)  # type: ignore[method-assign]
-        self.visible_tokens = torch.compile(self.visible_tokens, *args, **kwargs)  # type: ignore[method-assign]
+        """Compile the blocks in place, each for itself, so that DDP sums the gradients of one while the backward pass
+        is in the next; nn.Module's own would reach `forward` alone, as one graph."""
+        limits = torch._dynamo.config  # blocks differ in drop path and windows; beyond the limit they would run eagerly
+        limits.recompile_limit = max(limits.recompile_limit, 8 * self.depth)
+        self._run_block = torch.compile(self._run_block, *args, **kwargs)  # type: ignore[method-assign]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         grid = self.grid_of(images.shape[2], images.shape[3])

@@ -126,7 +126,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of training: fp32, or autocast in bf16 or fp16."""
     compile: Annotated[bool, Role.OPERATIONAL] = False
-    """torch.compile the encoder."""
+    """torch.compile the encoder; of a plain ViT each block for itself."""
     fast: Annotated[bool, Role.OPERATIONAL] = True
     """On a GPU: TF32, cuDNN's fastest convolutions and a fused AdamW in training; false for a GPU's nearest to exact
     repeats. Evaluations in fp32 have whole fp32 products either way."""

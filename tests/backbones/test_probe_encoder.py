@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.layouts import LAYOUTS, layout
 from timm.models.vision_transformer import VisionTransformer
+from torch._dynamo.backends.debugging import aot_eager
 
 from mae_transfer.backbones.checkpoints import loader
 from mae_transfer.backbones.load import load_backbone
@@ -143,19 +144,27 @@ def test_numbers_of_blocks_that_cannot_be(checkpoint, trainable):
         encoder.freeze(trainable)
 
 
-def test_compile_reaches_tokens_and_maps(checkpoint):
-    encoder = load_backbone("mae_vit_nano", checkpoint=checkpoint[1]).eval()
-    with torch.no_grad():
-        before = encoder(images())
-        calls = []
+def test_compile_takes_block_by_block_and_changes_nothing(checkpoint):
+    """Every graph is of one block, forward and backward give what they gave, with drop path and for masked images."""
+    encoder = load_backbone("mae_vit_nano", checkpoint=checkpoint[1], drop_path=0.5).train()
+    graphs = []
 
-        def backend(graph, inputs):
-            calls.append(graph)
-            return graph.forward
+    def run():
+        torch.manual_seed(0)
+        encoder.zero_grad()
+        maps = encoder(images())
+        patches = torch.randn(2, 3, encoder.vit.patch_embed.proj.weight[0].numel())
+        masked = encoder.visible_tokens(patches, torch.tensor([[0, 2, 3], [1, 2, 0]]))
+        (sum(each.square().mean() for each in maps) + masked.square().mean()).backward()
+        grads = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+        return [*maps, masked], grads
 
-        encoder.compile(backend=backend)
-        torch.testing.assert_close(encoder(images()), before)
-        assert calls
-        calls.clear()
-        encoder.tokens(images(), (0,))
-    assert calls
+    def backend(graph, inputs):
+        graphs.append(sum("linear" in str(node.target) for node in graph.graph.nodes if node.op == "call_function"))
+        return aot_eager(graph, inputs)
+
+    eager = run()
+    encoder.compile(backend=backend)
+    torch.testing.assert_close(run(), eager, rtol=1e-5, atol=1e-6)
+    assert set(graphs) == {4}, "query, key and value in one, projection, and two of the MLP"
+    assert len(graphs) >= DEPTH, "each drop path has its own"
