@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from torchvision.datasets import ImageFolder, Places365
 
+from mae_transfer.data import index_cache
 from mae_transfer.data.names import Names
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
@@ -470,3 +471,27 @@ def test_labels_of_a_long_list_are_one_kind(tmp_path: Path) -> None:
     )
     assert found.class_names == ["07", "7", "bee"]
     assert np.bincount(found.train.labels).tolist() == [1, 150_001, 1]
+
+
+@pytest.mark.parametrize("root", ["inat2021"], indirect=True)
+def test_inaturalist_from_the_cache_and_with_ids_of_other_kinds(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_cache, "LEAST", 0)
+    monkeypatch.setattr(index_cache, "SETTLED", -(10**12))
+    first = find_images("inat2021", data_config(root))
+    kept = list((tmp_path / "cache").rglob("*.index"))
+    assert len(kept) == 2
+    again = find_images("inat2021", data_config(root))
+    for split in ("train", "val"):
+        assert pairs(again, split) == pairs(first, split)
+    assert again.class_names == first.class_names
+    content = json.loads((root / "train.json").read_text())
+    for rows, key in (("images", "id"), ("annotations", "image_id")):
+        for entry in content[rows]:
+            entry[key] = f"é{entry[key]}"
+    content["annotations"].reverse()
+    (root / "train.json").write_text(json.dumps({key: content[key] for key in reversed(content)}))
+    assert pairs(find_images("inat2021", data_config(root)), "train") == pairs(first, "train")
+    assert len(list((tmp_path / "cache").rglob("*.index"))) == 2

@@ -1,17 +1,23 @@
-"""iNaturalist: COCO-style files of images, annotations and categories."""
+"""iNaturalist: COCO-style files of images, annotations and categories, each read once and kept in the cache."""
 
+from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
+from mae_transfer.data import json_stream, names
+from mae_transfer.data.index_cache import Index, cached_index
+from mae_transfer.data.json_stream import read_in_blocks
 from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
-from mae_transfer.files import parse_json
+from mae_transfer.files import JSON
+from mae_transfer.tasks.classification.layouts import listing
 from mae_transfer.tasks.classification.layouts.listing import EXPECTED, SPLITS, Found, Listing, check_numbers
 
-_KEPT = frozenset({"images", "annotations", "categories", "id", "file_name", "image_id", "category_id", "name"})
+SOURCES = [__file__, *(module.__file__ for module in (json_stream, names, listing))]
 
 
 def from_inat(root: Path, task: str) -> Found:
@@ -29,43 +35,136 @@ def _read_inat(root: Path, file: str, task: str) -> tuple[Listing, list[str]]:
     if not path.is_file():
         raise UserError(f"{path} is not there; expected is {EXPECTED[task]}")
     try:
-        # The files hold licences and authors by the gigabyte: what is not used goes as soon as it is parsed.
-        content: Any = parse_json(path.read_bytes(), lambda entry: {key: entry[key] for key in _KEPT & entry.keys()})
-        categories = _by_id(path, "category", [(entry["id"], str(entry["name"])) for entry in content["categories"]])
-        images = _by_id(path, "image", [(entry["id"], entry["file_name"]) for entry in content["images"]])
-        pairs = [(entry["image_id"], entry["category_id"]) for entry in content["annotations"]]
+        index = cached_index(path, "inat", SOURCES, lambda: _index(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); unpack it again") from None
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path}: an entry lacks {error}; needed are images, annotations and categories as in COCO"
         ) from None
-    check_numbers(path, list(categories))
-    strange = [name for name in images.values() if type(name) is not str or not name]
-    if strange:
-        raise UserError(f"{path}: the file_name {strange[0]!r} of an image is no path")
-    labels: dict[Any, int] = {}
-    for image, category in pairs:
-        if type(image) not in (int, str) or image not in images:
+    found = index.arrays
+    files = Names.packed(found["name_bytes"], found["name_ends"])
+    return Listing(root, files, found["labels"]), cast("list[str]", index.about["classes"])
+
+
+def _index(path: Path) -> Index:
+    content = _Content(path)
+    take = {"categories": content.categories, "images": content.images, "annotations": content.annotations}
+    data, _ = read_in_blocks(path, take)
+    for key in take:
+        if key not in content.given:
+            raise TypeError(f"a list {key!r}") if isinstance(data, dict) and key in data else KeyError(key)
+    return content.index()
+
+
+class _Numbers:
+    """Values of a column, as 64-bit numbers as long as they are such."""
+
+    def __init__(self) -> None:
+        self.values: array[int] | list[JSON] = array("q")
+
+    def add(self, values: list[JSON]) -> None:
+        if isinstance(self.values, array):
+            try:
+                if set(map(type, values)) <= {int}:
+                    self.values.extend(array("q", cast("list[int]", values)))
+                    return
+            except OverflowError:
+                pass
+            self.values = list(self.values)
+        self.values.extend(values)
+
+
+class _Content:
+    """What is used of the entries, of which the real files have millions, with licences and authors by the gigabyte."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.given: set[str] = set()
+        self.ids, self.owners, self.owned = _Numbers(), _Numbers(), _Numbers()
+        self.names: list[Names] = []
+        self.classes: list[tuple[JSON, str]] = []
+
+    def categories(self, block: list[JSON]) -> None:
+        self.given.add("categories")
+        self.classes += [(row["id"], str(row["name"])) for row in _rows(block)]
+
+    def images(self, block: list[JSON]) -> None:
+        self.given.add("images")
+        rows = _rows(block)
+        self.ids.add([row["id"] for row in rows])
+        files = [row["file_name"] for row in rows]
+        for name in files:
+            if type(name) is not str or not name:
+                raise UserError(f"{self.path}: the file_name {name!r} of an image is no path")
+        try:
+            self.names.append(Names(cast("list[str]", files)))
+        except UnicodeEncodeError as error:
+            raise UserError(f"{self.path}: the file_name {error.object!r} of an image is no path") from None
+
+    def annotations(self, block: list[JSON]) -> None:
+        self.given.add("annotations")
+        rows = _rows(block)
+        self.owners.add([row["image_id"] for row in rows])
+        self.owned.add([row["category_id"] for row in rows])
+
+    def index(self) -> Index:
+        """One class for each image, or UserError."""
+        path = self.path
+        _check_unique(path, "category", [number for number, _ in self.classes])
+        _check_unique(path, "image", self.ids.values)
+        check_numbers(path, [number for number, _ in self.classes])
+        classes = dict(self.classes)
+        contents, ends = zip(*(part.arrays for part in self.names), strict=True) if self.names else ((), ())
+        name_bytes = np.concatenate([np.zeros(0, np.uint8), *contents])
+        name_ends = np.r_[0, np.cumsum(np.concatenate([np.zeros(0, np.int64), *map(np.diff, ends)]))].astype(np.int64)
+        files = Names.packed(name_bytes, name_ends)
+        places = _places(self.ids.values, self.owners.values)
+        strange = np.flatnonzero(places < 0)
+        if len(strange):
+            image = self.owners.values[int(strange[0])]
             raise UserError(f"{path}: an annotation is of image id {image}, which is not among its images")
-        if type(category) is not int or category not in categories:
-            raise UserError(
-                f"{path}: the annotation of {images[image]} has category_id {category}, which is no category"
+        labels = self.owned.values
+        if not isinstance(labels, array) or (len(labels) and not 0 <= min(labels) <= max(labels) < len(classes)):
+            at, category = next(
+                (i, value) for i, value in enumerate(labels) if type(value) is not int or not 0 <= value < len(classes)
             )
-        if image in labels:
-            raise UserError(f"{path}: {images[image]} has more than one annotation; an image has one class here")
-        labels[image] = category
-    if len(labels) < len(images):
-        bare = next(image for image in images if image not in labels)
-        raise UserError(f"{path}: {images[bare]} has no annotation ({len(images) - len(labels)} such images)")
-    order = np.array([labels[image] for image in images], dtype=np.int64)
-    return Listing(root, Names(images.values()), order), [categories[i] for i in range(len(categories))]
+            name = files[int(places[at])]
+            raise UserError(f"{path}: the annotation of {name} has category_id {category}, which is no category")
+        counts = np.bincount(places, minlength=len(files))
+        if (counts > 1).any():
+            name = files[int((counts > 1).argmax())]
+            raise UserError(f"{path}: {name} has more than one annotation; an image has one class here")
+        if (counts < 1).any():
+            name = files[int((counts < 1).argmax())]
+            raise UserError(f"{path}: {name} has no annotation ({(counts < 1).sum()} such images)")
+        of_images = np.zeros(len(files), dtype=np.int64)
+        of_images[places] = np.array(labels, dtype=np.int64)
+        about: dict[str, JSON] = {"classes": [classes[i] for i in range(len(classes))]}
+        return Index(about, {"name_bytes": name_bytes, "name_ends": name_ends, "labels": of_images})
 
 
-def _by_id(path: Path, kind: str, pairs: list[tuple[object, object]]) -> dict[Any, Any]:
-    """The second of each pair by the first; UserError for an id that occurs twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        again = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise UserError(f"{path}: {kind} id {again} occurs more than once ({len(pairs) - len(found)} such entries)")
-    return found
+def _rows(block: list[JSON]) -> list[dict[str, JSON]]:
+    strange = next((row for row in block if not isinstance(row, dict)), None)
+    if strange is not None:
+        raise TypeError(f"its keys: it is {strange!r:.40}")
+    return cast("list[dict[str, JSON]]", block)
+
+
+def _places(ids: Sequence[JSON], wanted: Sequence[JSON]) -> np.ndarray:
+    """int64: where the wanted ids are among the `ids`; -1 for those that are not, or are neither number nor text."""
+    if isinstance(ids, array) and isinstance(wanted, array) and len(ids):
+        numbers, looked = np.array(ids), np.array(wanted)
+        order = np.argsort(numbers, kind="stable")
+        found = order[np.minimum(np.searchsorted(numbers, looked, sorter=order), len(order) - 1)]
+        return np.where(numbers[found] == looked, found, -1)
+    place = {i: at for at, i in enumerate(ids)}
+    return np.array([place.get(i, -1) if type(i) in (int, str) else -1 for i in wanted], dtype=np.int64)
+
+
+def _check_unique(path: Path, kind: str, ids: Sequence[JSON]) -> None:
+    """UserError for an id that occurs twice; TypeError for one that is a list or an object."""
+    different = len(np.unique(np.array(ids))) if isinstance(ids, array) else len(set(ids))
+    if different < len(ids):
+        again = next(key for key, count in Counter(ids).items() if count > 1)
+        raise UserError(f"{path}: {kind} id {again} occurs more than once ({len(ids) - different} such entries)")
