@@ -19,6 +19,12 @@ def check_four_blocks(name: str) -> None:
         )
 
 
+def in_run(backbone: BackboneConfig) -> BackboneConfig:
+    """The encoder in the checkpoint of a run, as the run had it; a `random_*` name has weights now."""
+    options = {"name": backbone.name.removeprefix("random_"), "weights": "pretrained"}
+    return backbone.model_copy(update=options)
+
+
 def encoder_of(backbone: BackboneConfig, options: Callable[[int], dict[str, Any]]) -> Encoder:
     """Build and load the encoder.
 

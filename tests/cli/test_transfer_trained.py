@@ -81,6 +81,22 @@ def test_the_backbone_is_found_by_the_file(data: Path, tmp_path: Path, capsys: p
     assert "--backbone is missing" in capsys.readouterr().err
 
 
+def test_a_run_is_evaluated_at_its_own_size(data: Path, tmp_path: Path) -> None:
+    """Size and crop of a run of this project stand in its checkpoint; the recipe's are 224 pixels."""
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        shutil.copytree(data / "val", root / split)
+    options = ["--task", "folder", "--data", str(root), "--device", "cpu", "data.workers=0", "eval.pictures=0"]
+    sizes = ["data.image_size=32", "eval.crop_pct=0.7", "optim.lr=0.05"]
+    run = [*options, "--preset", "smoke", "--backbone", "random_vit_nano", "subset=null", *sizes]
+    assert main([*run, "--output", str(tmp_path / "run")]) == 0
+    file = max((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
+    assert main([*options, "--eval-only", "--checkpoint", str(file), "--output", str(tmp_path / "again")]) == 0
+    record, again = (read_record(tmp_path / name / "record.json") for name in ("run", "again"))
+    assert again["metrics"] == record["metrics"]
+    assert (again["settings"]["data.image_size"], again["settings"]["eval.crop_pct"]) == (32, 0.7)
+
+
 def test_bad_input_is_one_line_and_leaves_no_folder(
     source: Source, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Trained detectors through the command line: those made here and under detectron2's names; val images are enough."""
 
+import json
 import math
 import pickle
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 from support.coco_command import TINY
+from transformers import ViTConfig, ViTModel
 
 import mae_transfer as mt
 from mae_transfer.cli.convert import main as convert
@@ -93,11 +95,46 @@ def test_a_detectors_file_gives_the_numbers_of_its_run(
     assert task == "coco"
     found = mt.evaluate(model, val_alone, device="cpu")
     assert found == pytest.approx({k: math.nan if v is None else v for k, v in wanted.items()}, abs=1e-9, nan_ok=True)
+    alone = shutil.copy(max((run / "checkpoints").glob("step_*.pt")), tmp_path / "alone.pt")
+    for file in (run, alone):  # by the configuration in the checkpoint, wherever that lies
+        again, task = mt.load_model(file)
+        assert task == "coco"
+        torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     report = "\n".join(record["backbone"]["load_report"])
     assert "(detectron2 detector)" in report
     assert "pixel_mean: constant that is no weight" in report
     records, _ = read_records(tmp_path)
     assert "trained" in make_tables(records, descriptions=descriptions())
+
+
+def test_a_run_is_evaluated_by_its_own_configuration(
+    val_alone: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sizes, thresholds and windows of a run, and what its first weights said: positions, mean, std, eps."""
+    first = tmp_path / "first"
+    sizes = {"hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 256}
+    vit = ViTModel(ViTConfig(**sizes, image_size=32, layer_norm_eps=0.1), add_pooling_layer=False)
+    vit.save_pretrained(first)
+    processor = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.9] * 3}
+    (first / "preprocessor_config.json").write_text(json.dumps(processor))
+    start = ["--backbone", "mae_vit_nano", "--checkpoint", str(first), "--preset", "smoke", "--data", str(data)]
+    run = tmp_path / "run"
+    assert main([*OTHER, *start, "subset=null", "recipe=vitdet_mask_rcnn", "--output", str(run)]) == 0
+    wanted = read_record(run / "record.json")["metrics"]
+    assert any(value for value in wanted.values()), "numbers that say nothing"
+    file = max((run / "checkpoints").glob("step_*.pt"))
+    where = ["--checkpoint", str(file), "--data", str(val_alone), "--output", str(tmp_path / "again")]
+    command = ["--task", "coco", "--eval-only", "--device", "cpu", "data.workers=0", "eval.pictures=0", *where]
+    assert main(command) == 0
+    found = read_record(tmp_path / "again" / "record.json")
+    assert found["metrics"] == wanted
+    assert (found["row"]["name"], found["settings"]["backbone.window_size"]) == ("trained", 2)
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"config": content["config"] | {"protocol": "frozen"}}, tmp_path / "frozen.pt")
+    capsys.readouterr()
+    command[command.index(str(file))] = str(tmp_path / "frozen.pt")
+    assert main([*command, "--output", str(tmp_path / "none")]) == 2
+    assert "is of a run of the protocol frozen, whose pyramid may read other maps" in capsys.readouterr().err
 
 
 def test_a_detector_of_another_recipe_is_an_error(

@@ -124,9 +124,11 @@ def _load(
     state, ignored = unwrap(raw, source, key)
     reader, converted, stated = read_layout(state, source, config)
     of_run: dict[str, str | None] = {}
-    if reader is own and (spec.init == "own" or spec.rotary):  # what this project may have pre-trained
-        facts, of_run = own.facts_of_run(raw)
+    if reader is own:
+        facts, ids = own.facts_of_run(raw)
         converted.facts = facts | converted.facts
+    if reader is own and (spec.init == "own" or spec.rotary):  # what this project may have pre-trained
+        of_run = ids
         own.spread_table(converted)
     settled = settle(spec, converted, source)
     if settled.timm_class == "Eva":

@@ -5,13 +5,15 @@ position tables come along: those of each block (BEiT, any backbone after ADE20K
 share (`rel_pos_window`, `rel_pos_global`), which fit only an encoder with the same options. So does the final norm, of
 a run that used it, or the norm before a classifier (`fc_norm`). The task's own modules are not looked at.
 
-A run's checkpoint also says of its encoder what no tensor shows (`facts_of`): `vit_*` names take that over, so that a
-pre-training of this project transfers with nothing else to say.
+A run's checkpoint also says of its encoder what no tensor shows (`facts_of`): mean and std of its images, eps, size of
+its positions. An encoder of any name takes that over; `vit_*` names also take how it was pre-trained.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from mae_transfer.backbones.checkpoints import values
 from mae_transfer.backbones.checkpoints.layout import (
@@ -28,7 +30,7 @@ from mae_transfer.backbones.positions.resampling import RULES
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.backbones.registry import class_token_fields
 from mae_transfer.config.old_names import renamed
-from mae_transfer.config.overrides import flatten
+from mae_transfer.config.overrides import flatten, leaf_keys
 from mae_transfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +39,10 @@ if TYPE_CHECKING:
 NAME = "mae_transfer"
 
 _SHARED = ("rel_pos_window", "rel_pos_global")
-_FACTS = ("img_size", "in_chans", "class_tokens", "mean", "std", "abs_pos", "rel_pos_tables", "pos_resampling")
+_FACTS = (
+    *("img_size", "in_chans", "class_tokens", "mean", "std", "eps"),
+    *("abs_pos", "rel_pos_tables", "pos_resampling"),
+)
 _DECODER = ("mask_token", "decoder_")
 
 
@@ -118,6 +123,8 @@ def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str 
     if told.get("class_tokens", 1) != 1:
         facts |= class_token_fields(values.whole(told["class_tokens"], "its run's class_tokens"))
     facts |= values.statistics(told, "its run's", facts.get("in_chans", 3))
+    if told.get("eps") is not None:
+        facts["eps"] = values.epsilon(told["eps"], "its run's eps")
     for name in ("abs_pos", "rel_pos_tables"):
         if name in told:
             facts[name] = values.flag(told[name], f"its run's {name}")
@@ -129,10 +136,25 @@ def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str 
     return facts, ids
 
 
-def config_of_run(raw: object, task: str) -> dict[str, object]:
-    """The configuration in a checkpoint of a run of this task, flat and under today's names; empty for other files."""
+def settings_of_run(
+    raw: object, tasks: Collection[str], schema: type[BaseModel], names: tuple[str, ...]
+) -> dict[str, object]:
+    """Dotted keys -> values of the configuration in a run's checkpoint: those of the schema that begin with `names`.
+
+    Empty for other files, and for runs of other tasks.
+    """
     config = raw.get("config") if isinstance(raw, Mapping) else None
-    return flatten(renamed(config)) if isinstance(config, dict) and config.get("task") == task else {}
+    if not isinstance(config, dict) or config.get("task") not in tasks:
+        return {}
+    known = set(leaf_keys(schema))
+    return {key: value for key, value in flatten(renamed(config)).items() if key in known and key.startswith(names)}
+
+
+def protocol_of_run(raw: object, task: str) -> str | None:
+    """The protocol in a checkpoint of a run of this task; None for other files, and for a task's usual one."""
+    config = raw.get("config") if isinstance(raw, Mapping) else None
+    named = config.get("protocol") if isinstance(config, Mapping) and config.get("task") == task else None
+    return named if isinstance(named, str) else None
 
 
 def resampling_of_run(origin: Mapping[str, object]) -> str | None:

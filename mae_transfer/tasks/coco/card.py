@@ -32,6 +32,7 @@ PROTOCOLS = (
         "trained_vitdet",
         f"{_CODE}.trained:Trained",
         config=f"{_CONFIG}:TrainedConfig",
+        stated=f"{_CODE}.trained:stated_model",
         load=f"{_CODE}.trained:load",
         about="a detector that was trained elsewhere, evaluated",
     ),

@@ -1,5 +1,6 @@
 """What a configuration beside a file states: taken over, checked against the backbone, or refused in one line."""
 
+import dataclasses
 import json
 
 import pytest
@@ -261,6 +262,21 @@ def test_a_run_at_another_size_than_its_pretraining_is_loaded(tmp_path, size, st
     images = torch.randn(1, 3, *((size, size) if isinstance(size, int) else size))
     with torch.no_grad():
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(again(images), encoder(images), strict=True))
+
+
+@pytest.mark.parametrize("name", ["vit_nano", "mae_vit_nano"])
+def test_a_run_keeps_what_its_first_weights_said(tmp_path, name):
+    """Mean, std and eps stand in no tensor: a run that began from such weights hands them on, under any name."""
+    encoder = load_backbone("random_vit_nano", img_size=32).eval()
+    told = {"mean": (0.1, 0.2, 0.3), "std": (0.9, 0.8, 0.7), "eps": 0.05}
+    encoder.spec = dataclasses.replace(encoder.spec, **told)
+    origin = {"encoder": facts_of(encoder)}
+    model = {f"encoder.{key}": t for key, t in encoder.state_dict().items()}
+    torch.save({"step": 3, "model": model, "optimizer": {}, "ema": None, "origin": origin}, tmp_path / "run.pt")
+    again = load_backbone(name, checkpoint=tmp_path / "run.pt", img_size=32)
+    assert {key: getattr(again.spec, key) for key in told} == told
+    assert (again.mean, again.vit.blocks[0].norm1.eps) == (told["mean"], 0.05)
+    assert "  from the file: LayerNorm eps 0.05" in again.load_report.lines()
 
 
 @pytest.mark.parametrize("origin", [5, {"encoder": None}, {"encoder": [1]}, {"encoder": {"trained_by": 3}}], ids=str)

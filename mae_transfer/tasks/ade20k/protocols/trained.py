@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from mae_transfer.backbones.checkpoints.exact import load_exactly
 from mae_transfer.backbones.checkpoints.report import fingerprint
-from mae_transfer.backbones.configured import encoder_of
+from mae_transfer.backbones.configured import encoder_of, in_run
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.config.sections import BackboneConfig
 from mae_transfer.errors import UserError
@@ -24,7 +24,7 @@ from mae_transfer.tasks.ade20k.protocols.upernet import UperNet, Upernet, build_
 from mae_transfer.tasks.ade20k.segmentor import Segmentor
 from mae_transfer.tasks.ade20k.trained.class_names import check_classes
 from mae_transfer.tasks.ade20k.trained.facts import take_facts
-from mae_transfer.tasks.ade20k.trained.read import read
+from mae_transfer.tasks.ade20k.trained.read import OWN, read
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
@@ -42,10 +42,13 @@ class _TrainedUperNet(Upernet):
 
     @override
     def backbone(self) -> BackboneConfig:
-        """Built without weights: the file of the model brings those of the encoder too."""
+        """Built without weights: the file of the model brings those of the encoder too. A run's file builds it as the
+        run had it: its positions, statistics and eps."""
         tables = any(name.endswith(TABLE) for name in self._file.state)
-        options = {"checkpoint": None, "weights": "random", "rel_pos": "per_block" if tables else False}
-        return self.config.backbone.model_copy(update=options)
+        backbone = self.config.backbone.model_copy(update={"rel_pos": "per_block" if tables else False})
+        if self._file.layout == OWN:
+            return in_run(backbone)
+        return backbone.model_copy(update={"checkpoint": None, "weights": "random"})
 
     @override
     def build_model(self, encoder: "Encoder", num_classes: int) -> UperNet:

@@ -13,7 +13,6 @@ The heads have mmsegmentation's names in all of them, but for transformers' `cla
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,6 +24,8 @@ from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.tasks.ade20k.trained.facts import OF_IMAGENET, Facts
 from mae_transfer.tasks.classification.trained.stated import stated_labels
 
+OWN = "mae_transfer segmentation"
+"""Layout of a run of this project."""
 SCALES = (1, 2, 3, 6)
 """Of the heads' pooling (mmsegmentation's UPerHead), which no tensor shows."""
 _PYRAMID = (
@@ -40,7 +41,7 @@ _PYRAMID = (
 class SegmentorFile(NamedTuple):
     """`state`: by this project's names. `ignored`: what else the file holds, with the reason. `facts`: of the spec.
     `labels`: names of its classes in order, None where it says none. `taps`: 0-based blocks that its pyramid reads,
-    where it says that. `run`: the flat configuration of the run that it is a checkpoint of, empty for others."""
+    where it says that. `content`: what the file is read as, in which a run of this project has its configuration."""
 
     state: State
     source: str
@@ -49,7 +50,7 @@ class SegmentorFile(NamedTuple):
     facts: Facts
     labels: Sequence[str] | None
     taps: tuple[int, ...] | None
-    run: Mapping[str, object] = MappingProxyType({})
+    content: object
 
 
 def read(checkpoint: str | Path, key: str | None = None) -> SegmentorFile:
@@ -66,8 +67,7 @@ def read(checkpoint: str | Path, key: str | None = None) -> SegmentorFile:
     inside = "backbone."
     if any(name.startswith("encoder.vit.") for name in state):
         facts, _ = own.facts_of_run(raw)
-        run = own.config_of_run(raw, "ade20k")
-        return SegmentorFile(state, source, "mae_transfer segmentation", ignored, facts, labels, taps, run)
+        return SegmentorFile(state, source, OWN, ignored, facts, labels, taps, raw)
     if any(name.startswith("backbone.layers.") for name in state):
         layout, facts = "mmsegmentation", dict(OF_IMAGENET)
         converted = mmpretrain.convert({name: x for name, x in state.items() if name.startswith(inside)})
@@ -106,7 +106,7 @@ def read(checkpoint: str | Path, key: str | None = None) -> SegmentorFile:
         if new != name or not name.startswith(inside):
             found[new] = tensor
     used = {k: v for k, v in converted.ignored.items() if k in state and not re.match(r"backbone\.fpn", k)}
-    return SegmentorFile(found, source, layout, ignored | used, facts, labels, taps)
+    return SegmentorFile(found, source, layout, ignored | used, facts, labels, taps, raw)
 
 
 def labels_of(raw: object) -> Sequence[str] | None:

@@ -18,10 +18,10 @@ Linear heads: the shorter side of images is the window, and the longer one is as
 from collections.abc import Mapping
 from pathlib import Path
 
+from mae_transfer.backbones.checkpoints import own
 from mae_transfer.backbones.checkpoints.audit import refusal
 from mae_transfer.backbones.positions.tables import TABLE
 from mae_transfer.backbones.timm_vit import resolve
-from mae_transfer.config.overrides import leaf_keys
 from mae_transfer.config.yaml import read_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import Ade20kConfig
@@ -75,10 +75,8 @@ def _of_upernet(checkpoint: str, patch: int) -> dict[str, object]:
         found = _windows(side, 2 * side // 3, 4 * side)
     if file.taps is not None:
         found["model.taps"] = list(file.taps)
-    if file.run.get("protocol") in (None, "partial", "trained"):  # a UperNet's
-        found |= {
-            key: value for key, value in file.run.items() if key in leaf_keys(Ade20kConfig) and key.startswith(_OF_RUN)
-        }
+    if own.protocol_of_run(file.content, "ade20k") in (None, "upernet", "partial", "trained"):  # a UperNet's
+        found |= own.settings_of_run(file.content, ("ade20k",), Ade20kConfig, _OF_RUN)
     return found
 
 

@@ -1,8 +1,8 @@
 """How a trained classifier is evaluated where it comes from: image size, crop and interpolation, as its source states.
 
 In this order: `preprocessor_config.json` (transformers) or `config.json` with `pretrained_cfg` (timm) beside the
-weights; timm's own settings of the model that the backbone is named by. Where none states anything, the
-recipe's values hold.
+weights; the configuration in a run's checkpoint; timm's own settings of the model that the backbone is named by. Where
+none states anything, the recipe's values hold.
 """
 
 import math
@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from timm.data import resolve_data_config
 
 from mae_transfer.backbones import registry
-from mae_transfer.backbones.checkpoints import files, hf_config
+from mae_transfer.backbones.checkpoints import files, hf_config, own
 from mae_transfer.backbones.timm_stages import empty_model
 from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.errors import UserError
+from mae_transfer.tasks.classification.card import CARDS
+from mae_transfer.tasks.classification.trained.config import TrainedConfig
 
+_OF_RUN = ("data.image_size", "eval.crop_pct", "eval.crop_mode", "eval.interpolation")
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, as transformers writes them."""
 
@@ -28,11 +31,16 @@ def stated_evaluation(backbone: str, asked: Mapping[str, object]) -> dict[str, o
     """
     spec, checkpoint = resolve(backbone), asked.get("backbone.checkpoint")
     if checkpoint is not None:
-        beside = hf_config.beside(files.find(str(checkpoint)))
+        path = files.find(str(checkpoint))
+        beside = hf_config.beside(path)
         if beside.processor:
             return _of_transformers(beside)
         if isinstance(beside.config.get("pretrained_cfg"), dict):
             return _of_timm(beside.config["pretrained_cfg"])
+        tasks = ("pretrain", *(card.name for card in CARDS))  # supervised pre-training has a classifier too
+        of_run = own.settings_of_run(files.read(path), tasks, TrainedConfig, _OF_RUN)
+        if of_run:
+            return of_run
     name = backbone.removeprefix(registry.TIMM_PREFIX) if backbone.startswith(registry.TIMM_PREFIX) else None
     if name is None and checkpoint is None:
         name = spec.hub
