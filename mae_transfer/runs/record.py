@@ -25,6 +25,7 @@ from mae_transfer.run_folder.per_image import write_per_image
 from mae_transfer.run_folder.record import read_record, write_json
 from mae_transfer.run_folder.schema import SCHEMA, RunRecord
 from mae_transfer.run_folder.settings import settings_id
+from mae_transfer.runs.sets_beside import keep_sets
 from mae_transfer.runs.settings import make_settings
 from mae_transfer.runs.tasks import task_card
 
@@ -128,13 +129,13 @@ def write_record(
         "images_per_second": result.images_per_second,
         **surroundings,
     }
-    file = path / "record.json"
+    file, before = path / "record.json", None
     if result.images_per_second is None and file.exists():
         # This process trained nothing: what training cost, and on what, stands in the record that it replaces.
         before = read_record(file)
         cost = {key: before.get(key, value) for key, value in cost.items()}
     per_image = evaluation.per_image  # written before the record, which holds its hash
-    record = {
+    content = {
         "schema": SCHEMA,
         "run_id": origin["run_id"],
         **card.describe(),
@@ -155,11 +156,15 @@ def write_record(
         **cost,
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+    record = cast(RunRecord, content)
+    lines = [] if before is None else keep_sets(record, before)
     write_json(file, record)
+    for line in lines:
+        _LOG.info("%s", line)
     shown = {name: value for name, value in evaluation.metrics.items() if "/" not in name}
     _LOG.info("%s", "  ".join(f"{name} {value:.2f}" for name, value in shown.items()))
     _LOG.info("record: %s", file)
-    return cast(RunRecord, record)
+    return record
 
 
 def commit() -> str | None:

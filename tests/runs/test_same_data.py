@@ -93,6 +93,21 @@ def test_pictures_of_a_set_beside_exchanged(tmp_path: Path, capsys: pytest.Captu
     assert "evaluated on other images than before: imagenet_a had the fingerprint" in said
     assert "imagenet_r had" not in said
     assert read_record(record)["data"]["robustness"]["imagenet_a"] in said
+    both = read_record(record)
+    wanted = {key: value for key, value in both["metrics"].items() if key.startswith("imagenet_")}
+    assert len(wanted) == 2
+
+    # without these sets their numbers stay, and a line says so
+    assert main([*options, f"data.imagenet_r={a}", "--eval-only"]) == 0
+    assert "IN-A top-1: not evaluated now; the record keeps its numbers" in capsys.readouterr().err
+    assert main([*options, "--eval-only"]) == 0
+    alone = read_record(record)
+    assert wanted.items() <= alone["metrics"].items()
+    assert alone["data"]["robustness"] == both["data"]["robustness"]
+    assert main([*options, f"data.imagenet_r={a}", "--eval-only", "eval.mask_classes=false"]) == 0
+    said = capsys.readouterr().err
+    assert "IN-A top-1: not evaluated now, and its numbers leave the record, since the evaluation is another" in said
+    assert "imagenet_a_top1" not in read_record(record)["metrics"], "of other settings than the rest"
 
 
 def test_finished_runs_of_a_series_are_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
