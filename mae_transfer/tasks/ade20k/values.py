@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mae_transfer.data.images import UndecodableImageError
+from mae_transfer.engine.distributed import from_rank_zero
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.ade20k.config import PairsConfig
+from mae_transfer.tasks.ade20k.count_values import VALUES, count_until, count_values
 from mae_transfer.tasks.ade20k.data import Segmentation
 
 SAMPLED = 64
@@ -22,7 +23,8 @@ LARGE_ZERO, LARGE_IGNORED = 0.25, 0.05
 GREY_STEP = 10
 """Grey levels of a picture of classes lie at least so far apart; class numbers do in sets of a few masks alone."""
 READ_AT_MOST = 2000
-"""Masks of each split that are read before settings are refused for a class that never occurs."""
+"""Masks of each split that are read to judge whether one class alone occurs, or none beyond the first few. Whether a
+single class never occurs is judged by all masks (`count_values.py:count_until`)."""
 
 
 def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> list[str]:
@@ -31,13 +33,12 @@ def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> 
     trained: the classes are those of a trained model, of which a val folder may have few.
 
     Raises UserError for a value that is no class, for a split without a labelled pixel, and where a class never occurs
-    and another setting would explain it. A single class may be rare: where masks of the set are left unread, its
-    absence is a line instead.
+    and another setting would explain it. A single class may be rare: it is looked for in all masks of the set.
     """
     config, labels = datasets[0].pairs_config, datasets[0].labels
-    counts, read = np.zeros(65536, dtype=np.int64), 0
+    counts, read = np.zeros(VALUES, dtype=np.int64), 0
     for dataset in datasets:
-        own, masks = _count(dataset, _sampled(dataset))
+        own, masks = count_values(dataset, _sampled(dataset))
         if not (own * (labels.table >= 0)).any():
             raise UserError(
                 f"{dataset.pairs.mask_folder}: of {masks} masks read no pixel has a class, all are ignored; set "
@@ -46,34 +47,41 @@ def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> 
         counts, read = counts + own, read + masks
     fault = find_fault(counts, config, trained=trained)
     if fault is not None:
-        for dataset in datasets:  # is it rare, or in none of the set's masks, whatever the subset?
-            own, masks = _count(dataset, np.setdiff1d(_spread(len(dataset.pairs), READ_AT_MOST), _sampled(dataset)))
+        # is it rare, or in none of the set's masks, whatever the subset?
+        more = [np.setdiff1d(_spread(len(each.pairs), READ_AT_MOST), _sampled(each)) for each in datasets]
+        for dataset, numbers in zip(datasets, more, strict=True):
+            own, masks = count_values(dataset, numbers)
             counts, read = counts + own, read + masks
-        whole = all(len(dataset.pairs) <= READ_AT_MOST for dataset in datasets)
-        certain, fault = (find_fault(counts, config, trained=trained, whole=known) for known in (whole, True))
-        if certain is not None:
-            raise UserError(f"{datasets[0].pairs.mask_folder}: {describe(counts, read, config)}; {certain}")
-    odd = [fault] if fault is not None else [] if trained else odd_values(counts, config)
+        if _most_classes(counts, config, trained) is None and _single_class(counts, config, trained) is not None:
+            done = [np.union1d(numbers, _sampled(each)) for each, numbers in zip(datasets, more, strict=True)]
+            rest = [np.setdiff1d(np.arange(len(each.pairs)), own) for each, own in zip(datasets, done, strict=True)]
+            counts, read = from_rank_zero(
+                lambda: count_until(
+                    datasets, (counts, read), rest, lambda found: _single_class(found, config, trained) is not None
+                )
+            )
+        fault = find_fault(counts, config, trained=trained)
+        if fault is not None:
+            raise UserError(f"{datasets[0].pairs.mask_folder}: {describe(counts, read, config)}; {fault}")
+    odd = [] if trained else odd_values(counts, config)
     return [describe(counts, read, config), *(f"{datasets[0].pairs.mask_folder}: {line}" for line in odd)]
 
 
 def classes_present(dataset: Segmentation) -> tuple[np.ndarray, int | None]:
     """Bool (K,): whether a pixel of one of the pairs has the class; and how many masks were read, None if all were."""
     numbers = dataset.indices[_spread(len(dataset), READ_AT_MOST)]
-    values, _ = _count(dataset, numbers)
+    values, _ = count_values(dataset, numbers)
     first = int(dataset.pairs_config.reduce_zero_label)
     present: np.ndarray = values[first : first + dataset.pairs_config.num_classes] > 0
     return present, len(numbers) if len(numbers) < len(dataset) else None
 
 
-def find_fault(counts: np.ndarray, config: PairsConfig, *, trained: bool = False, whole: bool = True) -> str | None:
+def find_fault(counts: np.ndarray, config: PairsConfig, *, trained: bool = False) -> str | None:
     """What explains that a class of the set never occurs, and what to do; None if nothing does.
 
-    Args:
-        counts: int64 (65536,), pixels of each value.
-        whole: they are those of all masks of the set. Of a part, a single class that is missing may be a rare one.
+    counts: int64 (65536,), pixels of each value in all masks of the set.
     """
-    fault = _single_class(counts, config, trained) if whole else None
+    fault = _single_class(counts, config, trained)
     return fault if fault is not None else _most_classes(counts, config, trained)
 
 
@@ -209,18 +217,3 @@ def _sampled(dataset: Segmentation) -> np.ndarray:
     """Numbers of the pairs, of those that the run uses."""
     numbers: np.ndarray = dataset.indices[_spread(len(dataset), SAMPLED)]
     return numbers
-
-
-def _count(dataset: Segmentation, numbers: np.ndarray) -> tuple[np.ndarray, int]:
-    """Pixels of each value, int64 (65536,), in the masks of these pairs, and how many could be read."""
-    counts, read, pairs = np.zeros(65536, dtype=np.int64), 0, dataset.pairs
-    for number in numbers.tolist():
-        try:
-            values = dataset.labels.read_values(pairs.mask(number), pairs.sizes[number])
-        except UndecodableImageError:
-            if dataset.on_bad_image == "error":
-                raise
-            continue
-        counts += np.bincount(values.ravel(), minlength=65536)
-        read += 1
-    return counts, read

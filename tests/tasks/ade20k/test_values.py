@@ -9,6 +9,7 @@ from PIL import Image
 
 from mae_transfer.errors import UserError
 from mae_transfer.runs.resolve import load_config
+from mae_transfer.tasks.ade20k.count_values import count_until
 from mae_transfer.tasks.ade20k.task import Ade20kTask
 from mae_transfer.tasks.ade20k.values import check_values
 
@@ -141,13 +142,29 @@ def test_a_rare_class_is_looked_for_before_anything_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["0..10 with the zero label", "0, 1 and 255 for three", "1..3 without the zero label"])
-def test_a_class_that_may_be_rare_is_said_where_masks_are_left_unread(tmp_path, name, monkeypatch):
+def test_a_class_that_may_be_rare_is_looked_for_in_all_masks(tmp_path, name, monkeypatch):
+    """Refused where no mask of a large set has it, and not where one has; a second start reads none again."""
     values, classes, reduce, message = REFUSED[name]
-    make_set(tmp_path, values)
+    make_set(tmp_path / "set", values, count=7)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(check_values.__globals__, "READ_AT_MOST", 2)  # a module imported anew is another one
-    warnings = task(tmp_path, classes, reduce).warnings
-    (line,) = [line for line in warnings if line.startswith(f"{tmp_path}/annotations")]
-    assert re.search(message, line)
+    monkeypatch.setitem(check_values.__globals__, "SAMPLED", 2)
+    parts, count_part = [], count_until.__globals__["_count"]
+    monkeypatch.setitem(count_until.__globals__, "PART", 3)
+    monkeypatch.setitem(count_until.__globals__, "_count", lambda masks: parts.append(len(masks)) or count_part(masks))
+    for masks in ([*[2] * 2, *[0] * 2, 3, 3, 3, 1], [*[2] * 2, *[0] * 2]):
+        with pytest.raises(UserError, match=message) as caught:
+            task(tmp_path / "set", classes, reduce)
+        assert "masks: of 14 read" in str(caught.value)
+        assert parts == masks
+        parts.clear()
+    rare = tmp_path / "set/annotations/training/3.png"
+    mask = np.array(Image.open(rare))
+    mask[0, 0] = 0 if "without" in name else classes if reduce else classes - 1
+    Image.fromarray(mask).save(rare)
+    checked = task(tmp_path / "set", classes, reduce)
+    assert sum(parts) < 14
+    assert not [line for line in checked.warnings if re.search(message, line)]
 
 
 @pytest.mark.parametrize("name", ["0 and 255 for two classes", "0 and 1 of 150", "0..2 of 150", "one class"])
