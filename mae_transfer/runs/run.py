@@ -39,6 +39,7 @@ from mae_transfer.run_folder.pictures import FOLDER, write_pictures
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.record import describe_surroundings, make_origin, write_record
 from mae_transfer.runs.same_data import check_same_data
+from mae_transfer.runs.same_weights import check_same_weights
 from mae_transfer.runs.step_cost import measure_step
 
 _LOG = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     if resume or eval_only:
         _keep_resampling(encoder, on_rank_zero(fabric, lambda: read_origin(path / "checkpoints")))
     model = task.build_model(encoder)
+    if resume or eval_only:
+        on_rank_zero(fabric, lambda: check_same_weights(encoder, path))
     with open_run_folder(fabric, path, config, resume=resume or eval_only) as folder, loader_failures():
         if fabric.is_global_zero:
             _announce(task, encoder, path, restored=eval_only and schedule is not None)
