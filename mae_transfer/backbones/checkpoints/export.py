@@ -16,7 +16,7 @@ from mae_transfer.backbones.checkpoints.layout import State
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
-from mae_transfer.backbones.registry import Spec
+from mae_transfer.backbones.registry import IMAGENET_MEAN, IMAGENET_STD, Spec
 from mae_transfer.backbones.timm_vit import final_norm_name, resolve
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write, user_path
@@ -67,6 +67,10 @@ def export(path: str | Path, backbone: str, form: str, out: str | Path, *, key: 
         lines.append("without the final norm, which the file does not have: a strict load elsewhere will ask for it")
     if spec.eps not in (None, 1e-6) and form != "hf":
         lines.append(f"note: these weights were made with LayerNorm eps {spec.eps:g}; {form} models use 1e-6")
+    if (spec.mean, spec.std) != (IMAGENET_MEAN, IMAGENET_STD) and form != "hf":
+        lines.append(
+            f"note: images were normalised by mean {spec.mean} and std {spec.std}, which the file does not say"
+        )
     return lines
 
 

@@ -301,3 +301,8 @@ def test_other_layouts_export_their_encoder(tmp_path, monkeypatch):
         exported = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
         assert {"norm.weight", "norm.bias", "cls_token", "blocks.1.mlp.fc2.bias"} < exported.keys()
         assert ("eps 1e-12" in "\n".join(lines)) == (name == "HF ViT")
+        assert "normalised" not in "\n".join(lines)
+    halves = dataclasses.replace(PLAIN, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    monkeypatch.setattr(export_module, "resolve", lambda _: halves)
+    lines = export_module.export(tmp_path / "file.pth", "this", "official", tmp_path / "out.pth")
+    assert "normalised by mean (0.5, 0.5, 0.5) and std (0.25, 0.25, 0.25), which the file does not say" in lines[-1]

@@ -5,7 +5,7 @@ refused if a name has no counterpart, if pyramid or heads lack a tensor, or if t
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from torch import Tensor
 from mae_transfer.adapters.norm import BatchNorm, ChannelNorm
 from mae_transfer.adapters.simple_pyramid import SimplePyramid
 from mae_transfer.adapters.vit_fpn import ViTFPN
-from mae_transfer.backbones.checkpoints import files
+from mae_transfer.backbones.checkpoints import files, own
 from mae_transfer.backbones.checkpoints.loader import unwrap
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write, user_path
@@ -64,11 +64,21 @@ def convert(source: str | Path, out: str | Path, to: Form) -> list[str]:
     with atomic_write(out) as target:
         torch.save(content, target)
     lines = [f"written: {out} ({len(renamed)} tensors under the names of {to})"]
+    if to == "detectron2":
+        lines += _statistics(raw)
     if averaged:
         lines.append("the moving average of the weights, which is what the run evaluates")
     if left_out:
         lines.append(f"left out: {', '.join(left_out)}, constants that are no weights")
     return lines
+
+
+def _statistics(raw: object) -> list[str]:
+    """What detectron2 reads of its configuration and not of the file, where a run says it."""
+    facts, _ = own.facts_of_run(raw) if isinstance(raw, Mapping) else ({}, {})
+    keys = {"mean": "MODEL.PIXEL_MEAN", "std": "MODEL.PIXEL_STD"}
+    said = [f"{key} {[round(255 * x, 3) for x in facts[part]]}" for part, key in keys.items() if part in facts]
+    return [f"detectron2's configuration has to say {' and '.join(said)}, of images in RGB"] if said else []
 
 
 def translate(state: dict[str, Tensor], to: Form, source: str) -> dict[str, Tensor]:

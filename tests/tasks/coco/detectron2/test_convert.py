@@ -51,6 +51,7 @@ def test_a_run_goes_to_detectron2_and_back_with_the_same_bits(tmp_path: Path) ->
         done = run([sys.executable, str(TOOL), "--to", to, str(source), str(out)])
         assert done.returncode == 0, done.stderr
         assert f"under the names of {to}" in done.stdout
+        assert ("MODEL.PIXEL_MEAN [123.675, 116.28, 103.53] and" in done.stdout) == (to == "detectron2")
     content = torch.load(theirs, weights_only=True)
     assert "backbone.bottom_up.encoder.vit.blocks.0.attn.qkv.weight" in content["model"]
     assert content["__author__"] == "mae_transfer"
