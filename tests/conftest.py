@@ -14,7 +14,8 @@ import pytest
 USES = {
     "process": re.compile(
         r"\bsubprocess\b|\bmultiprocessing\b|torch\.distributed\.run\b"
-        r"|support\.command_line\.(run|launched|kill_after)\b|support\.engine_toy\.(run_ranks|start)\b"
+        r"|\bcommand_line\.(run|launched|start|transfer|pretrain|kill_after)\b"
+        r"|support\.engine_toy\.(run_ranks|start)\b|support\.ranks\.spawn\b"
     ),
     "reference": re.compile(
         r"(import|from|importorskip\(\") ?(timm|transformers|detectron2|mmseg|mmcv|mmengine|pycocotools)\b"

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from support.command_line import environment
+from support.command_line import environment, launched, transfer
 
 IN_EXEC = """
 import signal, sys
@@ -17,7 +17,7 @@ sys.exit(exit_code(lambda: exec(code), after_ctrl_c="go on"))
 """
 """Imports run code by `exec`, those with named tuples for example."""
 RUN = [
-    *("-m", "mae_transfer", "transfer", "--task", "folder", "--protocol", "linear", "--backbone", "random_vit_nano"),
+    *("--task", "folder", "--protocol", "linear", "--backbone", "random_vit_nano"),
     *("--preset", "smoke", "--device", "cpu", "data.image_size=32", "eval.pictures=0", "--output"),
 ]
 
@@ -30,9 +30,8 @@ def test_a_stop_in_an_import_has_the_exit_code_of_a_stop(tmp_path: Path) -> None
 
 def test_a_run_that_has_only_its_folder_is_resumed(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    command = [sys.executable, *RUN, str(output)]
     process = subprocess.Popen(
-        command,
+        launched([*RUN, str(output)]),
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
@@ -49,6 +48,6 @@ def test_a_run_that_has_only_its_folder_is_resumed(tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("stopped by ")
     assert not (output / "record.json").exists()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment())
+    done = transfer([*RUN, str(output), "--resume"])
     assert done.returncode == 0, done.stderr
     assert (output / "record.json").exists()

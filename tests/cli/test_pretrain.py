@@ -2,15 +2,13 @@
 checkpoints."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.paths import ROOT
+from support.command_line import pretrain
 
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.cli import transfer as transfer_cli
@@ -74,9 +72,7 @@ def test_two_processes_do_what_one_does(images, tmp_path) -> None:
     """Masks are drawn for each image and not for each batch, so that the split does not matter."""
     more = ["train.micro_batch=1", "eval.knn=3"]
     assert main(command(images, tmp_path / "one", "train.micro_batch=4", "eval.knn=3")) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [str(ROOT / "tools" / "run_pretrain.py"), *command(images, tmp_path / "two", *more)]
-    done = subprocess.run([*launch, *script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = pretrain(command(images, tmp_path / "two", *more), ranks=2)
     assert done.returncode == 0, done.stderr
     one, two = ([line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)

@@ -1,18 +1,15 @@
 """Image classification through the command line: every data set and protocol, series of runs, stops, bad input."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from support.paths import TOOLS
+from support.command_line import transfer
 
 from mae_transfer.cli.transfer import main
 from mae_transfer.data.synthetic.classification import draw, make_classification
@@ -21,7 +18,6 @@ from mae_transfer.run_folder.record import read_record, read_records
 from mae_transfer.run_folder.validation import validate
 from mae_transfer.runs.plan import parse_blocks, plan_runs
 
-TOOL = TOOLS / "run_transfer.py"
 TINY = ["data.image_size=32", "--subset", "40"]
 BASE = ["--backbone", "random_vit_nano", "--preset", "smoke", "--device", "cpu", *TINY]
 TASKS = ("imagenet", "folder", "inat2017", "inat2018", "inat2019", "inat2021", "places205", "places365")
@@ -43,17 +39,12 @@ def errors_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
 
 
+def arguments(data: Path, output: Path, *more: str) -> list[str]:
+    return ["--task", "folder", "--data", str(data), "--output", str(output), *BASE, *more]
+
+
 def folder_run(data: Path, output: Path, *more: str) -> int:
-    return main(["--task", "folder", "--data", str(data), "--output", str(output), *BASE, *more])
-
-
-def processes(data: Path, output: Path, *more: str, ranks: int) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    arguments = ["--task", "folder", "--data", str(data), "--output", str(output), *BASE, *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, str(TOOL), *arguments], capture_output=True, text=True, check=False, env=environment
-    )
+    return main(arguments(data, output, *more))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -149,7 +140,7 @@ def test_two_processes_train_and_count_as_one_does(data: Path, tmp_path: Path) -
     options = ["--protocol", "finetune,knn", "train.global_batch=4", "model.mixup=0", "model.cutmix=0"]
     options += ["model.erasing=0", "backbone.drop_path=0", "schedule.steps=1", "schedule.warmup_steps=0"]
     assert folder_run(data, tmp_path / "1", *options, "train.micro_batch=4") == 0
-    done = processes(data, tmp_path / "2", *options, "train.micro_batch=2", ranks=2)
+    done = transfer(arguments(data, tmp_path / "2", *options, "train.micro_batch=2"), ranks=2)
     assert done.returncode == 0, done.stderr
     lines = [json.loads((tmp_path / n / "finetune" / "metrics.jsonl").read_text().splitlines()[0]) for n in "12"]
     assert lines[0]["loss_ce"] == pytest.approx(lines[1]["loss_ce"], rel=1e-5)

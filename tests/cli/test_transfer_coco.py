@@ -2,16 +2,13 @@
 
 import json
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from support.coco_command import BASE, TINY
-from support.command_line import SIX_STEPS, TOOL, assert_same_run, environment, kill_after, launched, run
+from support.command_line import SIX_STEPS, TOOL, assert_same_run, kill_after, launched, run, start, transfer
 
 from mae_transfer.cli.transfer import main
 from mae_transfer.data.synthetic.coco import make_coco
@@ -25,13 +22,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_coco(tmp_path_factory.mktemp("data") / "coco", train_images=6, val_images=3, size=(48, 64))
 
 
-def command(output: Path, data: Path, *more: str, ranks: int = 1) -> list[str]:
-    return launched([*BASE, "--data", str(data), "--output", str(output), *TINY, *more], ranks)
+def arguments(output: Path, data: Path, *more: str) -> list[str]:
+    return [*BASE, "--data", str(data), "--output", str(output), *TINY, *more]
 
 
 def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     output = tmp_path / "run"
-    done = run(command(output, data, "eval.per_class=true"))
+    done = run(launched(arguments(output, data, "eval.per_class=true")))
     assert done.returncode == 0, done.stderr
     record = read_record(output / "record.json")
     assert set(REQUIRED) <= record.keys()
@@ -50,7 +47,7 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     assert "RANDOM weights" in (output / "log.txt").read_text()
 
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    again = run(command(output, data))
+    again = transfer(arguments(output, data))
     assert again.returncode == 2
     assert "holds a run already; pass --resume or another --output" in again.stderr
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before, (
@@ -58,7 +55,7 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
     )
 
     (output / "record.json").write_text(json.dumps(record | {"metrics": {}}))
-    evaluated = run(command(output, data, "eval.per_class=true", "--eval-only"))
+    evaluated = transfer(arguments(output, data, "eval.per_class=true", "--eval-only"))
     assert evaluated.returncode == 0, evaluated.stderr
     anew = read_record(output / "record.json")
     for key in ("metrics", "run_id", "settings_id", "backbone", "history"):
@@ -66,7 +63,7 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
 
     assert anew["images_per_second"] == record["images_per_second"], "what training cost is not lost"
 
-    changed = run(command(output, data, "eval.per_class=true", "--resume", "optim.lr=3e-5"))
+    changed = transfer(arguments(output, data, "eval.per_class=true", "--resume", "optim.lr=3e-5"))
     assert changed.returncode == 2
     assert "optim.lr: 0.00016 -> 3e-05" in changed.stderr
 
@@ -87,10 +84,10 @@ def test_a_run_from_command_to_table(tmp_path: Path, data: Path) -> None:
 @pytest.mark.parametrize(("ranks", "kill_after_step"), [(1, 3), (2, 2)])
 def test_kill_9_then_resume_is_bit_identical(tmp_path: Path, data: Path, ranks: int, kill_after_step: int) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    done = run(command(straight, data, *SIX_STEPS, ranks=ranks))
+    done = transfer(arguments(straight, data, *SIX_STEPS), ranks)
     assert done.returncode == 0, done.stderr
-    kill_after(command(broken, data, *SIX_STEPS, ranks=ranks), broken, kill_after_step, total=6)
-    resumed = run(command(broken, data, *SIX_STEPS, "--resume", ranks=ranks))
+    kill_after(arguments(broken, data, *SIX_STEPS), broken, kill_after_step, total=6, ranks=ranks)
+    resumed = transfer(arguments(broken, data, *SIX_STEPS, "--resume"), ranks)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(straight, broken)
 
@@ -105,7 +102,7 @@ def test_two_ranks_train_as_one_rank_does(tmp_path: Path, data: Path) -> None:
     first = []
     for ranks, micro in ((1, 4), (2, 2)):
         output = tmp_path / str(ranks)
-        done = run(command(output, data, *options, f"train.micro_batch={micro}", ranks=ranks))
+        done = transfer(arguments(output, data, *options, f"train.micro_batch={micro}"), ranks)
         assert done.returncode == 0, done.stderr
         first.append(json.loads((output / "metrics.jsonl").read_text().splitlines()[0]))
     for name in ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"):
@@ -115,24 +112,17 @@ def test_two_ranks_train_as_one_rank_does(tmp_path: Path, data: Path) -> None:
 
 def test_sigterm_saves_and_exits_3(tmp_path: Path, data: Path) -> None:
     output = tmp_path / "run"
-    process = subprocess.Popen(
-        command(output, data, "schedule.steps=5000", "train.checkpoint_every=5000"),
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    metrics = output / "metrics.jsonl"
-    while not metrics.exists() or not metrics.read_text():
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 3, errors
-    assert "--resume goes on from it" in errors
-    early = run(command(output, data, "schedule.steps=5000", "train.checkpoint_every=5000", "--eval-only"))
+    long = arguments(output, data, "schedule.steps=5000", "train.checkpoint_every=5000")
+    run = start(long)
+    run.until_step(output, 1)
+    run.ranks.processes[0].terminate()
+    stopped = run.wait()
+    assert stopped.returncode == 3, stopped.stderr
+    assert "--resume goes on from it" in stopped.stderr
+    early = transfer([*long, "--eval-only"])
     assert early.returncode == 2
     assert "of 5000; finish the training by --resume first" in early.stderr
-    steps = len(metrics.read_text().splitlines())
+    steps = len((output / "metrics.jsonl").read_text().splitlines())
     assert (output / "checkpoints" / f"step_{steps:08d}.pt").exists()
 
 
@@ -231,7 +221,7 @@ def test_bad_options_are_one_line_and_exit_2(
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path, data: Path) -> None:
-    done = run(command(tmp_path / "run", data, "train.global_batch=3", ranks=2))
+    done = transfer(arguments(tmp_path / "run", data, "train.global_batch=3"), ranks=2)
     assert done.returncode != 0
     assert "train.global_batch=3 cannot be reached with 2 processes" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.coco_command import BASE, TINY
-from support.command_line import assert_same_run, launched, run
+from support.command_line import assert_same_run, transfer
 
 from mae_transfer import load_backbone
 from mae_transfer.backbones.positions.decomposed import DecomposedTables
@@ -60,12 +60,12 @@ def test_two_ranks_train_as_one_and_go_on_after_a_stop(tmp_path: Path, data: Pat
     one, two, part = (tmp_path / name for name in ("one", "two", "part"))
     more = ["train.checkpoint_every=2", "backbone.drop_path=0"]
     assert main(arguments(one, data, "vitdet_cascade", *more)) == 0
-    done = run(launched(arguments(two, data, "vitdet_cascade", *more), ranks=2))
+    done = transfer(arguments(two, data, "vitdet_cascade", *more), ranks=2)
     assert done.returncode == 0, done.stderr
     assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-4)
     shutil.copytree(two, part)
     (part / "record.json").unlink()
     (part / "checkpoints" / "step_00000004.pt").unlink()
-    resumed = run(launched([*arguments(part, data, "vitdet_cascade", *more), "--resume"], ranks=2))
+    resumed = transfer([*arguments(part, data, "vitdet_cascade", *more), "--resume"], ranks=2)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(two, part)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from support.command_line import Started, start
 from support.paths import TOOLS
 
 from mae_transfer.engine.loader import loader_processes
@@ -62,51 +63,51 @@ LOADER = """
 """
 
 
-def loader(sample: str, body: str = "pass") -> "subprocess.Popen[str]":
-    code = textwrap.dedent(LOADER).replace("{sample}", sample).replace("{body}", body)
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+def loader(folder: Path, sample: str, body: str = "pass") -> Started:
+    script = folder / "loader.py"
+    script.write_text(textwrap.dedent(LOADER).replace("{sample}", sample).replace("{body}", body))
+    return start([], tool=script)
 
 
-def last_line(process: "subprocess.Popen[str]") -> str:
-    out, _ = process.communicate(timeout=90)
-    assert process.returncode == 0
-    return out.splitlines()[-1]
+def last_line(run: Started) -> str:
+    done = run.wait()
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
 
 
-def test_what_cannot_be_sent_is_said() -> None:
-    said = last_line(loader("lambda: 0"))
+def test_what_cannot_be_sent_is_said(tmp_path: Path) -> None:
+    said = last_line(loader(tmp_path, "lambda: 0"))
     assert "said UserError a loader process could not send a batch (" in said
     assert "pickle" in said
 
 
-def test_too_few_files() -> None:
+def test_too_few_files(tmp_path: Path) -> None:
     code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
-    said = last_line(loader("torch.zeros(3)", f"exec({code!r}) if len(batches) == 1 else None"))
+    said = last_line(loader(tmp_path, "torch.zeros(3)", f"exec({code!r}) if len(batches) == 1 else None"))
     assert said.startswith("said UserError")
     assert "ulimit -n" in said
 
 
-def test_a_killed_process_is_said() -> None:
-    process = loader("torch.zeros(3)", "time.sleep(0.1)")
-    assert process.stdout
-    process.stdout.readline()
-    for child in psutil.Process(process.pid).children():
+def test_a_killed_process_is_said(tmp_path: Path) -> None:
+    run = loader(tmp_path, "torch.zeros(3)", "time.sleep(0.1)")
+    run.until_said("batch")
+    for child in psutil.Process(run.ranks.processes[0].pid).children():
         child.kill()
-    assert "said UserError a loader process" in last_line(process)
+    assert "said UserError a loader process" in last_line(run)
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_a_wait(second: signal.Signals) -> None:
+def test_a_second_signal_ends_a_wait(second: signal.Signals, tmp_path: Path) -> None:
     """The wait is longer than `last_line` has patience."""
     wait = "while not stop.received: time.sleep(0.01)", "print('first', flush=True)", "time.sleep(600)"
-    process = loader("torch.zeros(3)", f"exec({chr(10).join(wait)!r})")
-    assert process.stdout
-    assert process.stdout.readline() == "batch\n"
+    run = loader(tmp_path, "torch.zeros(3)", f"exec({chr(10).join(wait)!r})")
+    process = psutil.Process(run.ranks.processes[0].pid)
+    run.until_said("batch")
     process.send_signal(signal.SIGTERM)
-    assert process.stdout.readline() == "first\n"
+    run.until_said("first")
     time.sleep(2 * REPEAT)
     process.send_signal(second)
-    assert "said StoppedBySignal stopped at once by a second signal" in last_line(process)
+    assert "said StoppedBySignal stopped at once by a second signal" in last_line(run)
 
 
 @pytest.mark.parametrize(

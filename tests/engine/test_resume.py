@@ -13,7 +13,6 @@ import psutil
 import pytest
 import torch
 from support.engine_toy import STEPS, outcome, run_ranks, start
-from support.engine_toy import finish as finish_processes
 from support.paths import ROOT
 
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
@@ -92,14 +91,14 @@ def test_signal_saves_and_resume_is_bit_identical(
     """One process gets the signal together with its loader processes, as from a scheduler; of two ranks only rank 1."""
     folder = tmp_path / "run"
     options: dict[str, Any] = {"workers": workers, "changes": CHANGES[ranks]}
-    processes = start(folder, ranks, task={"pause": 0.05}, **options)
+    run = start(folder, ranks, task={"pause": 0.05}, **options)
     deadline = time.monotonic() + 60
     while len(history(folder)) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
-    target = psutil.Process(processes[-1].pid)
+    target = psutil.Process(run.processes[-1].pid)
     for process in [*target.children(recursive=True), target]:
         process.send_signal(number)
-    assert finish_processes(processes) == [3] * ranks
+    assert run.wait() == [3] * ranks
     stopped = outcome(folder)
     step = max(line["step"] for line in history(folder))
     assert 2 <= step < STEPS
@@ -123,7 +122,7 @@ def test_launchers(uninterrupted: dict[int, Path], tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert run_ranks(tmp_path / "srun", 2, launcher="slurm", changes=CHANGES[2]) == [0, 0]
     output, _ = torchrun.communicate(timeout=120)

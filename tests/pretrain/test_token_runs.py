@@ -1,14 +1,12 @@
 """Whole runs with tokens and shards: the tokenizer that a run keeps, resumes, ranks; shards instead of folders."""
 
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from support.paths import ROOT
+from support import command_line
 from support.pretraining import resolve_pretrain
 
 from mae_transfer.data.synthetic.classification import make_classification
@@ -173,12 +171,9 @@ def test_two_processes_do_what_one_does(images, tmp_path, monkeypatch) -> None:
     """Rank 0 fits the tokenizer, the other gets it; masks of different sizes and accumulation change nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pretrain(tmp_path / "one", "beit", "train.micro_batch=4", data=images)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["tools/run_pretrain.py", "--method", "beit", "--backbone", "vit_nano_p8", "--preset", "smoke"]
-    command += ["--tokenizer", "kmeans", "--data", str(images), "--output", str(tmp_path / "two"), *SMALL]
-    command += ["train.micro_batch=1"]
-    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    command = ["--method", "beit", "--backbone", "vit_nano_p8", "--preset", "smoke", "--tokenizer", "kmeans"]
+    command += ["--data", str(images), "--output", str(tmp_path / "two"), *SMALL, "train.micro_batch=1"]
+    done = command_line.pretrain(command, ranks=2)
     assert done.returncode == 0, done.stderr
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == 3

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support.engine_toy import finish, make_config, outcome, run_ranks, start
+from support.engine_toy import make_config, outcome, run_ranks, start
 
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
@@ -98,13 +98,13 @@ def test_a_folder_has_one_user(tmp_path: Path) -> None:
             RunFolder(folder, CONFIG)
         assert run_ranks(folder) == [2]
         assert f"output folder {folder} is in use by another run" in outcome(folder)["message"]
-    processes = start(folder, task={"pause": 0.05}, changes={"optim__ema": None})
+    run = start(folder, task={"pause": 0.05}, changes={"optim__ema": None})
     while not read_metrics(folder):
-        assert processes[0].is_alive()
+        assert run.processes[0].is_alive()
     with pytest.raises(UserError, match="in use by another run"):
         RunFolder(folder, CONFIG)
-    processes[0].kill()
-    finish(processes)
+    run.processes[0].kill()
+    run.wait()
     with pytest.raises(UserError, match="holds a run already; pass --resume or another --output"):
         RunFolder(folder, CONFIG)
     RunFolder(folder, make_config(optim__ema=None), resume=True).close()

@@ -1,15 +1,14 @@
 """`--resume auto`: one command for the start and for every restart, whatever the folder holds."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support import command_line
 
 from mae_transfer.cli.main import main
 from mae_transfer.errors import UserError
@@ -138,16 +137,16 @@ def test_torchrun_restarts_a_run_that_is_killed_twice(tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
-    def command(output: Path, *restarts: str, script: list[str]) -> list[str]:
-        options = [f"--{name}={value}" for name, value in OPTIONS.items()]
-        run = ["transfer", "--task=folder", "--backbone=random_vit_nano", f"--output={output}", "--resume", "auto"]
-        return [sys.executable, *launch, *restarts, *script, *run, *options, *SMALL, "train.global_batch=4"]
+    launch += ["--max-restarts=3", str(tmp_path / "rank.py"), "transfer"]
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = command(tmp_path / "whole", script=["-m", "mae_transfer"])
-    broken = command(tmp_path / "broken", "--max-restarts=3", script=[str(tmp_path / "rank.py")])
-    for each in (whole, broken):
-        done = subprocess.run(each, capture_output=True, text=True, env=environment, timeout=300)
+    def arguments(output: Path) -> list[str]:
+        options = [*(f"--{name}={value}" for name, value in OPTIONS.items()), *SMALL, "train.global_batch=4"]
+        return ["--task=folder", "--backbone=random_vit_nano", f"--output={output}", "--resume", "auto", *options]
+
+    for done in (
+        command_line.run([sys.executable, *launch, *arguments(tmp_path / "broken")]),
+        command_line.transfer(arguments(tmp_path / "whole"), ranks=2),
+    ):
         assert done.returncode == 0, done.stderr[-3000:]
     assert "resuming after step 1" in (tmp_path / "broken" / "log.txt").read_text()
     records = [json.loads((tmp_path / name / "record.json").read_text()) for name in ("whole", "broken")]

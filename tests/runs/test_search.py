@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_line import ADE20K, TINY_ADE20K, launched, run
+from support.command_line import ADE20K, TINY_ADE20K, transfer
 from support.paths import GOLDENS
 
 from mae_transfer.cli.transfer import main
@@ -174,7 +174,7 @@ def test_two_ranks_and_a_run_that_diverges(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(text.replace("optim.lr: [1.0e-4, 2.0e-4]", "optim.lr: [1.0e+18, 1.0e-4]"))
     more = [*TINY_ADE20K, f"recipe={recipe}", "schedule.warmup_steps=0", "train.micro_batch=1"]
-    done = run(launched([*BASE, "--data", str(data), "--output", str(tmp_path / "search"), *more], ranks=2))
+    done = transfer([*BASE, "--data", str(data), "--output", str(tmp_path / "search"), *more], ranks=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("diverged") == 1
     assert done.stdout.count("best: optim.lr=0.0001") == 1

@@ -1,22 +1,19 @@
 """A tiny task for the engine's tests, and real processes to run it in.
 
-Processes come from a fork server that has imported torch once; each is a process of its own that can be killed. Faults
-are injected from inside: a process kills itself at a known point, which an outside `kill -9` hits only by luck.
+Faults are injected from inside: a process kills itself at a known point, which an outside `kill -9` hits only by luck.
 """
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from support import processes
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -186,40 +183,13 @@ def run_toy(
 # ---- processes
 
 
-def start(folder: Path, ranks: int = 1, launcher: str = "torchrun", **options: Any) -> list[BaseProcess]:
-    """Start the ranks of a toy run; `launcher` says whose environment variables they find."""
-    port = _free_port()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mae_transfer.engine.loop"])
-    processes: list[BaseProcess] = []
-    for rank in range(ranks):
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        if launcher == "torchrun" and ranks > 1:
-            environment |= {"TORCHELASTIC_RUN_ID": "toy", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-        if launcher == "slurm":
-            environment |= {"SLURM_JOB_ID": "1", "SLURM_NTASKS": str(ranks), "SLURM_NTASKS_PER_NODE": str(ranks)}
-            environment |= {"SLURM_STEP_NUM_TASKS": str(ranks), "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
-            environment |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        processes.append(context.Process(target=_child, args=(environment, rank, folder, options)))  # type: ignore[attr-defined]
-        processes[-1].start()
-    return processes
-
-
-def finish(processes: list[BaseProcess], timeout: float = 60.0) -> list[int | None]:
-    """Wait for all ranks; when one fails, give the others a moment and kill them, as a launcher does."""
-    deadline = time.monotonic() + timeout
-    while any(process.is_alive() for process in processes):
-        if any(process.exitcode for process in processes) or time.monotonic() > deadline:
-            for process in processes:
-                process.join(1.0)
-                process.kill()
-        time.sleep(0.02)
-    return [process.exitcode for process in processes]
+def start(folder: Path, ranks: int = 1, launcher: str = "torchrun", **options: Any) -> processes.Ranks:
+    """Start the ranks of a toy run."""
+    return processes.start(_child, folder, options, ranks=ranks, launcher=launcher)
 
 
 def run_ranks(folder: Path, ranks: int = 1, **options: Any) -> list[int | None]:
-    return finish(start(folder, ranks, **options))
+    return start(folder, ranks, **options).wait()
 
 
 def outcome(folder: Path, rank: int = 0) -> dict[str, Any]:
@@ -228,10 +198,7 @@ def outcome(folder: Path, rank: int = 0) -> dict[str, Any]:
     return result
 
 
-def _child(environment: dict[str, str], rank: int, folder: Path, options: dict[str, Any]) -> None:
-    os.environ.update(environment)
-    multiprocessing.set_start_method("fork", force=True)  # of loader processes: our own children, as in a plain run
-    torch.set_num_threads(1)
+def _child(rank: int, folder: Path, options: dict[str, Any]) -> None:
     if options.pop("keep_errors", False):  # the fork server has the standard error of the test that started it
         errors = os.open(f"{folder}.rank{rank}.err", os.O_WRONLY | os.O_CREAT)
         os.dup2(errors, 2)
@@ -282,12 +249,6 @@ def _inject(fault: dict[str, Any], rank: int) -> None:
     register_optimizer_step_pre_hook(before_update)
     if "kill_write" in fault:
         os.fsync = fsync_or_die
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":  # one rank under the real torchrun

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.processes import fork_server
 from torch import distributed, multiprocessing
 
 
 def spawn(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """Run work(rank, *args) on two gloo ranks and return their results."""
-    multiprocessing.spawn(_run, (work, str(folder), args), nprocs=2)
+    start_method = fork_server().get_start_method()
+    multiprocessing.start_processes(_run, (work, str(folder), args), nprocs=2, start_method=start_method)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
-from support.command_line import launched, run
+from support.command_line import transfer
 
 from mae_transfer.cli.transfer import main
 from mae_transfer.data.images import choose_subset
@@ -223,7 +223,7 @@ def test_every_layer_of_one_pass_is_that_of_a_run_of_its_own(root, tmp_path, mon
 @pytest.mark.process
 @pytest.mark.parametrize("protocol", ["knn", "logreg"])
 def test_two_ranks_give_what_one_gives(root, tmp_path, protocol):
-    done = run(launched(command(root, tmp_path / "two", protocol, "eval.pictures=0"), 2))
+    done = transfer(command(root, tmp_path / "two", protocol, "eval.pictures=0"), ranks=2)
     assert done.returncode == 0, done.stderr
     one = run_cli(command(root, tmp_path / "one/run", protocol, "eval.pictures=0"))
     two = json.loads((tmp_path / "two/record.json").read_text())

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from support.command_line import launched, run
+from support.command_line import transfer
 
 from mae_transfer.cli.transfer import main
 from mae_transfer.data.synthetic.classification import make_classification
@@ -193,7 +193,7 @@ def test_two_processes_record_what_one_records(images, tmp_path):
         if ranks == 1:
             assert main(arguments) == 0
         else:
-            done = run(launched(arguments, ranks))
+            done = transfer(arguments, ranks)
             assert done.returncode == 0, done.stderr[-2000:]
         records.append([json.loads(file.read_text()) for file in sorted((tmp_path / str(ranks)).rglob("record.json"))])
     assert [record["settings"]["protocol"] for record in records[0]] == ["knn", "linear", "logreg"]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.ranks import spawn
 from torch import nn
 from torch.nn import functional as F
 
@@ -183,24 +184,19 @@ def test_norm_over_ranks_is_the_norm_of_the_whole_batch(tmp_path):
     """Two processes with unequal shares: outputs and running statistics of nn.BatchNorm1d on all of it."""
     torch.manual_seed(0)
     whole = [torch.randn(10, 5) * 3 + 7 for _ in range(3)]
-    torch.save(whole, tmp_path / "data.pt")
-    torch.multiprocessing.spawn(_normalise, (tmp_path,), nprocs=2)
     reference = nn.BatchNorm1d(5, affine=False, eps=1e-6)
     expected = [reference(x) for x in whole]
-    for rank, part in ((0, slice(0, 4)), (1, slice(4, 10))):
-        outputs, state = torch.load(tmp_path / f"{rank}.pt")
+    parts = (slice(0, 4), slice(4, 10))
+    for part, (outputs, state) in zip(parts, spawn(_normalise, tmp_path, whole, parts), strict=True):
         for ours, theirs in zip(outputs, expected, strict=True):
             torch.testing.assert_close(ours, theirs[part], rtol=1e-5, atol=1e-6)
         for name, value in reference.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
 
 
-def _normalise(rank, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _normalise(rank, whole, parts):
     norm = linear.FeatureNorm(5)
-    outputs = [norm(x[:4] if rank == 0 else x[4:]) for x in torch.load(folder / "data.pt")]
-    torch.save((outputs, norm.state_dict()), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return [norm(x[parts[rank]]) for x in whole], norm.state_dict()
 
 
 def test_lrs_of_the_recipes_are_the_sources_scaled():

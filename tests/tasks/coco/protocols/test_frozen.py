@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.coco_command import BASE, TINY
-from support.command_line import launched, run, weights
+from support.command_line import transfer, weights
 from torch import Tensor
 
 from mae_transfer.backbones.load import load_backbone
@@ -159,7 +159,7 @@ def test_runs_leave_the_encoder_as_it_was(tmp_path: Path, data: Path, capsys: py
     ]
     options += ["train.global_batch=4", "schedule.warmup_steps=0"]
     two = tmp_path / "runs" / "two"
-    done = run(launched([*options, "--output", str(two), "train.micro_batch=2", "schedule.steps=2"], ranks=2))
+    done = transfer([*options, "--output", str(two), "train.micro_batch=2", "schedule.steps=2"], ranks=2)
     assert done.returncode == 0, done.stderr
     for name, recipe in (("one", "frozen_li2021"), ("vitdet", "frozen_vitdet")):
         output = ["--output", str(tmp_path / "runs" / name), "train.micro_batch=4", "schedule.steps=2"]
