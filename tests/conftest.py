@@ -64,3 +64,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, pattern in USES.items():
             if pattern.search(source):
                 item.add_marker(marker)
+    items.sort(key=lambda item: item.path.name != "test_wheel.py")  # first, so that no worker waits for it at the end
