@@ -1,29 +1,34 @@
 """Command lines of README, docs and `--help` run as they stand there, at the smallest size.
 
 Written for a line: `--preset smoke` on a CPU, tiny models for the encoders that it names, tiny sets and files of the
-kinds that it names. The rest is the reader's own line. `NOT_RUN` has the lines that cannot run here, and where else
-they do.
+kinds that it names. The rest is the reader's own line. Lines that say the same at this size run once. `NOT_RUN` has the
+lines that cannot run here, and where else they do.
 """
 
+import argparse
 import importlib
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 import tarfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.run
 from PIL import Image
 from support.coco_command import TINY
-from support.command_line import run
+from support.command_line import run, start
 from support.documents import NAMES, command_of, commands_of
-from support.paths import ROOT
+from support.paths import ROOT, TOOLS
 
-from mae_transfer.commands import TOOLS
+from mae_transfer.commands import TOOLS as FILE_OF
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.data.synthetic.coco import make_coco
 
@@ -41,7 +46,8 @@ NOT_RUN = {
 }
 """Pattern of a line -> where else it runs."""
 
-ENCODERS = ("vit_b", "vit_l", "vit_ti", "vit_ti_p8", "vit_s_p8", "vit_h_p16", "mae_vit_b", "mae_vit_l", "random_vit_ti")
+ENCODERS = {"vit_b", "vit_l", "vit_ti", "vit_ti_p8", "vit_s_p8", "vit_h_p16", "mae_vit_b", "mae_vit_l"}
+ENCODERS |= {"random_vit_ti", "random_vit_nano"}
 """Here they are vit_nano, with random weights where the line has no file."""
 FILES = {
     **{"RUN_FOLDER": "my-mae", "mae_pretrain_vit_base_full.pth": "my_full.pth", "./vit-mae-base": "hf"},
@@ -73,10 +79,26 @@ SETS = {
 def lines() -> list[str]:
     """Of all pages and of the examples in --help; one of those that are the same at this size."""
     texts = [(ROOT / name).read_text() for name in NAMES]
-    texts += [(ROOT / f"mae_transfer/cli/{name}.py").read_text().replace("\\\\\n", "\\\n") for name in TOOLS]
+    texts += [(ROOT / f"mae_transfer/cli/{name}.py").read_text().replace("\\\\\n", "\\\n") for name in FILE_OF]
     found = [re.sub(r"\s+# .*", "", line) for text in texts for line in commands_of(text)]
     here = [line for line in found if not any(re.search(pattern, line) for pattern in NOT_RUN)]
-    return list({(line.startswith("torchrun"), str(small(line))): line for line in here}.values())
+    return list({said(line): line for line in here}.values())
+
+
+@cache
+def parser(command: str) -> argparse.ArgumentParser:
+    return importlib.import_module(f"mae_transfer.cli.{command}").build_parser()
+
+
+def said(line: str) -> str:
+    """What a line says, in whatever order and with or without a slash at the end of a folder."""
+    command, words = small(line)
+    try:
+        options = vars(parser(command).parse_intermixed_args(words))
+    except SystemExit:
+        return line
+    options = {name: sorted(map(str, x)) if isinstance(x, list) else str(x) for name, x in options.items()}
+    return f"{line.startswith('torchrun')} {command} {options}".replace("./", "").replace("/'", "'")
 
 
 def small(line: str) -> tuple[str, list[str]]:
@@ -114,6 +136,16 @@ def small(line: str) -> tuple[str, list[str]]:
 def call(command: str, words: list[str]) -> int:
     code: int = importlib.import_module(f"mae_transfer.cli.{command}").main(words)
     return code
+
+
+def two_ranks(line: str, command: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """By torchrun where it has more to do than start them; else its options are read as it reads them."""
+    launcher = shlex.split(line[: line.index(f" {command} ")].replace("--nproc-per-node 8", "--nproc-per-node 2"))
+    if "--max-restarts" in launcher:
+        return run([sys.executable, "-m", "torch.distributed.run", "--standalone", *launcher[1:], command, *words])
+    options = torch.distributed.run.parse_args(launcher[1:])
+    assert (options.module, options.training_script, options.nproc_per_node) == (True, "mae_transfer", "2")
+    return start(words, 2, TOOLS / FILE_OF[command]).wait()
 
 
 def write_masks(folder: Path, classes: int) -> Path:
@@ -214,8 +246,7 @@ def test_a_line_runs(line: str, world: Path, tmp_path: Path, monkeypatch: pytest
         assert call(command, [word for word in words if word not in ("--resume", "auto", "--eval-only")]) == 0
     if line.startswith("torchrun"):
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        done = run([*launcher, "-m", "mae_transfer", command, *words])
+        done = two_ranks(line, command, words)
         assert done.returncode == 0, done.stderr
     else:
         assert call(command, words) == 0
