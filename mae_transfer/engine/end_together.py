@@ -84,4 +84,4 @@ class _Watch(threading.Thread):
 
     def close(self) -> None:
         self._over.set()
-        self.join()
+        self.join(PATIENCE)
