@@ -17,7 +17,7 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 class AveragePrecision:
-    """AP in percent as a function of which images count.
+    """AP in percent as a function of how often each image counts.
 
     Args:
         arrays: of the n images of a run.
@@ -26,58 +26,71 @@ class AveragePrecision:
 
     def __init__(self, arrays: Arrays, kind: str) -> None:
         labels, images = arrays["detection_label"], arrays["detection_image"]
-        matched, ignored = arrays[f"{kind}_matched"], arrays[f"{kind}_ignored"]
-        self.num_classes = 1 + int(max(arrays["object_label"].max(initial=0), labels.max(initial=0)))
-        self.objects = np.zeros((len(arrays["ids"]), self.num_classes))
-        np.add.at(self.objects, (arrays["object_image"], arrays["object_label"]), 1)
+        self.object_images, self.object_labels = arrays["object_image"], arrays["object_label"]
+        self.num_classes = 1 + int(max(self.object_labels.max(initial=0), labels.max(initial=0)))
         order = np.lexsort((-arrays["score"], labels))
-        self.images, self.labels = images[order], labels[order]
-        self.starts = np.searchsorted(self.labels, np.arange(self.num_classes))
-        self.hits = [np.flatnonzero(matched[order] >> bit & 1) for bit in range(len(THRESHOLDS))]
-        self.passed_over = [np.flatnonzero(ignored[order] >> bit & 1) for bit in range(len(THRESHOLDS))]
+        self.images, labels = images[order], labels[order]
+        starts = np.searchsorted(labels, np.arange(self.num_classes))
+        matched, ignored = arrays[f"{kind}_matched"][order], arrays[f"{kind}_ignored"][order]
+        bits = range(len(THRESHOLDS))
+        self.at = [_Threshold(matched >> bit & 1, ignored >> bit & 1, labels, starts) for bit in bits]
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """float64 (B,) from bool (B, n), whether each image counts; NaN of a part without an object."""
-        objects = counts.astype(float) @ self.objects
-        weights = counts[:, self.images]
-        before = _summed(weights)
-        total = np.zeros(len(counts))
-        for hits, passed_over in zip(self.hits, self.passed_over, strict=True):
-            total += self._area(weights, before, objects, hits, passed_over)
-        counted = (objects > 0).sum(1)
-        result: np.ndarray = 100 * total / np.where(counted, counted, np.nan) / len(RECALLS) / len(THRESHOLDS)
-        return result
+        """float64 (B,) from (B, n), whether (bool) or how often (integers) each image counts; NaN without an object.
 
-    def _area(
-        self, weights: np.ndarray, before: np.ndarray, objects: np.ndarray, hits: np.ndarray, passed_over: np.ndarray
-    ) -> np.ndarray:
-        """(B,): sums over classes and recalls of the precision at one threshold.
+        An image that counts twice is two images with the same objects and detections.
+        """
+        return np.array([self._of(row.astype(np.int64)) for row in counts])
+
+    def _of(self, times: np.ndarray) -> float:
+        objects = np.bincount(self.object_labels, times[self.object_images], self.num_classes)
+        weights = times[self.images]
+        before = _summed(weights)
+        total = sum(threshold.area(weights, before, objects) for threshold in self.at)
+        counted = int((objects > 0).sum())
+        return 100 * total / counted / len(RECALLS) / len(THRESHOLDS) if counted else np.nan
+
+
+class _Threshold:
+    """What AP at one overlap needs of the detections, which are sorted by class and then by falling score.
+
+    Args:
+        matched, ignored: (m,), whether each detection matched an object, or only lies on a crowd.
+        labels: (m,).
+        starts: (K,), the first detection of each class.
+    """
+
+    def __init__(self, matched: np.ndarray, ignored: np.ndarray, labels: np.ndarray, starts: np.ndarray) -> None:
+        self.hits, self.passed_over = np.flatnonzero(matched), np.flatnonzero(ignored)
+        self.labels = labels[self.hits]
+        self.starts = starts[self.labels]
+        self.crowds = np.searchsorted(self.passed_over, self.hits), np.searchsorted(self.passed_over, self.starts)
+        self.firsts = np.searchsorted(self.labels, self.labels)
+        self.is_first = np.arange(len(self.hits)) == self.firsts
+        self.lift = 2.0 * (len(starts) - self.labels)  # the maximum of what follows ends with the class
+
+    def area(self, weights: np.ndarray, before: np.ndarray, objects: np.ndarray) -> float:
+        """The sum over classes and recalls of the precision.
 
         Args:
-            weights: bool (B, m), whether each detection counts.
-            before: (B, m + 1), how many of them come before.
-            objects: (B, K).
-            hits, passed_over: places of the detections that matched an object, and that lie on a crowd.
+            weights: int64 (m,), how often each detection counts.
+            before: (m + 1,), how many come before.
+            objects: (K,).
         """
-        labels = self.labels[hits]
-        starts = self.starts[labels]
-        crowds = _summed(weights[:, passed_over])
-        found = before[:, hits + 1] - before[:, starts]
-        found -= crowds[:, np.searchsorted(passed_over, hits)] - crowds[:, np.searchsorted(passed_over, starts)]
-        right = _summed(weights[:, hits])
-        firsts = np.searchsorted(labels, labels)
-        right = right[:, 1:] - right[:, firsts]
+        found = before[self.hits + 1] - before[self.starts]
+        if len(self.passed_over):
+            crowds = _summed(weights[self.passed_over])
+            found -= crowds[self.crowds[0]] - crowds[self.crowds[1]]
+        right = _summed(weights[self.hits])
+        right = right[1:] - right[self.firsts]
         precision = right / np.maximum(found, 1)
-        lift = 2.0 * (self.num_classes - labels)  # the maximum of what follows ends with the class
-        highest = np.maximum.accumulate((precision + lift)[:, ::-1], axis=1)[:, ::-1] - lift
-        recall = right / np.maximum(objects[:, labels], 1)
-        passed = np.searchsorted(RECALLS, recall.ravel(), side="right").reshape(recall.shape)
-        first = np.arange(len(hits)) == firsts
-        steps = passed - np.where(first, 0, np.roll(passed, 1, axis=1))
-        area: np.ndarray = (highest * steps).sum(1)
-        return area
+        highest = np.maximum.accumulate((precision + self.lift)[::-1])[::-1] - self.lift
+        recall = right / np.maximum(objects, 1)[self.labels]
+        passed = np.searchsorted(RECALLS, recall, side="right")
+        steps = passed - np.where(self.is_first, 0, np.roll(passed, 1))
+        return float((highest * steps).sum())
 
 
 def _summed(values: np.ndarray) -> np.ndarray:
-    """int64 (B, m + 1): how many of bool (B, m) come before."""
-    return np.pad(np.cumsum(values, axis=1, dtype=np.int64), ((0, 0), (1, 0)))
+    """int64 (m + 1,): the sum of what comes before in (m,)."""
+    return np.concatenate([[0], np.cumsum(values)])

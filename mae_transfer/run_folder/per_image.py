@@ -5,10 +5,10 @@
     classification  correct bool (n,): the highest score was the image's own class
     ADE20K          sparse counts of pixels, one entry per image and class that occurs in label or prediction:
                     image int32 (m,) row of the image, label int32 (m,), intersection and union int64 (m,)
-    COCO            of a trained detector that was evaluated: detections, each image's by falling score, and objects
-                    that are no crowd: detection_image, detection_label, object_image, object_label int32, score
-                    float32; for box and mask uint16 (m,) with a bit for each overlap of 0.50, 0.55 .. 0.95, whether the
-                    detection matched an object (box_matched) or only lies on a crowd (box_ignored)
+    COCO            detections, each image's by falling score, and objects that are no crowd: detection_image,
+                    detection_label, object_image, object_label int32, score float32; for box and mask uint16 (m,) with
+                    a bit for each overlap of 0.50, 0.55 .. 0.95, whether the detection matched an object (box_matched)
+                    or only lies on a crowd (box_ignored)
     another task    what it likes; of an array (n,) of numbers or bools the metric may be the mean that says so
 
 A metric's report says by `per_image` what it follows from: the name of an array, of which it is the mean (in percent of
@@ -16,7 +16,6 @@ bools), `iou`, the mean over classes of the counts, or `box` or `mask`, COCO's A
 the main metric is that of `correct` or of the counts, as in records of earlier versions.
 
 The record names the file and its SHA-256: a file of another evaluation than the record's is found out. Needs no torch.
-A detector that was trained here has none: average precision is no mean over images.
 """
 
 import hashlib

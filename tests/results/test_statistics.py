@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 from scipy import stats
+from support.many_images import detected_by_two, part_of
 
-from mae_transfer.results.statistics import accuracy_interval, miou_interval, t_interval
+from mae_transfer.results.statistics import accuracy_interval, ap_interval, miou_interval, resampled_ap, t_interval
+from mae_transfer.run_folder.matches import AveragePrecision
+from mae_transfer.run_folder.per_image import Arrays
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 20])
@@ -97,3 +100,54 @@ def test_the_bootstrap_of_miou_covers_the_true_difference() -> None:
 def test_the_same_results_give_the_same_interval() -> None:
     one, other = areas(50, 0.7, 0), areas(50, 0.6, 1)
     assert miou_interval(*one, *other) == miou_interval(*one, *other)
+
+
+def ap_difference(runs: tuple[Arrays, Arrays]) -> float:
+    """Of the second run to the first."""
+    every = np.ones((1, len(runs[0]["ids"])), bool)
+    first, second = (float(AveragePrecision(run, "box")(every)[0]) for run in runs)
+    return second - first
+
+
+def drawn_interval(
+    population: tuple[Arrays, Arrays], size: int, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Of some of the images: the difference, the ends of its interval, and how far the resamples are from it."""
+    chosen = np.sort(rng.choice(len(population[0]["ids"]), size, replace=False))
+    runs = (part_of(population[0], chosen), part_of(population[1], chosen))
+    measured = ap_difference(runs)
+    control, resampled = (resampled_ap(AveragePrecision(run, "box"), size) for run in runs)
+    found = ap_interval(measured, resampled, control)
+    assert found is not None
+    return measured, found.low, found.high, float((resampled - control).mean()) - measured
+
+
+def test_the_interval_of_ap_is_as_wide_as_differences_scatter() -> None:
+    """And narrower than what one AP alone does: it is paired."""
+    rng, size = np.random.default_rng(5), 200
+    population = detected_by_two(rng, 10_000)
+    measured, low, high, _ = np.array([drawn_interval(population, size, rng) for _ in range(3)]).T
+    assert (low + high) / 2 == pytest.approx(measured, abs=1e-9)
+    parts = [np.sort(rng.choice(10_000, size, replace=False)) for _ in range(40)]
+    runs = [(part_of(population[0], part), part_of(population[1], part)) for part in parts]
+    scatter = np.std([ap_difference(pair) for pair in runs], ddof=1)
+    assert np.mean(high - low) / 2 == pytest.approx(1.96 * scatter, rel=0.3), "40 draws leave 11 %"
+    every = np.ones((1, size), bool)
+    assert scatter < np.std([float(AveragePrecision(one, "box")(every)[0]) for one, _ in runs], ddof=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "draws"), [(100, 120), (300, 80), (1000, 50)])
+def test_the_interval_of_ap_covers_the_true_difference(size: int, draws: int) -> None:
+    """Quoted in docs/results.md; -s prints it. The truth is the difference of 60,000 images."""
+    held = []
+    for world, (gain, shared) in enumerate([(0.25, 0.7), (0.0, 0.9), (0.6, 0.4)]):
+        rng = np.random.default_rng(world)
+        population = detected_by_two(rng, 60_000, gain, shared)
+        truth = ap_difference(population)
+        measured, low, high, moved = np.array([drawn_interval(population, size, rng) for _ in range(draws)]).T
+        held.append(100 * np.mean((low <= truth) & (truth <= high)))
+        numbers = held[-1], truth, np.mean(high - low) / 2, measured.mean() - truth, moved.mean()
+        print(size, "images, world", world, [round(float(number), 2) for number in numbers])
+    assert 93 <= np.mean(held) <= 97
+    assert min(held) >= 89

@@ -25,8 +25,9 @@ PIXELS = 200_000
 DETECTION_COLUMNS = ("detection_image", "detection_label", "score", "box_matched", "box_ignored")
 
 
-def sigmoid(value: float) -> float:
-    return float(1 / (1 + np.exp(-value)))
+def sigmoid(value: np.ndarray) -> np.ndarray:
+    found: np.ndarray = 1 / (1 + np.exp(-value))
+    return found
 
 
 def segmented(rng: np.random.Generator, images: int) -> Arrays:
@@ -88,6 +89,65 @@ def detected(rng: np.random.Generator, images: int) -> Arrays:
     truths = np.array(objects).T
     arrays = dict(zip(DETECTION_COLUMNS, columns, strict=True))
     return {"ids": np.arange(images).astype("S"), "object_image": truths[0], "object_label": truths[1], **arrays}
+
+
+def detected_by_two(
+    rng: np.random.Generator, images: int, gain: float = 0.25, shared: float = 0.7
+) -> tuple[Arrays, Arrays]:
+    """Two detectors on the same images, drawn as that of `detected`; the second is better by `gain`, in some classes
+    more and in some less.
+
+    shared: how much of the variance of an object's ease is the same for both.
+    """
+    classes = 80
+    often = np.concatenate([[0.53], 0.14 * np.arange(1, classes) ** -0.42])
+    often[-5:] = 0.008, 0.006, 0.003, 0.0018, 0.0016
+    quality, hardness = rng.normal(0.8, 1.0, classes), rng.normal(0, 0.8, images)
+    crowded = np.exp(rng.normal(0, 0.7, (images, 1)))
+    image, label = np.nonzero(rng.random((images, classes)) < often / 1.28 * crowded)
+    times = rng.geometric(0.45, len(image))
+    image, label = np.repeat(image, times), np.repeat(label, times)
+    common = np.sqrt(shared) * rng.normal(0, 1.2, len(image))
+    gains = gain + rng.normal(0, 0.3, classes)
+    first, second = (
+        _detections(rng, image, label, (quality + more)[label] + common, 1.2 * np.sqrt(1 - shared), hardness, often)
+        for more in (0, gains)
+    )
+    truth = {"ids": np.arange(images).astype("S"), "object_image": image, "object_label": label}
+    return truth | first, truth | second
+
+
+def _detections(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    label: np.ndarray,
+    ease: np.ndarray,
+    own: float,
+    hardness: np.ndarray,
+    often: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Of objects (m,) in images (n,); `own` is the standard deviation of what one detector alone finds easy."""
+    ease = ease - hardness[image] + rng.normal(0, own, len(image))
+    overlap = sigmoid(1.2 + 0.5 * ease + rng.normal(0, 0.8, len(image)))
+    bits = ((overlap[:, None] >= 0.5 + 0.05 * np.arange(10)) << np.arange(10)).sum(1)
+    found = ease >= -0.7
+    double = found & (rng.random(len(image)) < 0.4)
+    alarm_image = np.repeat(np.arange(len(hardness)), rng.poisson(6 * np.exp(0.4 * hardness)))
+    alarm_label = rng.choice(len(often), len(alarm_image), p=often**0.7 / (often**0.7).sum())
+    logits = (ease[found], ease[double] - 1.5, rng.normal(-1.5, 0.98, len(alarm_image)))
+    scores = np.concatenate(logits)
+    scores += rng.normal(0, 0.7, len(scores))
+    matched = np.zeros(len(scores), np.uint16)
+    matched[: found.sum()] = bits[found]
+    columns = (
+        np.concatenate([image[found], image[double], alarm_image]),
+        np.concatenate([label[found], label[double], alarm_label]),
+        sigmoid(scores),
+        matched,
+        np.zeros(len(scores), np.uint16),
+    )
+    order = np.argsort(columns[0], kind="stable")
+    return {name: column[order] for name, column in zip(DETECTION_COLUMNS, columns, strict=True)}
 
 
 def part_of(arrays: Arrays, chosen: np.ndarray) -> Arrays:

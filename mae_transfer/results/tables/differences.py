@@ -15,9 +15,18 @@ import numpy as np
 from mae_transfer.errors import UserError
 from mae_transfer.results.comparable_runs import ComparableRuns, changes
 from mae_transfer.results.names import init_title
-from mae_transfer.results.statistics import Interval, accuracy_interval, mean_interval, miou_interval, t_interval
+from mae_transfer.results.statistics import (
+    Interval,
+    accuracy_interval,
+    ap_interval,
+    mean_interval,
+    miou_interval,
+    resampled_ap,
+    t_interval,
+)
 from mae_transfer.results.tables.block import Block, Place, Row
 from mae_transfer.results.tables.table import MISSING, Cell, Table
+from mae_transfer.run_folder.matches import AveragePrecision
 from mae_transfer.run_folder.per_image import (
     IOU,
     KINDS,
@@ -44,6 +53,7 @@ class Comparison:
     control: str | None = None
     warnings: list[str] = field(default_factory=list)
     _read: dict[str, Arrays | None] = field(default_factory=dict)
+    _resampled: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
     def controls(self, of_task: Sequence[str]) -> list[str]:
         """Initialisations that may be the control, the best first: the one asked for, else those of the task."""
@@ -68,7 +78,7 @@ class Comparison:
         """What the metric follows from in a run's results; None, which is said, if nothing that is known."""
         known = known_source(arrays, source)
         try:
-            if known is not None and known != IOU:
+            if known is not None and known not in (IOU, *KINDS):
                 values_of(arrays, known)
             why = f"the task's card does not say by per_image what {metric} follows from" if known is None else ""
             why = f"they have no array {source}" if known is None and source else why
@@ -78,6 +88,12 @@ class Comparison:
         if known is None and line not in self.warnings:
             self.warnings.append(line)
         return known
+
+    def resampled_ap(self, folder: str, arrays: Arrays, kind: str) -> np.ndarray:
+        """AP of resamples of a run's images; a run is resampled once, whatever it is compared with."""
+        if (folder, kind) not in self._resampled:
+            self._resampled[folder, kind] = resampled_ap(AveragePrecision(arrays, kind), len(arrays["ids"]))
+        return self._resampled[folder, kind]
 
 
 def difference_table(block: Block, comparison: Comparison) -> Table | None:
@@ -131,7 +147,7 @@ def difference(group: ComparableRuns, control: ComparableRuns, metric: str, comp
     # where a seed moves neither side (knn), or there is but one: what remains is what other images would change
     still = all(len({of[pair] for pair in pairs}) == 1 for of in (of_group, of_control))
     if interval is None and still:
-        interval = _over_images(group.runs[pairs[-1]], control.runs[pairs[-1]], metric, comparison)
+        interval = _over_images(group.runs[pairs[-1]], control.runs[pairs[-1]], metric, mean, comparison)
         over = over if interval is None else "images"
     if interval is None:
         return Cell(f"{_signed(mean)} ({over})", mean, n=len(pairs))
@@ -141,9 +157,9 @@ def difference(group: ComparableRuns, control: ComparableRuns, metric: str, comp
 
 
 def _over_images(
-    run: Mapping[str, Any], control: Mapping[str, Any], metric: str, comparison: Comparison
+    run: Mapping[str, Any], control: Mapping[str, Any], metric: str, measured: float, comparison: Comparison
 ) -> Interval | None:
-    if metric not in run["sources"] or metric not in control["sources"] or run["sources"][metric] in KINDS:
+    if metric not in run["sources"] or metric not in control["sources"]:
         return None
     one, other = comparison.images(run), comparison.images(control)
     if one is None or other is None or not same_images(one, other) or not len(one["ids"]):
@@ -157,6 +173,11 @@ def _over_images(
     if found[0] == IOU:
         classes = 1 + int(max(one["label"].max(initial=0), other["label"].max(initial=0)))
         return miou_interval(*dense(one, classes), *dense(other, classes))
+    if found[0] in KINDS:
+        resampled = [
+            comparison.resampled_ap(of["folder"], arrays, found[0]) for of, arrays in ((run, one), (control, other))
+        ]
+        return ap_interval(measured, *resampled)
     values, others = values_of(one, found[0]), values_of(other, found[0])
     both_bool = values.dtype == others.dtype == bool
     return accuracy_interval(values, others) if both_bool else mean_interval(values, others)

@@ -10,6 +10,7 @@ The size class (small, medium, large) of a detection goes by its box area in box
 import contextlib
 import gc
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +36,11 @@ from mae_transfer.tasks.coco.detector.paste import encode_bitmaps
 from mae_transfer.tasks.coco.detector.postprocess import Detections
 from mae_transfer.tasks.coco.matches import keep_matches
 
+_LOG = logging.getLogger(__name__)
 # The names of COCOeval's statistics, in its order.
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
+MOST = 2_000_000
+"""Detections of which matches are kept: half a minute and 11 MB; val2017 has 500,000 at most."""
 
 
 class ImageDetections(NamedTuple):
@@ -59,11 +63,9 @@ def evaluate(
     fabric: Fabric,
     progress: bool,
     predictions_path: Path | None = None,
-    *,
-    matches: bool = False,
 ) -> tuple[dict[str, float], Arrays | None]:
-    """Metrics in percent, `box_AP` to `mask_ARl`, NaN for those without ground truth, and with `matches` how the
-    detections of each image match (`run_folder/per_image.py`); the same on every rank.
+    """Metrics in percent, `box_AP` to `mask_ARl`, NaN for those without ground truth, and how the detections of each
+    image match (`run_folder/per_image.py`), None of more than `MOST` detections; the same on every rank.
 
     A data set of boxes alone has `box_AP` to `box_ARl`.
     With `eval.per_class` also `box_AP/<category>` and `mask_AP/<category>`. The model runs under fabric.autocast(), so
@@ -72,14 +74,14 @@ def evaluate(
     """
     mine = detect(model, dataset, config, fabric, progress)
     if fabric.world_size == 1:
-        return _finish(mine, dataset, config, predictions_path, matches)
+        return _finish(mine, dataset, config, predictions_path)
     # Through host memory: object collectives over NCCL need the GPU and its synchronisation.
     group = host_group()
     parts: list[list[ImageDetections]] | None = [[]] * fabric.world_size if fabric.global_rank == 0 else None
     dist.gather_object(mine, parts, dst=0, group=group)
     results: list[tuple[dict[str, float], Arrays | None]] = [({}, None)]
     if parts is not None:
-        results = [_finish([image for part in parts for image in part], dataset, config, predictions_path, matches)]
+        results = [_finish([image for part in parts for image in part], dataset, config, predictions_path)]
     dist.broadcast_object_list(results, src=0, group=group)
     return results[0]
 
@@ -89,14 +91,16 @@ def _finish(
     dataset: CocoEval,
     config: CocoConfig,
     predictions_path: Path | None,
-    matches: bool,
 ) -> tuple[dict[str, float], Arrays | None]:
     found, wanted = sorted(image.image_id for image in detections), sorted(dataset.image_ids)
     if found != wanted:
         raise RuntimeError(f"{len(wanted)} images were to be evaluated once each, and {len(found)} results came in")
     if predictions_path is not None:
         write_predictions(predictions_path, detections, dataset.annotations)
-    return score_each(dataset.annotations, detections, per_class=config.eval.per_class, matches=matches)
+    count = sum(len(image.scores) for image in detections)
+    if count > MOST:
+        _LOG.warning(f"{count} detections are too many to keep how they match: no interval over images will be given")
+    return score_each(dataset.annotations, detections, per_class=config.eval.per_class, matches=count <= MOST)
 
 
 def detect(

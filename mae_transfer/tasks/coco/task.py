@@ -141,10 +141,9 @@ class CocoTask(BaseTask):
         ]
 
     def evaluate(self, model: nn.Module, fabric: "Fabric", progress: bool) -> Evaluation:
-        kept = self.protocol.keeps_matches
         if "blind" not in self._summary and fabric.global_rank == 0:
             self._summary["blind"] = blind_ap(self.eval_dataset.annotations, self.eval_dataset.image_ids)
-        return Evaluation(*evaluate(model, self.eval_dataset, self.config, fabric, progress, matches=kept))
+        return Evaluation(*evaluate(model, self.eval_dataset, self.config, fabric, progress))
 
     def draw_pictures(self, model: nn.Module, fabric: "Fabric", evaluation: Evaluation) -> "list[Picture]":
         return draw_pictures(model, self.eval_dataset, self.config.eval.pictures, fabric)

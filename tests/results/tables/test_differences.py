@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from support.many_images import detected_by_two, part_of
 from support.records import described
 from support.tables import build_tables, make_tables
 
@@ -22,6 +23,7 @@ from mae_transfer.results.long_table import COLUMNS, long_table
 from mae_transfer.results.tables.render import FORMATS
 from mae_transfer.results.tables.summary import summary_table
 from mae_transfer.run_folder import per_image
+from mae_transfer.run_folder.matches import AveragePrecision
 from mae_transfer.run_folder.schema import SCHEMA
 
 COUNT = itertools.count()
@@ -153,6 +155,32 @@ def test_miou_of_a_single_pair(tmp_path: Path) -> None:
     difference, low, high = map(float, found.groups())
     assert difference == pytest.approx(values[0] - values[1], abs=0.051)
     assert low < difference < high
+
+
+def test_ap_of_a_single_pair(tmp_path: Path) -> None:
+    """Box AP alone, as of a set without masks; a run on other images, and of a resample without an object, has none."""
+    both = detected_by_two(np.random.default_rng(0), 60, gain=1.0)
+    values = [float(AveragePrecision(arrays, "box")(np.ones((1, 60), bool))[0]) for arrays in both]
+
+    def compared(sup: per_image.Arrays, mae: per_image.Arrays, name: str) -> list[str]:
+        runs = []
+        for init, arrays, value in (("sup", sup, values[0]), ("mae", mae, values[1])):
+            runs.append(record(init, 0, value, **kept(tmp_path / f"{name}-{init}", arrays)))
+            runs[-1]["metrics"] = {"box_AP": value, "mask_AP": None}
+        return rows(runs)["MAE − supervised"]
+
+    box, mask = compared(*both, "same")
+    assert mask == "-"
+    found = re.fullmatch(r"\+(\S+) \[\+(\S+), \+(\S+)\]\* \(images\)", box)
+    assert found is not None, box
+    difference, low, high = map(float, found.groups())
+    assert difference == pytest.approx(values[1] - values[0], abs=0.051)
+    assert (low + high) / 2 == pytest.approx(difference, abs=0.11)
+    others = dict(both[1]) | {"ids": np.arange(60, 120).astype("S")}
+    few = [part_of(arrays, np.array([int(both[0]["object_image"][0])])) for arrays in both]
+    few = [dict(arrays) | {"ids": np.array([b"0", b"1"])} for arrays in few]
+    for name, pair in (("others", (both[0], others)), ("few", few)):
+        assert compared(*pair, name)[0].endswith(f"{values[1] - values[0]:.1f} (n=1)")
 
 
 def test_results_of_images_are_the_same_from_any_number_of_processes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -21,8 +22,9 @@ from mae_transfer.tasks.coco.matches import match
 IMAGES = 24
 
 
-def detections(annotations: CocoAnnotations) -> list[ImageDetections]:
-    """The ground truth jittered, some under another class, tied scores; boxes on crowds; more than 100 of a class."""
+def detections(annotations: CocoAnnotations, *, tied: bool = True) -> list[ImageDetections]:
+    """The ground truth jittered, some under another class, tied scores; boxes on crowds; more than 100 of a class.
+    Each mask is its whole box."""
     rng, found = np.random.default_rng(0), []
     for i in range(len(annotations)):
         record = annotations[i]
@@ -38,8 +40,10 @@ def detections(annotations: CocoAnnotations) -> list[ImageDetections]:
             label = 0 if i == 3 else int(rng.integers(len(annotations.names)))
             rows.append((round(float(rng.random()) / 2, 1), label, [*rng.uniform(0, 30, 2), *rng.uniform(5, 40, 2)]))
         scores, labels, boxes = zip(*rows, strict=True)
-        columns = np.array(boxes, np.float32), np.array(scores, np.float32), np.array(labels)
-        found.append(ImageDetections(int(annotations.image_ids[i]), *columns, None))
+        values = np.array(scores, np.float32) if tied else rng.permutation(len(scores)).astype(np.float32) + i / IMAGES
+        columns = np.array(boxes, np.float32), values, np.array(labels)
+        masks = rle.frPyObjects(np.array(boxes), record.height, record.width)
+        found.append(ImageDetections(int(annotations.image_ids[i]), *columns, masks))
     return found
 
 
@@ -55,7 +59,8 @@ def reference(annotations: CocoAnnotations, found: list[ImageDetections], images
         own = [copy.copy(row) for row in truth["annotations"] if row["image_id"] == image_id]
         for row in own:
             content["annotations"].append(row | {"id": len(content["annotations"]) + 1, "image_id": number})
-        copied += [row | {"image_id": number} for row in results if row["image_id"] == image_id]
+        own = [row | {"image_id": number} for row in results if row["image_id"] == image_id]
+        copied += [{key: value for key, value in row.items() if key != "segmentation"} for row in own]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = content
@@ -75,7 +80,7 @@ def case(
     folder = make_coco(root, train_images=1, val_images=IMAGES, size=(60, 200), seed=4)
     annotations = CocoAnnotations(folder / "annotations/instances_val2017.json")
     found = detections(annotations)
-    metrics, arrays = score_each(annotations, found[::-1], kinds=["box"], matches=True)
+    metrics, arrays = score_each(annotations, found[::-1], matches=True)
     assert arrays is not None
     return annotations, found, metrics, arrays
 
@@ -84,11 +89,13 @@ def test_all_images_have_the_evaluators_ap(case: Any, tmp_path: Path) -> None:
     annotations, _, metrics, arrays = case
     assert any(item.crowd for i in range(IMAGES) for item in annotations[i].objects)
     assert arrays["box_ignored"].any(), "a crowd matters"
-    found = AveragePrecision(arrays, "box")(np.ones((1, IMAGES), bool))
-    assert found[0] == pytest.approx(metrics["box_AP"], abs=1e-9)
-    assert 5 < found[0] < 95
     kept = read_per_image(tmp_path, write_per_image(tmp_path, arrays))
-    assert AveragePrecision(kept, "box")(np.ones((1, IMAGES), bool))[0] == found[0]
+    assert metrics["mask_AP"] != metrics["box_AP"]
+    for kind in ("box", "mask"):
+        found = AveragePrecision(arrays, kind)(np.ones((1, IMAGES), bool))
+        assert found[0] == pytest.approx(metrics[f"{kind}_AP"], abs=1e-9)
+        assert 5 < found[0] < 95
+        assert AveragePrecision(kept, kind)(np.ones((1, IMAGES), bool))[0] == found[0]
 
 
 def test_parts_of_the_images_have_pycocotools_ap(case: Any) -> None:
@@ -99,6 +106,18 @@ def test_parts_of_the_images_have_pycocotools_ap(case: Any) -> None:
     assert AveragePrecision(arrays, "box")(counts) == pytest.approx(wanted, abs=1e-9)
     assert len({round(value, 3) for value in wanted}) == len(wanted)
     assert np.isnan(AveragePrecision(arrays, "box")(np.zeros((1, IMAGES), bool)))
+
+
+def test_an_image_that_counts_twice_is_two_images(case: Any) -> None:
+    """Scores are all unlike: of equal ones the order is that of the images, and theirs alone is doubled."""
+    annotations = case[0]
+    found = detections(annotations, tied=False)
+    _, arrays = score_each(annotations, found, kinds=["box"], matches=True)
+    assert arrays is not None
+    times = np.random.default_rng(2).multinomial(IMAGES, np.full(IMAGES, 1 / IMAGES), size=3)
+    assert times.max() > 2
+    wanted = [reference(annotations, found, np.repeat(np.arange(IMAGES), row).tolist()) for row in times]
+    assert AveragePrecision(arrays, "box")(times) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_a_detection_takes_the_free_object_of_most_overlap() -> None:

@@ -31,8 +31,6 @@ class Protocol(Contract, ABC, Generic[Config]):
     trains: ClassVar[bool] = True
     needs_training_images: ClassVar[bool] = True
     """Without, only the validation images and their annotations have to be there."""
-    keeps_matches: ClassVar[bool] = False
-    """Keep how the detections of each image match, so that a part of the images has an interval."""
     reads: ClassVar[tuple[str, ...]] = TRAINING
 
     def __init__(self, config: Config) -> None:

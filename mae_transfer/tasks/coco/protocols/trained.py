@@ -55,7 +55,6 @@ def stated_model(backbone: str, asked: Mapping[str, object]) -> dict[str, object
 class Trained(Finetune[TrainedConfig]):
     trains = False
     needs_training_images = False
-    keeps_matches = True
     reads: ClassVar[tuple[str, ...]] = ()
 
     @override
