@@ -41,6 +41,7 @@ NOT_RUN = {
     "tests/pretrain/tokenizers write small ones of their layouts",
     r"real_weights\.yaml": "it wants weights of others; tests/suites/test_plan.py plans it",
     "plan --suite": "minutes; tests/suites/test_costs.py has a small one",
+    "rope_224 --checkpoint": "tests/pretrain/methods/test_rotary.py takes such a run to transfer",
     r"data\.imagenet_a": "tests/tasks/classification/test_evaluate.py has such sets",
     r"COMMAND|transfer \.\.\.": "a form, not a line",
 }
