@@ -78,7 +78,7 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
         else:
             origin = make_origin(task, encoder, fabric.world_size)
             workers = config.data.workers
-            if fabric.is_global_zero and config.preset != "smoke":
+            if fabric.world_size == 1 and config.preset != "smoke":  # a model of several ranks may wait for the others
                 _announce_step(fabric, task, model, schedule.total)
             result = train(fabric, task, model, config, folder, workers=workers, resume=resume, origin=origin)
         result = dataclasses.replace(result, seconds=result.seconds + (0 if eval_only and schedule else prepared))

@@ -175,7 +175,7 @@ def test_runs_on_all_images_are_named_as_before() -> None:
         (["--fraction", "1,x"], "--fraction x: give percent of the training images"),
         (["--fraction", "0.1"], "data.fraction=0.1: 0.1 % of 18 training images is no image; give 5.6 or more"),
         (["--draws", "2"], "--draws goes with --shots or --fraction, and is 1 or more"),
-        (["--fraction", "5", "--search"], "leave out --blocks, --shots, --fraction and --draws"),
+        (["--fraction", "5", "--search"], "leave out --blocks, --layers, --shots, --fraction and --draws"),
         (["--fraction", "50", "data.fraction_rule=mmdetection", "subset=4"], "of the whole annotation file"),
         (["--fraction", "1", "data.fraction_rule=mmdetection"], "of the 0 images of fold 1"),
     ],
