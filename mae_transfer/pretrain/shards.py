@@ -9,7 +9,6 @@ As in WebDataset, a sample is the members of one name up to the first dot: `n01/
 is the member with an image's suffix, the label the number in `.cls`, or "label" in `.json`; others are left alone.
 """
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -18,9 +17,9 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,9 +29,10 @@ import numpy as np
 from mae_transfer.data.dataset import Span
 from mae_transfer.data.identity import identify_members, known_names
 from mae_transfer.data.images import ImageError
+from mae_transfer.data.index_cache import lock_file
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names
 from mae_transfer.errors import UserError
-from mae_transfer.files import atomic_write, lacks_locks, parse_json, user_path
+from mae_transfer.files import atomic_write, parse_json, user_path
 
 _LOG = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     digest = hashlib.sha256(json.dumps([VERSION, state]).encode()).hexdigest()[:24]
     cache = user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "mae_transfer"
     file = cache / f"shards_{digest}.npz"
-    with _locked(file.with_suffix(".lock")) as writable:  # of the processes of a node, one makes it
+    with lock_file(file.with_suffix(".lock")) as writable:  # of the processes of a node, one makes it
         stored = _stored_index(file)
         if stored is not None:
             return _from_index(paths, *stored)
@@ -303,25 +303,3 @@ def _from_index(paths: Sequence[Path], names: bytes, rows: np.ndarray) -> Shards
     shard, offset, size, labels = rows.T
     found = Names(os.fsdecode(name) for name in names.split(b"\0"))
     return Shards(tuple(paths), found, shard, offset, size, None if (labels == NO_LABEL).any() else labels)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file. Yields False where the cache folder cannot be written, which only costs time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    except OSError as error:
-        _LOG.warning(
-            "%s: cannot be written (%s); the shards are indexed anew in every run", path.parent, error.strerror
-        )
-        yield False
-        return
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            if not lacks_locks(error):
-                raise
-            _LOG.warning("%s: this file system has no locks; each process indexes the shards by itself", path.parent)
-        yield True

@@ -316,13 +316,12 @@ def _layers(text: str, backbone: str) -> list[Pairs]:
     if spec.stages:
         raise UserError(f"--layers: {backbone} is hierarchical, and probes read its last map alone; leave it out")
     parts = [part.strip() for part in str(text).split(",")]
-    numbers = [int(part) if part.isdecimal() else spec.depth for part in parts]
-    if str(text).strip() == "all":
-        numbers = list(range(spec.depth))
-    wrong = next((part for part, number in zip(parts, numbers, strict=False) if number >= spec.depth), None)
+    if parts == ["all"]:
+        parts = list(map(str, range(spec.depth)))
+    wrong = next((part for part in parts if not part.isdecimal() or int(part) >= spec.depth), None)
     if wrong is not None:
         raise UserError(f"--layers {wrong}: {backbone} has the blocks 0 to {spec.depth - 1}; give some of them, or all")
-    stored = sorted(set(numbers))
+    stored = sorted(set(map(int, parts)))
     return [(("probe.layers", [number]), ("probe.stored_layers", stored)) for number in stored]
 
 

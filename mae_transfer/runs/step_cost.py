@@ -96,9 +96,7 @@ def _measure(task: BaseTask, model: nn.Module, ranks: int, on_gpu: bool) -> Step
     with DryRun(SECONDS) as memory, as_on_cuda() if on_gpu else nullcontext():
         copied = memory.copy_of(model).train()
         for size in (small, 2 * small):
-            batch = task.train_dataset.collate(
-                [task.train_dataset[(0, i % len(task.train_dataset))] for i in range(size)]
-            )
+            batch = first_batch(task, size)
             memory.peak, before = memory.now, memory.flops
             with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 losses = copied(batch)

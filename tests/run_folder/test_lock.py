@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.engine_toy import make_config
 
+from mae_transfer.data.index_cache import lock_file
 from mae_transfer.errors import UserError
-from mae_transfer.pretrain.shards import _locked
 from mae_transfer.run_folder import lock
 from mae_transfer.run_folder.folder import RunFolder
 from mae_transfer.suites.state import RunPlace, is_locked, take_claim
@@ -137,7 +137,7 @@ def test_claims_of_suites_and_indices_of_shards(no_locks: None, tmp_path: Path) 
     claim = take_claim(RunPlace(tmp_path / "run"))
     assert claim is not None
     os.close(claim)
-    with _locked(tmp_path / "cache" / "lock") as held:
+    with lock_file(tmp_path / "cache" / "lock") as held:
         assert held
 
 

@@ -105,16 +105,21 @@ def our_name(theirs):
     return theirs
 
 
+def shake(module, generator):
+    """No weight or statistic stays at its initial value."""
+    with torch.no_grad():
+        for key, value in module.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.randn(value.shape, generator=generator)
+                value.copy_(value * (1 + 0.1 * noise) + 0.02 * noise if "running_var" not in key else 1 + noise.abs())
+
+
 def same_weights(size, name="random_vit_nano", taps=(2, 3, 4, 7)):
     """Our model and theirs with the same weights, none of them at its initial value."""
     ours = make_model(name, size, taps=taps)
     theirs = make_mmseg(ours.encoder, size)
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for key, value in theirs.state_dict().items():
-            if value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator)
-                value.copy_(value * (1 + 0.1 * noise) + 0.02 * noise if "running_var" not in key else 1 + noise.abs())
+    shake(theirs, generator)
     state = {our_name(k): v for k, v in theirs.state_dict().items() if not k.endswith("relative_position_index")}
     ours.load_state_dict(state, strict=True)
     return ours, theirs

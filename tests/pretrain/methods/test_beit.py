@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.pretraining import resolve_pretrain
+from support.pretraining import gradients, resolve_pretrain
 from torch import Tensor
 
 from mae_transfer.backbones.load import load_backbone
@@ -126,10 +126,6 @@ def nearest(model: beit.Beit, image: Tensor, grid: tuple[int, int]) -> Tensor:
         patch = image[:, top : top + PATCH, left : left + PATCH].float() / 255
         found.append(((centres - patch) ** 2).sum((1, 2, 3)).argmin())
     return torch.stack(found)
-
-
-def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def far_apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.mae_reference import loss_of, patches_of, predict, sin_cos
-from support.pretraining import resolve_pretrain
+from support.pretraining import gradients, loss_and_gradients, resolve_pretrain
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -52,10 +52,6 @@ def normalised(model: mae.MaskedAutoencoder, images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 def agree(a: Tensor, b: Tensor) -> bool:
     """To 1e-6, and to 2e-6 of the tensor's own largest entry: what float32 sums of these lengths can keep."""
     with torch.no_grad():
@@ -91,10 +87,7 @@ VARIANTS = [
 def test_loss_and_gradients_are_those_of_the_formulas(overrides, options) -> None:
     model = model_of(*overrides)
     batch = batch_of(model)
-    loss = model.train()(batch)["loss_mae"]
-    loss.backward()
-    ours = gradients(model)
-    model.zero_grad()
+    loss, ours = loss_and_gradients(model, batch, "loss_mae")
     weights = dict(model.named_parameters())
     shape = {"patch": 8, "keep": model.len_keep, "heads": 4, "decoder_heads": 4}
     expected = loss_of(normalised(model, batch["images"]), batch["noise"], weights, **shape, **options)

@@ -11,7 +11,7 @@ import torch
 from support.layouts.case import GRID, tiny_arch
 from support.layouts.rotary import DINOV3
 from support.mae_reference import loss_of
-from support.pretraining import resolve_pretrain
+from support.pretraining import gradients, loss_and_gradients, resolve_pretrain
 from timm.models.eva import Eva
 from torch import Tensor
 
@@ -92,20 +92,13 @@ def rotation_of(kind: str, model):
     return lambda row, column, grid, block, head: list(column * freqs[0, block, head] + row * freqs[1, block, head])
 
 
-def gradients(model) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize(
     ("kind", "overrides"), [*((kind, ()) for kind in KINDS), ("mixed", ("model.mask_token=encoder",))], ids=str
 )
 def test_loss_and_gradients_are_those_of_rotations_per_token(kind: str, overrides: tuple[str, ...]) -> None:
     model = model_of(kind, *overrides)
     batch = batch_of(model)
-    loss = model.train()(batch)["loss_mae"]
-    loss.backward()
-    ours = gradients(model)
-    model.zero_grad()
+    loss, ours = loss_and_gradients(model, batch, "loss_mae")
     weights = dict(model.named_parameters())
     for name in [name for name in weights if name.endswith("attn.q_bias")]:
         q, v = weights[name], weights[name.replace("q_bias", "v_bias")]
