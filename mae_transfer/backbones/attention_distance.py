@@ -70,16 +70,17 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, key, mask = args[0], args[1], kwargs.get("attn_mask")
+            known = len(args) < 4 and (mask is None or mask.is_floating_point())
             count = self.prefix + len(self.distances)
-            if query.shape[-2] == key.shape[-2] == count:
-                self.found.append(self._distance(query.float(), key.float(), mask))
+            if known and query.shape[-2] == key.shape[-2] == count:
+                self.found.append(self._distance(query.float(), key.float(), mask, kwargs.get("scale")))
             else:
                 self.others += 1
         return func(*args, **kwargs)
 
-    def _distance(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    def _distance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: Tensor | float | None) -> Tensor:
         """Queries and keys (B, heads, N, D) -> (heads,)."""
-        logits = query @ key.mT / query.shape[-1] ** 0.5
+        logits = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
         attention = (logits if mask is None else logits + mask.float()).softmax(-1)
         among_patches = attention[..., self.prefix :, self.prefix :]
         return (among_patches * self.distances).sum(-1).mean((0, 2))

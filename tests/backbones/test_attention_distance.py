@@ -79,6 +79,25 @@ def test_uniform_attention_and_one_of_each_patch_to_itself():
     assert attention_distance(biased, images).max() < 1e-3
 
 
+def test_the_scale_that_attention_is_called_with_holds():
+    """Decomposed tables scale the queries themselves; at zero they leave the probabilities of queries and keys."""
+    options = {"rel_pos": "decomposed", "window_size": 2, "num_global_blocks": 8}  # windows alone drop the class token
+    encoder, images, made = build("random_vit_nano", (48, 32), **options), torch.randn(2, 3, 48, 32), []
+    for block in encoder.vit.blocks:
+        block.attn.qkv.register_forward_hook(lambda module, args, out: made.append(out.detach()))
+    ours = attention_distance(encoder, images)
+    heads, distances = encoder.num_heads, pixel_distances((3, 2), 16)
+    assert len(made) == encoder.depth
+    for block, out in enumerate(made):
+        q, k, _ = out.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        assert q.shape[2] == 6, "patches alone"
+        for head in range(heads):
+            probabilities = (q[:, head] @ k[:, head].mT / math.sqrt(q.shape[-1])).softmax(-1)
+            expected = float((probabilities * distances).sum(-1).mean())
+            assert float(ours[block, head]) == pytest.approx(expected, rel=1e-4)
+    assert ours.std() > 0.5
+
+
 def test_encoders_without_global_attention_are_told_in_a_line(caplog):
     images = torch.randn(1, 3, 64, 64)
     windowed = build("random_vit_nano", 64, window_size=2, num_global_blocks=2)
