@@ -25,6 +25,7 @@ from torch import nn
 
 from mae_transfer.config.schedule import Schedule, make_schedule
 from mae_transfer.config.sections import RunConfig, Workers
+from mae_transfer.engine.checkpoint_writer import CheckpointWriter
 from mae_transfer.engine.distributed import all_reduce, eval_precision, on_rank_zero
 from mae_transfer.engine.ema import make_ema
 from mae_transfer.engine.fast import takes_fused_optimizer, training_arithmetic
@@ -38,7 +39,6 @@ from mae_transfer.engine.signals import StopRequest
 from mae_transfer.engine.step import Step, StepResult
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import StoppedBySignal, UserError
-from mae_transfer.run_folder.checkpoints import save_checkpoint
 from mae_transfer.run_folder.folder import RunFolder
 from mae_transfer.run_folder.metrics import epoch_history, read_metrics
 
@@ -126,14 +126,7 @@ def train(
             "seconds": seconds_before + time.perf_counter() - started,
         }
 
-    def evaluate(step: int) -> None:
-        with eval_precision(fabric, config):
-            metrics = task.evaluate((ema.module if ema else model).eval(), fabric, fabric.is_global_zero).metrics
-        if folder:
-            folder.append_metrics({"step": step, "epoch": step * global_batch / images, "eval": metrics})
-            shown = [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # not per class
-            _LOG.info("step %d: %s", step, "  ".join(shown))
-
+    evaluate = partial(_evaluate, fabric, task, ema.module if ema else model, config, folder)
     start, seconds_before, step_seconds, started = 0, 0.0, 0.0, time.perf_counter()
     if resume:
         state = restore(fabric, folder, model, optimizer, ema, precision, images, origin)
@@ -159,7 +152,10 @@ def train(
         stack.enter_context(training_arithmetic(fabric.device, config.train, fixed_sizes=task.fixed_sizes))
         progress: Progress | None = None
         tensorboard: Any = None
+        writer: CheckpointWriter | None = None
         if folder:
+            keep, beside = config.train.keep_checkpoints, fabric.device.type == "cuda"  # a CPU's steps would be slower
+            writer = stack.enter_context(CheckpointWriter(folder.checkpoints, keep, beside=beside))
             progress = stack.enter_context(
                 Progress(start=start, total=schedule.total, log_every=config.train.log_every)
             )
@@ -183,12 +179,15 @@ def train(
                     tensorboard.add_scalar(name, value, step)
 
             if step % config.train.checkpoint_every == 0 or step == schedule.total or done.stop:
-                path = on_rank_zero(fabric, partial(_save, folder, config, state_after, step))
+                path = on_rank_zero(fabric, partial(_save, folder, writer, state_after, step))
+            evaluation = _evaluation_due(config, step, images, schedule.total)
+            if done.stop or evaluation or step == schedule.total:
+                on_rank_zero(fabric, lambda: writer.wait() if writer else None)
             if done.stop:
                 raise StoppedBySignal(
                     f"stopped by a signal after step {step}, saved in {path}; --resume goes on from it"
                 )
-            if _evaluation_due(config, step, images, schedule.total):  # after the checkpoint: it may fail or be stopped
+            if evaluation:  # after the checkpoint: it may fail or be stopped
                 evaluate(step)
 
     return TrainResult(
@@ -200,6 +199,19 @@ def train(
         images_per_second=(schedule.total - start) * global_batch / step_seconds if step_seconds else None,
         origin=origin,
     )
+
+
+def _evaluate(
+    fabric: Fabric, task: BaseTask, model: nn.Module, config: RunConfig, folder: RunFolder | None, step: int
+) -> None:
+    """Evaluate after a step and write what came out as a line of metrics.jsonl."""
+    with eval_precision(fabric, config):
+        metrics = task.evaluate(model.eval(), fabric, fabric.is_global_zero).metrics
+    if folder:
+        epoch = step * config.train.global_batch / len(task.train_dataset)
+        folder.append_metrics({"step": step, "epoch": epoch, "eval": metrics})
+        shown = [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # not per class
+        _LOG.info("step %d: %s", step, "  ".join(shown))
 
 
 def _evaluated(fabric: Fabric, folder: RunFolder | None, step: int) -> bool:
@@ -245,11 +257,15 @@ def _sampler(
 
 
 def _save(
-    folder: RunFolder | None, config: RunConfig, state_after: Callable[[int], dict[str, object]], step: int
+    folder: RunFolder | None,
+    writer: CheckpointWriter | None,
+    state_after: Callable[[int], dict[str, object]],
+    step: int,
 ) -> Path:
     assert folder is not None, "only rank 0 saves"
+    assert writer is not None
     folder.flush_metrics()
-    return save_checkpoint(folder.checkpoints, step, state_after(step), config.train.keep_checkpoints)
+    return writer.save(step, state_after(step))
 
 
 def _evaluation_due(config: RunConfig, step: int, images: int, total: int) -> bool:

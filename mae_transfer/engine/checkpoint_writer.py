@@ -1,0 +1,59 @@
+"""Checkpoints written beside the training: the state is copied to host memory, and a thread writes the copy.
+
+A copy is written as `checkpoints.py` says, so that a kill at any moment leaves the former ones intact.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
+from pathlib import Path
+
+from torch import Tensor
+
+from mae_transfer.run_folder.checkpoints import checkpoint_path, save_checkpoint
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time. As a context, it ends when the last one is written."""
+
+    def __init__(self, folder: Path, keep: int, *, beside: bool) -> None:
+        """beside: `save` gives back control after a copy; without, when the file is there, and copies nothing."""
+        self._folder, self._keep, self._beside = folder, keep, beside
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[Path] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def save(self, step: int, state: dict[str, object]) -> Path:
+        """The path of the checkpoint after `step` steps, which is there after `wait` at the latest.
+
+        UserError if it, or the one before, cannot be written.
+        """
+        self.wait()
+        if not self._beside:
+            return save_checkpoint(self._folder, step, state, self._keep)
+        copied = {key: _copied(value) for key, value in state.items()}
+        self._written = self._thread.submit(save_checkpoint, self._folder, step, copied, self._keep)
+        return checkpoint_path(self._folder, step)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is written; UserError if it could not be."""
+        written, self._written = self._written, None
+        if written:
+            written.result()
+
+
+def _copied(value: object) -> object:
+    """The same with copies of its tensors, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = copy(value)  # of an OrderedDict also `_metadata`, the versions of a model's modules
+        copied.update((key, _copied(inner)) for key, inner in value.items())
+        return copied
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(inner) for inner in value)
+    return value
