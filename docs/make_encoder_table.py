@@ -35,10 +35,12 @@ read what timm pools of the last. Partial fine-tuning counts stages. They are no
 an encoder has not, one line says which setting to change. Pre-training here is of `vit_*` names, and by MAE and
 supervised of architectures with rotary positions too ([pre-training](pretraining.md#rotary-positions)).
 
-Swin's maps are timm's. They are mmsegmentation's to 1e-5, and so are UperNet's logits, where every map is a multiple of
-the window and larger at the native size. Others differ: timm pads after the shift and mmsegmentation before, and timm
-never shifts in a stage whose map is a single window at the native size. With windows of 7 and random weights the maps
-at 512 pixels differ by up to 0.4 to 0.9, where their deviation is 0.7 to 1.1; at 448 the last alone does.
+Swin is timm's at its native size, where that is the authors' classifier. At all other sizes it is the authors' dense
+code, as mmsegmentation and mmdetection have it: maps are padded to whole windows before the shift, and every second
+block shifts. Maps and UperNet's logits are mmsegmentation's to 1e-5, also where no map is a multiple of the window.
+timm itself pads after the shift and never shifts where the native map is a single window: with windows of 7 and random
+weights its maps at 512 pixels differ by up to 0.4 to 0.9, where their deviation is 0.7 to 1.1. `window_padding` in a
+run's settings says it. Swin v2 stays timm's at every size: its authors released no dense code.
 
 | timm's module | built as | blocks | positions | windows | tables | models | such as |
 |---|---|---|---|---|---|---|---|

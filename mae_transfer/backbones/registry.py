@@ -54,6 +54,7 @@ class Spec:
         stages: channels of the maps of a hierarchical encoder, shallow to deep; `depth` counts its stages and
             `patch_size` is the stride of the last. Empty for others.
         pos_resampling: rule by which the position embedding is resampled (`positions/resampling.py`).
+        window_padding: how maps are padded to windows off the native size where that is not timm's way (`swin.py`).
     """
 
     name: str
@@ -86,6 +87,7 @@ class Spec:
     rotary: bool = False
     pos_resampling: str = "bicubic"
     stages: tuple[int, ...] = ()
+    window_padding: str | None = None
 
 
 def with_class_tokens(spec: Spec, count: int) -> Spec:

@@ -2,7 +2,8 @@
 
 Taken are the classes of `CLASSES`: four stages at strides 4, 8, 16 and 32 that timm's `forward_intermediates` gives,
 and no batch norm, whose statistics would depend on how a batch is split. Swin takes any size by timm's
-`dynamic_img_size`; Hiera is built for one size, because its order of tokens is.
+`dynamic_img_size`, the first Swin with the authors' padding (`swin.py`); Hiera is built for one size, because its order
+of tokens is.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -15,6 +16,7 @@ from timm.models import group_parameters
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mae_transfer.backbones import swin
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.errors import UserError
@@ -80,6 +82,7 @@ def spec_of_stages(name: str, model_name: str, model: Any) -> Spec:
         timm_arch=model_name,
         class_token=False,
         stages=stages,
+        window_padding=swin.RULE if type(model).__name__ == "SwinTransformer" else None,
     )
 
 
@@ -93,6 +96,8 @@ def build_stages(spec: Spec, *, img_size: Grid, drop_path: float = 0.0, final_no
     model: nn.Module = (
         make(img_size=img_size) if kind == "fixed" else make(dynamic_img_size=True) if kind == "dynamic" else make()
     )
+    if spec.window_padding:
+        swin.pad_before_shift(model)
     for name in () if final_norm else AFTER:
         if hasattr(model, name[:-1]):
             setattr(model, name[:-1], nn.Identity())

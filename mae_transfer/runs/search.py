@@ -114,7 +114,7 @@ def _check_like(one: RunRecord, other: RunRecord, searched: set[str], path: Path
         _LOG.warning(
             "%s is of another version than the search's first run: only one of them has %s", path, ", ".join(alone)
         )
-    unlike += [key for key in alone if key == "pos_resampling"]  # earlier records had another rule
+    unlike += [key for key in alone if key in ("pos_resampling", "window_padding")]  # other rules before
     if difference(one["data"], other["data"]):  # runs of an earlier version know their data by names alone
         unlike.append("data_fingerprint")
     if unlike:

@@ -24,8 +24,9 @@ def make_settings(
 
     Args:
         norm_batch: images over which batch norm takes its statistics in training (micro-batch times devices).
-        spec: the encoder. The rule by which its positions are resampled is a setting where they are, and it is not
-            MAE's: records of earlier versions, which had that rule for all, have no such entry and stay apart.
+        spec: the encoder. The rules by which its positions are resampled and its windows padded are settings where
+            they are, and where they are not MAE's and timm's: records of earlier versions, which had those for all,
+            have no such entry and stay apart.
     """
     left_out = no_setting(type(config))
     settings = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if key not in left_out}
@@ -38,11 +39,12 @@ def make_settings(
             del settings[key]  # likewise
     if settings.get("data.fraction") is None:  # younger too
         settings = {key: value for key, value in settings.items() if not key.startswith("data.fraction")}
-    if spec is not None and spec.pos_resampling != "bicubic":
+    if spec is not None:
         native = {spec.img_size} if isinstance(spec.img_size, int) else {*spec.img_size}
         size = settings.get("data.image_size")
         if native != (set(size) if isinstance(size, list) else {size}):
-            settings["pos_resampling"] = spec.pos_resampling
+            rules = {"pos_resampling": spec.pos_resampling, "window_padding": spec.window_padding}
+            settings |= {key: rule for key, rule in rules.items() if rule not in ("bicubic", None)}
     return settings | {"data_fingerprint": data_fingerprint, "norm_batch": norm_batch}
 
 

@@ -101,6 +101,17 @@ def test_the_rule_of_resampled_positions_is_a_setting_where_it_is_not_maes() -> 
         assert (settings_id(settings) == settings_id(before)) == (rule is None)
 
 
+def test_the_padding_of_swins_windows_is_a_setting_off_the_native_size() -> None:
+    for name, size, rule in (
+        ("timm:swin_tiny_patch4_window7_224", 224, None),
+        ("timm:swin_tiny_patch4_window7_224", 512, "before_shift"),
+        ("timm:swinv2_tiny_window8_256", 512, None),
+    ):
+        config = load_config("folder", name, protocol="knn", overrides=[f"data.image_size={size}"])
+        settings = make_settings(config, data_fingerprint="f", norm_batch=1, spec=resolve(name))
+        assert settings.get("window_padding") == rule, (name, size)
+
+
 def test_a_record_has_the_rule_of_its_checkpoint(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vit = VisionTransformer(patch_size=16, embed_dim=64, depth=8, num_heads=4, num_classes=0)

@@ -172,6 +172,7 @@ def _describe(config: PatchesConfig, tokens: PatchTokens) -> list[object]:
         [encoder.name, encoder.num_heads, encoder.spec.eps, encoder.mean, encoder.std, encoder.norm is None],
         [config.data.image_size, config.train.precision],
         [backbone.window_size, backbone.num_global_blocks, backbone.window_rope, encoder.spec.pos_resampling],
+        *([encoder.spec.window_padding] if encoder.spec.window_padding else []),
         [timm.__version__, torch.__version__],
         _code_of(stretch, PatchTokens, patch_maps, PatchImages),
     ]

@@ -2,8 +2,6 @@
 
 As configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py there, but small. Its
 tools/model_converters/swin2mmseg.py says how the parameters of Swin's code, which are timm's, are named and ordered.
-Maps are multiples of the window here: of others timm pads what it has shifted, and mmsegmentation shifts what it has
-padded (docs/encoders.md).
 """
 
 import io
@@ -12,6 +10,7 @@ import warnings
 from contextlib import redirect_stdout
 from typing import Any
 
+import pytest
 import timm
 import torch
 from support.ade20k_reference import CLASSES, shake
@@ -22,8 +21,8 @@ from mae_transfer.backbones.load import load_backbone
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.protocols.upernet import build_upernet, import_heads
 
-SIZE, CHANNELS, AUX = 128, 32, 16
-WIDTH, DEPTHS, HEADS, WINDOW = 24, (2, 2, 2, 2), (1, 2, 4, 8), 2
+SIZE, CHANNELS, AUX = 512, 32, 16
+WIDTH, DEPTHS, HEADS, WINDOW = 24, (2, 2, 2, 2), (1, 2, 4, 8), 7
 RENAMED = (
     (r"^backbone\.norm(\d)\.", r"pyramid.norms.\1."),
     (r"^backbone\.patch_embed\.projection\.", "encoder.model.patch_embed.proj."),
@@ -119,7 +118,9 @@ def our_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def test_logits_equal_mmsegmentations() -> None:
+@pytest.fixture(scope="module")
+def both() -> tuple[Any, Any]:
+    """Ours and theirs with the same weights."""
     name = small_swin()
     overrides = [
         f"data.image_size={SIZE}",
@@ -130,10 +131,16 @@ def test_logits_equal_mmsegmentations() -> None:
     config = load_config("ade20k", name, overrides=overrides)
     ours = build_upernet(load_backbone(name, weights="random", img_size=SIZE), CLASSES, config).eval()
     theirs = mmsegmentations()
-    generator = torch.Generator().manual_seed(1)
-    shake(theirs, generator)
+    shake(theirs, torch.Generator().manual_seed(1))
     ours.load_state_dict(our_state(theirs.state_dict()), strict=True)
-    images = torch.randn(1, 3, 128, 192, generator=generator)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (416, 544), (96, 160)], ids=str)
+def test_logits_equal_mmsegmentations(both: tuple[Any, Any], size: tuple[int, int]) -> None:
+    """Last maps of 16x16, of 13x17, and of 3x5, which is less than a window: none is a multiple of it."""
+    ours, theirs = both
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         maps = theirs.extract_feat(images)
         for mine, other in zip(ours.pyramid(ours.encoder(images)), maps, strict=True):

@@ -172,6 +172,7 @@ def _describe(config: ClassificationConfig, frozen: FrozenFeatures, blocks: tupl
     # only where they are not what all encoders of earlier versions had: features of those are still found
     backbone = config.backbone
     about += [encoder.spec.pos_resampling] if encoder.spec.pos_resampling != "bicubic" else []
+    about += [encoder.spec.window_padding] if encoder.spec.window_padding else []
     about += [[backbone.window_size, backbone.num_global_blocks, backbone.window_rope]] if backbone.window_size else []
     if config.probe.layers is not None:  # files that runs share are those of one version
         code = "".join(map(inspect.getsource, (EvalTransform, FrozenFeatures, ClassificationEval)))
