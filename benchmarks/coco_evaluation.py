@@ -3,6 +3,7 @@
 
     python benchmarks/coco_evaluation.py --data /data/coco       # val2017 of a real set; --copies 8 for a small one
     python benchmarks/coco_evaluation.py                         # generated images
+    python benchmarks/coco_evaluation.py --beside hotcoco        # as well another evaluator of pycocotools' interface
 
 The detections are the ground truth jittered, up to three times each, some under another class, with tied scores, and
 random boxes; at most 100 an image. Timed from detections in memory to the twelve numbers: pycocotools through its
@@ -12,6 +13,7 @@ random boxes; at most 100 an image. Timed from detections in memory to the twelv
 import argparse
 import contextlib
 import copy
+import importlib
 import io
 import statistics
 import sys
@@ -72,10 +74,16 @@ def copies_of(content: dict[str, Any], count: int) -> dict[str, Any]:
     return content | {"images": images, "annotations": objects}
 
 
-def with_pycocotools(content: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> tuple[np.ndarray, float]:
-    """The twelve numbers and the seconds they took."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+def with_pycocotools(
+    content: dict[str, Any], results: list[dict[str, Any]], iou_type: str, package: str = "pycocotools"
+) -> tuple[np.ndarray, float]:
+    """The twelve numbers and the seconds they took, by pycocotools or a package that takes its place."""
+    if package == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    else:
+        module = importlib.import_module(package)
+        COCO, COCOeval = module.COCO, module.COCOeval
 
     results = copy.deepcopy(results)
     if iou_type == "segm":
@@ -84,9 +92,10 @@ def with_pycocotools(content: dict[str, Any], results: list[dict[str, Any]], iou
     content = copy.deepcopy(content)
     with contextlib.redirect_stdout(io.StringIO()):
         started = time.perf_counter()
-        truth = COCO()
-        truth.dataset = content
-        truth.createIndex()
+        truth = COCO() if package == "pycocotools" else COCO(content)
+        if package == "pycocotools":
+            truth.dataset = content
+            truth.createIndex()
         evaluator = COCOeval(truth, truth.loadRes(results), iou_type)
         evaluator.evaluate()
         evaluator.accumulate()
@@ -99,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="COCO 2017 folder; default: 400 generated images")
     parser.add_argument("--copies", type=int, default=1, help="take the val set this many times")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--beside", action="append", default=[], help="another package to time, such as hotcoco")
     args = parser.parse_args(argv)
 
     import json
@@ -120,12 +130,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(annotations)} images, {len(truth['annotations'])} objects, {len(results)} detections")
     for kind, iou_type in IOU_TYPES.items():
         ours, theirs, difference = [], [], 0.0
+        others: dict[str, list[float]] = {package: [] for package in args.beside}
         for _ in range(args.repeats):
             started = time.perf_counter()
             metrics = score(annotations, detections, kinds=[kind])
             ours.append(time.perf_counter() - started)
             expected, seconds = with_pycocotools(truth, results, iou_type)
             theirs.append(seconds)
+            for package, ratios in others.items():
+                numbers, other = with_pycocotools(truth, results, iou_type, package)
+                assert np.abs(numbers - expected).max() < 1e-9, package
+                ratios.append(seconds / other)
             found = np.array([metrics[f"{kind}_{name}"] for name in STATISTICS]) / 100
             known = expected > -1
             assert np.isnan(found[~known]).all(), "a number that pycocotools has not"
@@ -136,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{statistics.median(ratios):.1f}x ({min(ratios):.1f} to {max(ratios):.1f}), "
             f"AP {metrics[f'{kind}_AP']:.2f}, largest difference {difference:.1e}"
         )
+        for package, found in others.items():
+            print(f"        {package}: {statistics.median(found):.1f}x ({min(found):.1f} to {max(found):.1f})")
     return 0
 
 
