@@ -9,7 +9,7 @@ from support.tables import make_tables
 
 from mae_transfer.run_folder.record import read_records
 
-STUDIES = {"evidence": 156, "real_weights": 8}
+STUDIES = {"evidence": 156, "real_weights": 10}
 NUMBERS = re.compile(r"[0-9.]+ ± [0-9.]+|[+−][0-9.]+ \[[^\]]+\]")
 
 

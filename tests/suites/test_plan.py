@@ -159,8 +159,8 @@ def test_the_shipped_suites(tmp_path: Path) -> None:
     _, runs = plan_suite(folder / "paper_claims.yaml", data={"tiny_imagenet": "/a"})
     assert len(runs) == 7 * 3 * 2 + 3
     assert len(pretrainings & {run.place.path.name for run in runs}) == 3, "both have the same MAE"
-    _, runs = plan_suite(folder / "real_weights.yaml", data={"camvid": "/c", "flowers": "/d"})
-    assert len(runs) == 2 * 4
+    _, runs = plan_suite(folder / "real_weights.yaml", data={"persons": "/b", "camvid": "/c", "flowers": "/d"})
+    assert len(runs) == 2 * 5
 
 
 def test_the_suite_of_frozen_protocols_has_every_one_of_them(tmp_path: Path) -> None:
