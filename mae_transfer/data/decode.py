@@ -26,6 +26,8 @@ from torchvision.transforms.v2 import functional as F
 from mae_transfer.data.images import DECODE_ERRORS, ImageError, exif_orientation, to_eight_bits, unusable, upright
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of a JPEG that begin the size of its picture."""
 
 
 class Header(NamedTuple):
@@ -112,7 +114,10 @@ def decode(content: np.ndarray, name: str, *, grey: bool = False) -> Tensor:
 
 
 def _decode_jpeg(content: np.ndarray, grey: bool) -> Tensor | None:
-    """None for what only Pillow reads, or names the fault of: CMYK, damaged files."""
+    """None for what only Pillow reads, or names the fault of: CMYK, damaged files, sizes beyond its limit."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and _jpeg_pixels(content.data) > 2 * limit:
+        return None
     try:
         image = decode_jpeg(torch.from_numpy(content), ImageReadMode.GRAY if grey else ImageReadMode.UNCHANGED)
     except (RuntimeError, ValueError):
@@ -120,6 +125,18 @@ def _decode_jpeg(content: np.ndarray, grey: bool) -> Tensor | None:
     if grey or len(image) == 3:
         return image
     return image.expand(3, -1, -1).contiguous() if len(image) == 1 else None
+
+
+def _jpeg_pixels(data: memoryview) -> int:
+    """Pixels of a JPEG by its header, 0 if it has none. The decoder would take memory for them, whatever follows."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        length, _, height, width = struct.unpack(">HBHH", data[place + 2 : place + 9])
+        if marker in _FRAMES:
+            return int(height * width)
+        place += 1 if marker == 0xFF else 2 + length  # any number of 0xFF may stand before a marker
+    return 0
 
 
 def open_image(content: np.ndarray, name: str, what: str = "image") -> Image.Image:

@@ -5,6 +5,7 @@ import os
 import signal
 import struct
 import zlib
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -164,13 +165,18 @@ def test_jpeg_is_what_pillow_gives(tmp_path):
 def test_an_image_that_is_too_large_is_said_to_be_so(tmp_path, monkeypatch):
     """Beyond Pillow's limit against small files that decode to a memory full, which no image that it reads may pass."""
     Image.new("L", (60, 50)).save(tmp_path / "a.png")
+    Image.new("L", (60, 50)).save(tmp_path / "b.jpg", progressive=True, comment=b"x" * 300)
+    filled = (tmp_path / "b.jpg").read_bytes()
+    (tmp_path / "c.jpg").write_bytes(filled[:2] + b"\xff\xff" + filled[2:])  # bytes that may fill up before a marker
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    for read in (lambda path: read_rgb(str(path)), read_header):
+    for read, name in product((lambda path: read_rgb(str(path)), read_header), ("a.png", "b.jpg", "c.jpg")):
         with pytest.raises(
             UndecodableImageError, match="the image is too large, of more than 2,000 pixels; make it"
         ) as e:
-            read(tmp_path / "a.png")
+            read(tmp_path / name)
         assert "corrupt" not in str(e.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)
+    assert [read_rgb(str(tmp_path / name)).shape for name in ("b.jpg", "c.jpg")] == [(3, 50, 60)] * 2
 
 
 def test_a_named_pipe_is_no_image(tmp_path):

@@ -7,6 +7,7 @@ their file headers only.
 
 import hashlib
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,8 +96,9 @@ def find_pairs(config: PairsConfig, split: str) -> Pairs:
     digest = hashlib.sha256()
     for name, header in zip(names, headers, strict=True):
         digest.update(f"{name} {header[1]} {header[2]}\n".encode())
+    palettes = {header[3]: number for number, header in reversed(list(enumerate(headers)))}
     used = {path for i in range(len(names)) for path in (pairs.image(i), pairs.mask(i))}
-    warnings = []
+    warnings = _unlike_palettes({pairs.mask(number): palette for palette, number in sorted(palettes.items())})
     for place in sorted({folder, masks}):
         left = [file for file in _names(place, "") if place / file not in used]
         if left:
@@ -126,10 +128,29 @@ def _names(folder: Path, suffix: str) -> list[str]:
     return sorted(found)
 
 
-def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int]:
-    """(height, width) of a pair, and the bytes of either file."""
-    size, _ = _header(image)
-    mask_size, fault = _header(mask, mask=True)
+def _unlike_palettes(masks: dict[Path, bytes]) -> list[str]:
+    """A line if palettes give one colour to several values, as where each file's are numbered by how much they fill.
+
+    masks: the palettes that differ, 3 bytes a value, and a file of each.
+    """
+    values: dict[bytes, tuple[int, Path]] = {}
+    for path, palette in masks.items():
+        colours = [palette[i : i + 3] for i in range(0, len(palette), 3)]
+        once = {colour for colour, count in Counter(colours).items() if count == 1}
+        for value, colour in enumerate(colours):
+            before, other = values.setdefault(colour, (value, path)) if colour in once else (value, path)
+            if before != value:
+                return [
+                    f"{path}: the palette's colour {tuple(colour)} is value {value} and in {other.name} value {before}"
+                    "; classes are the values, not the colours: if the colours are right, write class numbers"
+                ]
+    return []
+
+
+def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int, bytes]:
+    """(height, width) of a pair, the bytes of either file, and the mask's palette."""
+    size, *_ = _header(image)
+    mask_size, fault, palette = _header(mask, mask=True)
     if fault is not None:
         raise UserError(f"{mask}: {fault}")
     if size != mask_size:
@@ -137,19 +158,21 @@ def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int]:
             f"{mask}: the mask is {mask_size[1]}x{mask_size[0]} pixels and {image} is {size[1]}x{size[0]} (upright); "
             "they must agree, annotate or resize one of them again"
         )
-    return size, image.stat().st_size, mask.stat().st_size
+    return size, image.stat().st_size, mask.stat().st_size, palette
 
 
-def _header(path: Path, *, mask: bool = False) -> tuple[tuple[int, int], str | None]:
-    """(height, width) of the upright image, or of a mask as stored and why it is none, without decoding it."""
+def _header(path: Path, *, mask: bool = False) -> tuple[tuple[int, int], str | None, bytes]:
+    """(height, width) of the upright image, or of a mask as stored, why it is none, and its palette; not decoded."""
     with open_file(str(path)) as file:
         try:
             opened = Image.open(file)
             fault = mask_fault(opened) if mask else None
             header = header_of(opened)
+            rawmode, palette = opened.palette.getdata() if mask and opened.palette else (None, b"")
         except Image.DecompressionBombError as error:
             raise unusable(path, error, "mask" if mask else "image") from None
         except DECODE_ERRORS as error:
             reason = "of no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
             raise UserError(f"{path}: not a readable image ({reason}); fetch it again or take the pair out") from None
-    return (header.stored_size if mask else header.size)[::-1], fault
+    colours = bytes(palette) if rawmode == "RGB" else b""
+    return (header.stored_size if mask else header.size)[::-1], fault, colours

@@ -37,6 +37,7 @@ def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> 
     """
     config, labels = datasets[0].pairs_config, datasets[0].labels
     counts, read = np.zeros(VALUES, dtype=np.int64), 0
+    seen = []
     for dataset in datasets:
         own, masks = count_values(dataset, _sampled(dataset))
         if not (own * (labels.table >= 0)).any():
@@ -45,6 +46,7 @@ def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> 
                 "data.reduce_zero_label and data.ignore_value to fit the masks"
             )
         counts, read = counts + own, read + masks
+        seen.append(np.setdiff1d(np.flatnonzero(own), [] if config.ignore_value is None else [config.ignore_value]))
     fault = find_fault(counts, config, trained=trained)
     if fault is not None:
         # is it rare, or in none of the set's masks, whatever the subset?
@@ -63,7 +65,7 @@ def check_values(datasets: Sequence[Segmentation], *, trained: bool = False) -> 
         fault = find_fault(counts, config, trained=trained)
         if fault is not None:
             raise UserError(f"{datasets[0].pairs.mask_folder}: {describe(counts, read, config)}; {fault}")
-    odd = [] if trained else odd_values(counts, config)
+    odd = [] if trained else odd_values(counts, config) + moved_by_one(*seen)
     return [describe(counts, read, config), *(f"{datasets[0].pairs.mask_folder}: {line}" for line in odd)]
 
 
@@ -166,6 +168,16 @@ def odd_values(counts: np.ndarray, config: PairsConfig) -> list[str]:
             "data.reduce_zero_label=false"
         )
     return lines
+
+
+def moved_by_one(train: np.ndarray, val: np.ndarray) -> list[str]:
+    """A line if the values of one split begin and end one below those of the other, as if it counts classes from 0."""
+    if len(train) < 2 or len(val) < 2 or abs(val[0] - train[0]) != 1 or val[-1] - train[-1] != val[0] - train[0]:
+        return []
+    return [
+        f"the values of training masks are {ranges(train)} and those of val masks {ranges(val)}; if one split counts "
+        "classes from 0 and the other from 1, write them alike"
+    ]
 
 
 def _may_be_shifted(counts: np.ndarray, config: PairsConfig) -> bool:

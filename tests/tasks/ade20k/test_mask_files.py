@@ -112,3 +112,20 @@ def test_grey_levels_that_readers_scale_or_invert_are_refused(tmp_path: Path) ->
     assert "0 is white" in refusal(tmp_path / "pbm", pbm, ".pbm")
     inverted = encoded("TIFF", tiffinfo={262: 0})
     assert "0 is white" in refusal(tmp_path / "tiff", inverted, ".tif")
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [([0, 0, 0, 0, 255, 0, 255, 0, 0], True), ([0, 0, 0, 255, 0, 0], False), ([9, 9, 9, 8, 8, 8, 7, 7, 7], False)],
+)
+def test_palettes_that_number_their_colours_otherwise_are_said(tmp_path: Path, second: list[int], said: bool) -> None:
+    config = settings(tmp_path, b"")
+    Image.new("RGB", (96, 48)).save(tmp_path / "images/b.jpg")
+    for name, palette in (("a", [0, 0, 0, 255, 0, 0, 0, 255, 0]), ("b", second)):
+        mask = Image.fromarray((VALUES % (len(palette) // 3)).astype(np.uint8), "P")
+        mask.putpalette(palette)
+        mask.save(tmp_path / f"masks/{name}.png")
+    lines = find_pairs(config, "val").warnings
+    assert [("colour (0, 255, 0) is value" in line or "colour (255, 0, 0) is" in line) for line in lines] == [
+        True
+    ] * said

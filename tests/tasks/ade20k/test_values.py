@@ -129,6 +129,17 @@ def test_what_may_be_wrong_is_said_beside_it(tmp_path, name):
         assert part in line
 
 
+@pytest.mark.parametrize(("val", "said"), [([0, 1, 2, 3, 255], True), ([1, 2, 3], False), ([0, 1, 2, 4], False)])
+def test_a_split_that_counts_from_another_number_is_said(tmp_path, val, said):
+    make_set(tmp_path, [1, 2, 3, 4, 255])
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "annotations/validation").iterdir():
+        Image.fromarray(rng.choice(val, (40, 64)).astype(np.uint8)).save(path)
+    lines = task(tmp_path, 4, True).warnings
+    expected = "values of training masks are 1..4 and those of val masks 0..3; if one split counts classes from 0"
+    assert any(expected in line for line in lines) == said
+
+
 def test_a_rare_class_is_looked_for_before_anything_is_refused(tmp_path):
     """Of two classes one is in a single mask, which the sample and the subset leave out."""
     make_set(tmp_path, [0], count=70)
