@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mae_transfer.backbones import registry
+from mae_transfer.backbones.blocks import add_layer_scale, lacks_layer_scale
 from mae_transfer.backbones.checkpoints import (
     augreg,
     beit,
@@ -153,6 +154,8 @@ def _load(
         )
     if reader in (own, segment_anything):
         _take_table_sizes(vit, tensors)
+    if reader is own and spec.timm_arch is not None:
+        _take_layer_scales(vit, tensors)
     audit(settled, state, converted, vit.state_dict(), source)
     vit.load_state_dict(_float32(tensors, copy), strict=True, assign=True)
     make_buffers(vit)
@@ -272,6 +275,15 @@ def _take_table_sizes(vit: Any, tensors: State) -> None:
             if table is not None and wanted is not None and table.ndim == 2 and len(table) % 2:
                 size = (len(table), wanted.shape[1])
                 attn.register_parameter(name, nn.Parameter(torch.empty(size, device="meta")))
+
+
+def _take_layer_scales(vit: Any, tensors: State) -> None:
+    """A run may have given a model of timm LayerScales that it is built without."""
+    with torch.device("meta"):
+        for i, block in enumerate(vit.blocks):
+            has = any(f"blocks.{i}.{name}" in tensors for name in ("ls1.gamma", "gamma_1"))
+            if has and lacks_layer_scale(block):
+                add_layer_scale(block, vit.embed_dim, 1.0)
 
 
 def pick(state: State, source: str) -> Reader:

@@ -74,7 +74,7 @@ def convert(state: State) -> Converted:
     warnings = ["no class token in the file: it was trained with windowed attention"] if facts else []
     if any(key.endswith(TABLE) for key in tensors):
         facts["rel_pos_tables"] = True  # also of a backbone that had none before it was transferred
-    elif "rel_pos_window" in shared:
+    elif shared:
         facts["rel_pos_tables"] = False  # also of BEiT, whose blocks' one table became the two that they share
     if "pos_embed" in tensors:
         facts["abs_pos"] = True  # also of BEiT, which gets one on COCO
