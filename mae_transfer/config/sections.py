@@ -12,6 +12,13 @@ from pydantic_core import PydanticCustomError
 from mae_transfer.config.roles import Place, Role
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+"""Channels or units of a layer."""
+Depth = Annotated[int, Field(ge=0, le=256)]
+"""Layers or blocks."""
+PowerOfTen = Annotated[float, Field(ge=-300, le=300)]
+LARGEST_RESIZED = 2**15
+"""Pixels of a side that an image may be resized to; OpenCV and Pillow fail beyond, or memory does."""
 
 
 class Section(BaseModel):

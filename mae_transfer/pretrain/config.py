@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mae_transfer.config.roles import Place, Role
-from mae_transfer.config.sections import DataSection, EvalSection, RunConfig, Section
+from mae_transfer.config.sections import DataSection, Depth, EvalSection, RunConfig, Section, Width
 from mae_transfer.tasks.classification.config import ClassifierConfig
 
 Side = Annotated[int, Field(ge=4, le=8192)]
@@ -110,22 +110,22 @@ class MaeModelConfig(Section):
     target: Literal["pixel", "norm_pixel", "pca", "token", "mean_color"]
     """What is predicted of a masked patch: its pixels, those normalised by the patch's own mean and deviation, the
     coefficients of its largest principal components, its token (`tokenizer`), or the mean of each channel."""
-    class_tokens: int = Field(1, ge=1)
+    class_tokens: Width = 1
     """Class tokens of the encoder, each with a position; Pixio has 8. What reads the class token reads their mean."""
     positions: Literal["sincos", "learned"] = "sincos"
     """Absolute positions of encoder and decoder: MAE's fixed ones (zeros for class tokens), or learned as Pixio's."""
-    pca_coefficients: int = Field(96, ge=1)
+    pca_coefficients: Width = 96
     """`pca`: number of coefficients."""
     pca_images: int = Field(4096, ge=1)
     """Training images that the principal components are computed from."""
     loss_on: Literal["masked", "all"] = "masked"
     """Which patches the loss is on."""
-    decoder_depth: int = Field(ge=0)
+    decoder_depth: Depth
     """Blocks of the decoder. 0, with `mask_token=encoder`: no decoder, a linear layer predicts from the encoder's
     tokens."""
-    decoder_width: int = Field(ge=4)
+    decoder_width: Width = Field(ge=4)
     """Width of the decoder."""
-    decoder_heads: int = Field(ge=1)
+    decoder_heads: Width
     """Attention heads of the decoder."""
     mask_token: Literal["decoder", "encoder"] = "decoder"
     """`encoder`: masked patches go through the encoder as mask tokens, the slow variant of MAE Table 1 (c)."""
@@ -137,7 +137,7 @@ class TokenizerConfig(Section):
     kind: str | None = None
     """`kmeans`, fitted to training images before the run; or the path of a tokenizer: OpenAI's encoder.pkl, or the
     folder of a run that trained (--method dvae) or used one."""
-    vocab_size: int = Field(8192, ge=2)
+    vocab_size: int = Field(8192, ge=2, le=2**20)
     """kmeans: number of tokens."""
     fit_images: int = Field(4096, ge=1)
     """kmeans: training images that it is fitted to."""
@@ -221,9 +221,9 @@ class MocoDataConfig(DataConfig):
 
 
 class MocoModelConfig(Section):
-    mlp_dim: int = Field(ge=1)
+    mlp_dim: Width
     """Hidden width of projector and predictor."""
-    dim: int = Field(ge=1)
+    dim: Width
     """Width of queries and keys."""
     temperature: float = Field(gt=0)
     """Of the softmax over the keys."""
@@ -262,11 +262,11 @@ class MocoConfig(PretrainConfig):
 
 
 class DvaeModelConfig(Section):
-    vocab_size: int = Field(ge=2)
+    vocab_size: int = Field(ge=2, le=2**20)
     """Number of tokens."""
-    width: int = Field(ge=1)
+    width: Width
     """Channels of all convolutions, and of a token's embedding."""
-    blocks: int = Field(ge=0)
+    blocks: Depth
     """Residual blocks, of the encoder and of the decoder."""
     temperature: float = Field(gt=0)
     """Of the Gumbel-softmax."""

@@ -135,6 +135,14 @@ def test_one_length_replaces_the_other() -> None:
         ("coco", "mae_vit_b", "full", ["data.workers=100000"], "'data.workers.*less than or equal to 512"),
         ("imagenet", "mae_vit_b", "full", ["data.image_size=100000"], "'data.image_size': .*equal to 8192"),
         ("imagenet", "mae_vit_b", "full", ["eval.crop_pct=1e-9"], "'eval.crop_pct': .*equal to 0.1"),
+        ("coco", "mae_vit_b", "full", ["data.scale_max=1e4"], "scale_max=10000 times .*image_size=1024 is above 32768"),
+        ("coco", "mae_vit_b", "full", ["model.fpn_channels=1e12"], "'model.fpn_channels': .*less than or equal to 6"),
+        ("coco", "mae_vit_b", "full", ["model.mask_convs=1e6"], "'model.mask_convs': .*less than or equal to 256"),
+        ("ade20k", "mae_vit_b", "full", ["data.ratio_max=1e9"], "short_side 512 at ratio 1e.09 is above 32768 pixels"),
+        ("ade20k", "mae_vit_b", "full", ["data.short_side=1e6", "data.long_side=1e6"], "short_side 1000000 .*above 3"),
+        ("ade20k", "mae_vit_b", "full", ["eval.ratios=[1,1e9]"], "short_side 512 at eval.ratios 1e.09 is above 32768"),
+        ("imagenet", "mae_vit_b", "full", ["recipe=logreg", "probe.c_count=1e9"], "'probe.c_count': .*equal to 1000"),
+        ("imagenet", "mae_vit_b", "full", ["recipe=logreg", "probe.c_powers=[-6,400]"], "'probe.c_powers.1': .* 300"),
     ],
 )
 def test_bad_configuration_is_one_line(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mae_transfer.config.roles import Place, Role
-from mae_transfer.config.sections import EvalSection, LabelledSection, RunConfig, Section
+from mae_transfer.config.sections import LARGEST_RESIZED, EvalSection, LabelledSection, RunConfig, Section, Width
 
 
 class PairsConfig(LabelledSection):
@@ -69,6 +69,10 @@ class DataConfig(PairsConfig):
     def _check(self) -> "DataConfig":
         if self.ratio_min > self.ratio_max:
             raise ValueError(f"ratio_min {self.ratio_min} is above ratio_max {self.ratio_max}")
+        if self.short_side * max(self.ratio_max, 1) > LARGEST_RESIZED:
+            raise ValueError(
+                f"short_side {self.short_side} at ratio {self.ratio_max:g} is above {LARGEST_RESIZED} pixels"
+            )
         if self.short_side < self.image_size:
             raise ValueError(
                 f"short_side {self.short_side} is below image_size {self.image_size}, so that every window of the "
@@ -89,9 +93,9 @@ class ModelConfig(Section):
     once to `data.image_size` and trained there."""
     layer_scale: float | None = None
     """Initial value of a trainable LayerScale where the backbone has none; None adds none."""
-    head_channels: int | None = Field(None, ge=1)
+    head_channels: Width | None = None
     """Channels of UPerHead; None is the encoder's embed dim."""
-    aux_channels: int = Field(256, ge=1)
+    aux_channels: Width = 256
     """Channels of the auxiliary FCN head."""
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the auxiliary head's loss."""
@@ -143,6 +147,11 @@ class CropsConfig(SegmentationConfig):
         if self.eval.stride > self.data.image_size:
             raise ValueError(
                 f"eval.stride {self.eval.stride} is above data.image_size {self.data.image_size}: windows leave gaps"
+            )
+        if self.data.short_side * max(self.eval.ratios) > LARGEST_RESIZED:
+            raise ValueError(
+                f"data.short_side {self.data.short_side} at eval.ratios {max(self.eval.ratios):g} is above "
+                f"{LARGEST_RESIZED} pixels"
             )
         return self
 

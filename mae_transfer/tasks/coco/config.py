@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mae_transfer.config.roles import Place, Role
-from mae_transfer.config.sections import EvalSection, LabelledSection, RunConfig, Section
+from mae_transfer.config.sections import (
+    LARGEST_RESIZED,
+    Depth,
+    EvalSection,
+    LabelledSection,
+    RunConfig,
+    Section,
+    Width,
+)
 
 
 class DataConfig(LabelledSection):
@@ -39,6 +47,11 @@ class DataConfig(LabelledSection):
     def _scales_in_order(self) -> "DataConfig":
         if self.scale_min > self.scale_max:
             raise ValueError(f"data.scale_min={self.scale_min:g} is above data.scale_max={self.scale_max:g}")
+        if self.image_size * self.scale_max > LARGEST_RESIZED:
+            raise ValueError(
+                f"data.scale_max={self.scale_max:g} times data.image_size={self.image_size} is above {LARGEST_RESIZED} "
+                "pixels"
+            )
         return self
 
 
@@ -62,17 +75,17 @@ class ModelConfig(Section):
     """Norm in pyramid and heads. BN is synchronised over devices when there are several; LN is over the channels."""
     cascade: bool = False
     """Three box heads, each on the boxes of the one before (Cascade Mask R-CNN)."""
-    fpn_channels: int = Field(256, ge=1)
+    fpn_channels: Width = 256
     """Channels of the pyramid."""
-    rpn_convs: int = Field(2, ge=1)
+    rpn_convs: Depth = Field(2, ge=1)
     """Convolutions of the RPN before its predictors."""
-    box_convs: int = Field(4, ge=0)
+    box_convs: Depth = 4
     """Convolutions of the box head."""
-    mask_convs: int = Field(4, ge=1)
+    mask_convs: Depth = Field(4, ge=1)
     """Convolutions of the mask head."""
-    head_channels: int = Field(256, ge=1)
+    head_channels: Width = 256
     """Channels of the heads' convolutions."""
-    box_fc: int = Field(1024, ge=1)
+    box_fc: Width = 1024
     """Width of the box head's last layer."""
     rpn_batch_per_image: int = Field(256, ge=1)
     """Anchors of an image that the RPN's loss samples."""

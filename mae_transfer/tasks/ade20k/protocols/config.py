@@ -6,7 +6,7 @@ from pydantic import Field
 
 from mae_transfer.config.layers import Layers, StoredLayers
 from mae_transfer.config.roles import Role
-from mae_transfer.config.sections import Section
+from mae_transfer.config.sections import PowerOfTen, Section
 from mae_transfer.tasks.ade20k.config import (
     Ade20kConfig,
     CropsConfig,
@@ -55,7 +55,7 @@ class TrainedConfig(Ade20kConfig):
 class FinetuneLinearData(DataConfig):
     """Of the protocol finetune_linear, whose evaluation has another size than its training."""
 
-    fit_side: int = Field(ge=32)
+    fit_side: int = Field(ge=32, le=8192)
     """Training: pixels of the longer side at ratio 1; `short_side` and `long_side` are the evaluation's alone."""
 
 
@@ -125,9 +125,9 @@ class PatchesSection(Section):
     """knn: numbers of neighbours."""
     metrics: tuple[Metric, ...] = Field(("cosine", "l2"), min_length=1)
     """knn: how near patches are."""
-    c_powers: tuple[float, float] = (-6.0, 5.0)
+    c_powers: tuple[PowerOfTen, PowerOfTen] = (-6.0, 5.0)
     """logreg: the inverse regularisation strength C goes from 10 to the first to 10 to the second power."""
-    c_count: int = Field(8, ge=1)
+    c_count: int = Field(8, ge=1, le=1000)
     """logreg: number of values of C, evenly spaced in the power."""
     max_iter: int = Field(1000, ge=1)
     """logreg: iterations of L-BFGS for each C."""

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from mae_transfer.config.layers import StoredLayers
 from mae_transfer.config.roles import Role
-from mae_transfer.config.sections import Section
+from mae_transfer.config.sections import PowerOfTen, Section
 
 Pooling = Literal["cls", "avg", "cls+avg"]
 
@@ -42,9 +42,9 @@ class ProbeConfig(Section):
     """knn: numbers of neighbours."""
     temperature: float = Field(0.07, ge=1e-4)
     """knn: a neighbour votes with the weight exp(cosine similarity / temperature)."""
-    c_powers: tuple[float, float] = (-6.0, 5.0)
+    c_powers: tuple[PowerOfTen, PowerOfTen] = (-6.0, 5.0)
     """logreg: the inverse regularisation strength C goes from 10 to the first to 10 to the second power."""
-    c_count: int = Field(45, ge=1)
+    c_count: int = Field(45, ge=1, le=1000)
     """logreg: number of values of C, evenly spaced in the power."""
     max_iter: int = Field(1000, ge=1)
     """logreg: iterations of L-BFGS for each C."""
