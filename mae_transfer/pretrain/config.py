@@ -15,7 +15,10 @@ class DataConfig(DataSection):
     """Images under `root`, in class folders, plain folders or tar shards; labels are used where a method needs them."""
 
     root: Place = None
-    """Folder of images at any depth, or with train/ and val/; a folder or pattern of .tar shards; or `synthetic`."""
+    """Folder of images at any depth, or with train/ and val/; a folder or pattern of .tar shards; their addresses
+    (`https://HOST/train-{000000..000146}.tar`); or `synthetic`."""
+    cache_gib: Annotated[float, Role.OPERATIONAL] = Field(300.0, gt=0)
+    """GiB that shards fetched from addresses may take in the user's cache."""
     val_root: Place = None
     """Images to evaluate on, where they are not in `val/` of `root`."""
     channels: int = Field(3, ge=1)

@@ -133,7 +133,7 @@ def find_images(data: DataConfig) -> ImageSet:
         return find_images(data.model_copy(update={"root": str(cached_classification("folder"))}))
     root = user_path(data.root)
     if is_shards(data.root):
-        train_shards, val_shards = find_shards(data.root)
+        train_shards, val_shards = find_shards(data.root, data.cache_gib)
         train: Source = open_shards(train_shards)
         val: Source | None = open_shards(val_shards) if val_shards else None
     else:
@@ -143,7 +143,7 @@ def find_images(data: DataConfig) -> ImageSet:
         train = _list(root / "train" if split else root, data.channels)
         val = _list(root / "val", data.channels) if split and (root / "val").is_dir() else None
     if data.val_root is not None:
-        val = _open_val(data.val_root, data.channels)
+        val = _open_val(data.val_root, data)
     if isinstance(train, Folder):
         train, val, num_classes = _label(train, val)
     else:
@@ -165,13 +165,13 @@ def find_images(data: DataConfig) -> ImageSet:
     return ImageSet(train, val, num_classes, warnings)
 
 
-def _open_val(text: str, channels: int) -> Source:
+def _open_val(text: str, data: DataConfig) -> Source:
     if is_shards(text):
-        return open_shards(find_shards(text)[0])
+        return open_shards(find_shards(text, data.cache_gib)[0])
     folder = user_path(text)
     if not folder.is_dir():
         raise UserError(f"data.val_root={text} is not there; give a folder of images or .tar shards")
-    return _list(folder, channels)
+    return _list(folder, data.channels)
 
 
 def _list(folder: Path, channels: int) -> Folder:

@@ -17,10 +17,12 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +33,7 @@ from mae_transfer.data.identity import identify_members, known_names
 from mae_transfer.data.images import ImageError
 from mae_transfer.data.index_cache import lock_file
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names
+from mae_transfer.data.remote import fetch, is_address
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write, parse_json, user_path
 
@@ -39,6 +42,7 @@ _LOG = logging.getLogger(__name__)
 VERSION = 1
 _BLOCK = 512
 _THREADS = 8
+_MOST = 100_000
 NO_LABEL = -1
 LABELS = 2**31
 """Class numbers are below."""
@@ -105,22 +109,34 @@ class Shards:
 
 
 def is_shards(data: str | Path) -> bool:
-    """Whether a data path means shards: a pattern ending in .tar, or a folder with .tar files, itself or in train/."""
+    """Whether a data path means shards: an address, a pattern ending in .tar, or a folder with .tar files, itself or in
+    train/."""
     text = str(data)
-    if text.endswith(".tar"):
+    if text.endswith(".tar") or is_address(text):
         return True
     folder = user_path(text)
     return any(any(place.glob("*.tar")) for place in (folder / "train", folder))
 
 
-def find_shards(data: str | Path) -> tuple[list[Path], list[Path]]:
+def find_shards(data: str | Path, cache_gib: float = inf) -> tuple[list[Path], list[Path]]:
     """Shards of the training and of the validation set, sorted; the latter may be empty.
 
     Of a folder: train/*.tar and val/*.tar, else train*.tar and val*.tar, else *.tar for training. Or a pattern such as
-    `shards/train-{000000..000146}.tar`, with braces as WebDataset writes them or the shell's * and ?, for training.
+    `shards/train-{000000..000146}.tar`, with braces as WebDataset writes them or the shell's * and ?, for training; or
+    an address with braces, whose files are fetched into a cache of `cache_gib` at most.
 
     Raises UserError if there is none, or if one of a range is missing.
     """
+    if is_address(str(data)):
+        addresses = list(islice(_braces(str(data)), _MOST + 1))
+        if len(addresses) > _MOST:
+            raise UserError(f"{data}: more than {_MOST} shards; check the range")
+        if glob.has_magic(str(data)) or not all(address.endswith(".tar") for address in addresses):
+            raise UserError(
+                f"{data}: of an address give .tar files, with braces for their numbers, such as "
+                "https://HOST/train-{000000..000146}.tar"
+            )
+        return fetch(addresses, cache_gib), []
     text = str(user_path(data))
     if text.endswith(".tar"):
         return expand(text), []
@@ -138,17 +154,27 @@ def find_shards(data: str | Path) -> tuple[list[Path], list[Path]]:
 
 def expand(pattern: str) -> list[Path]:
     """The files of a pattern with `{000..146}`, `{a,b}`, `*` and `?`; UserError for what is not there."""
+    return [path for text in _braces(pattern) for path in _there(text)]
+
+
+def _braces(pattern: str) -> Iterator[str]:
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*))\}", pattern)
-    if match is not None:
-        first, last, listed = match.groups()
-        parts: Iterable[str]
-        if listed is not None:
-            parts = listed.split(",")
-        elif int(last) < int(first):
-            raise UserError(f"{pattern}: the range {{{first}..{last}}} is empty; the first number comes first")
-        else:
-            parts = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-        return [path for part in parts for path in expand(pattern[: match.start()] + part + pattern[match.end() :])]
+    if match is None:
+        yield pattern
+        return
+    first, last, listed = match.groups()
+    parts: Iterable[str]
+    if listed is not None:
+        parts = listed.split(",")
+    elif int(last) < int(first):
+        raise UserError(f"{pattern}: the range {{{first}..{last}}} is empty; the first number comes first")
+    else:
+        parts = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    for part in parts:
+        yield from _braces(pattern[: match.start()] + part + pattern[match.end() :])
+
+
+def _there(pattern: str) -> list[Path]:
     found = sorted(Path(name) for name in glob.glob(pattern)) if glob.has_magic(pattern) else [Path(pattern)]
     missing = next((path for path in found if not path.is_file()), None)
     if missing is not None or not found:

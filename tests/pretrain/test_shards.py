@@ -1,6 +1,5 @@
 """Tar shards: every image is found and comes back byte for byte; what is damaged is named."""
 
-import io
 import json
 import os
 import tarfile
@@ -8,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 from support.pretraining import resolve_pretrain
+from support.tar_shards import samples, write
 
 from mae_transfer.data.images import ImageError
 from mae_transfer.errors import UserError
@@ -20,28 +20,6 @@ from mae_transfer.pretrain.shards import expand, find_shards, is_shards, list_im
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "mae_transfer"
-
-
-def write(path, members, format=tarfile.PAX_FORMAT, mode="w"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode, format=format) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def samples(count, seed=0, label=True):
-    """The members of a shard, and the bytes of its images."""
-    rng = np.random.default_rng(seed)
-    members = {}
-    for i in range(count):
-        members[f"{seed}/{i:05d}.jpg"] = rng.bytes(int(rng.integers(1, 3000)))
-        if label:
-            members[f"{seed}/{i:05d}.cls"] = str(i % 3).encode()
-        members[f"{seed}/{i:05d}.json"] = b'{"width": 3}'
-    return members, [content for name, content in members.items() if name.endswith(".jpg")]
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
