@@ -2,10 +2,13 @@
 """The start of a run on data of full size: CPU seconds and memory of a process, the first time and later.
 
     python benchmarks/full_size_data.py coco --folder /tmp/full       # 118,287 images, 860,001 objects: 0.5 GB of JSON
+    python benchmarks/full_size_data.py coco --folder /tmp/full --images      # and the headers of the image files
     python benchmarks/full_size_data.py inat2021 --folder /tmp/full   # 2,686,843 and 100,000 file names: 1 GB of JSON
+    python benchmarks/full_size_data.py imagenet --folder /tmp/full   # 1,281,167 and 50,000 files in 1000 folders each
 
-Makes the annotation files unless they are there, of the counts and the lengths of the real ones. COCO's images are
-hard links to two JPEGs; iNaturalist's are left out, so that its layout is read and its files are not looked for.
+Makes the files unless they are there, of the counts and the lengths of the real ones; `--part 0.1` makes a tenth.
+COCO's images are hard links to few JPEGs and ImageNet's to empty files; iNaturalist's are left out, so that its layout
+is read and its files are not looked for.
 Each start is a process of its own with a cache of this script's; memory is what it takes beyond its imports.
 """
 
@@ -29,15 +32,17 @@ COCO = {"train": (118_287, 860_001, 10_000), "val": (5_000, 36_781, 446)}
 """Images, objects and crowds among them."""
 INAT2021 = {"train": 2_686_843, "val": 100_000}
 INAT_CLASSES = 10_000
+IMAGENET = {"train": 1_281_167, "val": 50_000}
 WIDTH, HEIGHT = 640, 480
 LINKS = 60_000
 """Names of one file: ext4 allows 65,000."""
 
 
-def make_coco(folder: Path, *, images: bool) -> None:
+def make_coco(folder: Path, *, images: bool, part: float) -> None:
     """The files of COCO 2017: polygons of 26 points on average, in hundredths of a pixel, and crowds as counts."""
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    for split, (num_images, num_objects, num_crowds) in COCO.items():
+    for split, counts in COCO.items():
+        num_images, num_objects, num_crowds = (round(count * part) for count in counts)
         path = folder / f"annotations/instances_{split}2017.json"
         if not path.is_file():
             with _whole(path) as temporary, temporary.open("w") as file:
@@ -93,13 +98,31 @@ def _objects(num_images: int, count: int, crowds: int) -> Iterator[str]:
         yield f'{{"segmentation": [[{outline}]], "area": {area:.4f}, "iscrowd": 0, {about}, "bbox": [{box}]}}'
 
 
-def make_inat2021(folder: Path) -> None:
+def make_imagenet(folder: Path, part: float) -> None:
+    """Class folders of files without content: their layout is read."""
+    for split, count in IMAGENET.items():
+        if (folder / split).is_dir():
+            continue
+        with _whole(folder / split) as temporary:
+            for i in range(round(count * part)):
+                name = temporary / f"n{i % 1000:08d}" / f"n{i % 1000:08d}_{i}.JPEG"
+                if i < 1000:
+                    name.parent.mkdir(parents=True)
+                if i % LINKS == 0:
+                    first = name
+                    first.touch()
+                else:
+                    name.hardlink_to(first)
+
+
+def make_inat2021(folder: Path, part: float) -> None:
     """train.json and val.json with what an entry of the real ones holds."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in INAT2021.items():
         path = folder / f"{split}.json"
         if path.is_file():
             continue
+        count = round(count * part)
         classes = np.sort(np.random.default_rng(0).permutation(count) % INAT_CLASSES).tolist()
         with _whole(path) as temporary, temporary.open("w") as file:
             file.write('{"info": {}, "images": [')
@@ -143,21 +166,27 @@ def _whole(path: Path) -> Iterator[Path]:
     temporary.rename(path)
 
 
-def start(what: str, folder: Path) -> dict[str, float]:
+def start(what: str, folder: Path, images: bool) -> dict[str, float]:
     """Seconds and memory of what each process of a run does before its first step, data alone."""
     if what == "coco":
         from mae_transfer.tasks.coco.annotations import CocoAnnotations
-    else:
+        from mae_transfer.tasks.coco.files import check_files
+    elif what == "inat2021":
         from mae_transfer.tasks.classification.layouts.inat import from_inat
+    else:
+        from mae_transfer.tasks.classification.layouts.folders import from_folders
     before, started, wall = _kept(), time.process_time(), time.perf_counter()
-    read = 0.0
     if what == "inat2021":
         found: object = from_inat(folder, "inat2021")
+    elif what == "imagenet":
+        found = from_folders(folder, "imagenet")
     else:
-        found = [
-            CocoAnnotations(folder / f"annotations/instances_{split}2017.json", scored=split == "val")
+        found = annotations = {
+            split: CocoAnnotations(folder / f"annotations/instances_{split}2017.json", scored=split == "val")
             for split in ("val", "train")
-        ]
+        }
+        for split, each in annotations.items() if images else ():
+            check_files(each, folder / f"{split}2017", "error")
     read = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result = {
@@ -178,21 +207,26 @@ def _kept() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("coco", "inat2021"))
+    parser.add_argument("what", choices=("coco", "inat2021", "imagenet"))
     parser.add_argument("--folder", type=Path, required=True, help="where the files are made and left")
-    parser.add_argument("--images", action="store_true", help="COCO: make the image files too, and the whole task")
+    parser.add_argument("--images", action="store_true", help="COCO: make the image files too, and read their headers")
+    parser.add_argument("--part", type=float, default=1.0, help="of the counts of the real set, such as 0.1")
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--one", action="store_true", help="one start, in this process and with the user's cache")
     args = parser.parse_args()
     folder = args.folder / args.what
     if args.one:
-        print(json.dumps(start(args.what, folder)))
+        print(json.dumps(start(args.what, folder, args.images)))
         return
-    make_coco(folder, images=args.images) if args.what == "coco" else make_inat2021(folder)
+    if args.what == "coco":
+        make_coco(folder, images=args.images, part=args.part)
+    else:
+        (make_imagenet if args.what == "imagenet" else make_inat2021)(folder, args.part)
     print("| start | CPU s | wall s | peak GB | kept GB |\n|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory(dir=args.folder) as cache:
         for number in range(1, args.starts + 1):
             command = [sys.executable, __file__, args.what, "--folder", str(args.folder), "--one"]
+            command += ["--images"] * args.images
             done = subprocess.run(command, env=os.environ | {"XDG_CACHE_HOME": cache}, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stderr)

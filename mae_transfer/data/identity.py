@@ -45,10 +45,10 @@ def identify(folder: str | Path, names: Names | Iterable[str], labels: np.ndarra
     look = [names[i] for i in _spread(len(names), LOOKED_AT)]
     if len(look) < len(names):
         look += [*names.folders(), *(names[i] for i in _spread(len(names), HASHED))]
-    states = _states(os.path.join(root, place) for place in look)
+    states = file_states(os.path.join(root, place) for place in look)
 
     def compute() -> str:
-        sizes = _states(os.path.join(root, name) for name in names)[:, 0]
+        sizes = file_states(os.path.join(root, name) for name in names)[:, 0]
         return _digest(listed, sizes, lambda i: _content(os.path.join(root, names[i])))
 
     return _remembered([listed, os.fsencode(root)], states, compute)
@@ -59,7 +59,7 @@ def identify_members(
 ) -> str:
     """The same for images within archives. Image i has the bytes `read(i)`, `sizes[i]` many."""
     listed = _listed(names, labels)
-    states = _states(map(str, archives))
+    states = file_states(map(str, archives))
 
     def compute() -> str:
         return _digest(listed, sizes, lambda i: hashlib.sha256(read(i)).digest())
@@ -86,7 +86,7 @@ def contents_digest(paths: Sequence[Path], end: bytes) -> str:
         return digest.hexdigest()
 
     places = [os.path.realpath(path) for path in paths]
-    return _remembered([b"contents", *map(os.fsencode, places), end], _states(places), compute)
+    return _remembered([b"contents", *map(os.fsencode, places), end], file_states(places), compute)
 
 
 def combine(*parts: object) -> str:
@@ -124,7 +124,7 @@ def _remembered(about: Sequence[bytes], states: np.ndarray, compute: Callable[[]
     return digest
 
 
-def _states(paths: Iterable[str]) -> np.ndarray:
+def file_states(paths: Iterable[str]) -> np.ndarray:
     """int64 (n, 4): size, times of the last change of content and of state, inode; -1 for what is not there."""
     todo = iter(paths)
     with ThreadPoolExecutor(THREADS) as pool:

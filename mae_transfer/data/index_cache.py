@@ -1,7 +1,7 @@
-"""Arrays that were made of a large file, kept in the user's cache and mapped into memory by every process.
+"""Arrays that were made of a large file, or of many files, kept in the user's cache and mapped by every process.
 
 Of the processes of a node one makes them, under a lock; the others wait for it. They are kept under the state of the
-file as the file system tells it (place, size, times, inode), under what they are about and under the code that makes
+files as the file system tells it (place, size, times, inode), under what they are about and under the code that makes
 them: a file or code that is another gets arrays of its own, and those of the file before are removed.
 """
 
@@ -12,19 +12,26 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
+from mae_transfer.data.identity import file_states
+from mae_transfer.data.names import Names
 from mae_transfer.data.synthetic.folder import cache_folder
 from mae_transfer.errors import UserError
 from mae_transfer.files import JSON, atomic_write, lacks_locks, parse_json
 
 LEAST = 2**22
 """Bytes. A smaller file is read every time, within a fraction of a second."""
+LEAST_FILES = 1000
+"""Headers of fewer are read every time."""
+THREADS = 16
 SETTLED = 2_000_000_000
 """Nanoseconds. A file that changed less long ago may change again without another time."""
 WAIT = 1800.0
@@ -39,6 +46,7 @@ class Index:
     about: dict[str, JSON]
     arrays: Mapping[str, np.ndarray]
     """Read-only where they are mapped into memory."""
+    keep: bool = True
 
 
 def cached_index(path: Path, about: str, sources: Sequence[str | None], make: Callable[[], Index]) -> Index:
@@ -52,13 +60,60 @@ def cached_index(path: Path, about: str, sources: Sequence[str | None], make: Ca
         OSError: the file is not there.
         Exception: what `make` raises; nothing is kept then.
     """
-    state = _state(path)
-    if state[0] < LEAST:
+    if os.stat(path).st_size < LEAST:
         return make()
-    place = os.path.realpath(path)
-    name = hashlib.sha256(os.fsencode(place) + b"\0" + about.encode()).hexdigest()[:20]
+    place = os.fsencode(os.path.realpath(path))
+    return kept_index(path, [place, about.encode()], sources, lambda: file_states([str(path)]), make)
+
+
+def header_numbers(
+    folder: Path,
+    files: Sequence[str],
+    about: str,
+    sources: Sequence[str | None],
+    rows: int,
+    read: Callable[[int], Sequence[int]],
+) -> np.ndarray:
+    """int64 (rows, k): `read(i)` for every row, numbers of the headers of files; from the cache if none has changed.
+
+    Args:
+        folder: that the files are in.
+        files: all that are read, as paths from there.
+        about, sources: as in `cached_index`.
+
+    Raises:
+        Exception: what `read` raises first; nothing is kept then.
+    """
+
+    def make() -> Index:
+        with ThreadPoolExecutor(THREADS) as pool:  # a network disk answers many at once
+            return Index({}, {"numbers": np.array(list(pool.map(read, range(rows))), dtype=np.int64)})
+
+    if rows < LEAST_FILES:
+        return make().arrays["numbers"]
+    root = os.path.realpath(folder)
+    what = [os.fsencode(root), about.encode(), Names(files).digest()]
+    states = partial(file_states, [os.path.join(root, file) for file in files])
+    return kept_index(folder, what, sources, states, make).arrays["numbers"]
+
+
+def kept_index(
+    path: Path,
+    about: Sequence[bytes],
+    sources: Sequence[str | None],
+    states: Callable[[], np.ndarray],
+    make: Callable[[], Index],
+) -> Index:
+    """What `make()` gives, kept as long as `states()` (`identity.file_states`) stay the same.
+
+    Args:
+        path: for the log.
+        about, sources: as in `cached_index`; of the same `about` one index is kept.
+    """
+    state = states()
+    name = hashlib.sha256(b"\0".join(about)).hexdigest()[:20]
     code = [Path(source).read_bytes() for source in (__file__, *filter(None, sources))]
-    key = hashlib.sha256(b"\0".join([name.encode(), repr(state).encode(), *code])).hexdigest()
+    key = hashlib.sha256(b"\0".join([name.encode(), state.tobytes(), *code])).hexdigest()
     file = cache_folder("index") / f"{name}-{key[:20]}.index"
     if (found := _open(file, key)) is not None:
         return found
@@ -68,8 +123,8 @@ def cached_index(path: Path, about: str, sources: Sequence[str | None], make: Ca
         _LOG.info("%s: it is read once and kept as %s", path, file)
         started = time.time_ns()
         index = make()
-        settled = max(state[1:3]) < started - SETTLED and state == _state(path)
-        if not (writable and settled):
+        settled = state[:, 1:3].max(initial=0) < started - SETTLED and np.array_equal(state, states())
+        if not (writable and settled and index.keep):
             return index
         with suppress(OSError, UserError):  # a cache that cannot be written costs time alone
             with atomic_write(file) as out:
@@ -114,12 +169,6 @@ def _acquire(descriptor: int, path: Path, wait: float) -> bool:
                 raise
             _LOG.warning("%s: this file system has no locks; each process makes by itself what it keeps", path.parent)
             return True
-
-
-def _state(path: Path) -> tuple[int, int, int, int]:
-    """Size, times of the last change of content and of state, inode."""
-    state = os.stat(path)
-    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def _write(write: Callable[[bytes | memoryview], object], key: str, index: Index) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 from mae_transfer.bars import Bar
 from mae_transfer.data.identity import combine, identify
 from mae_transfer.data.images import UndecodableImageError
+from mae_transfer.data.index_cache import THREADS
 from mae_transfer.data.synthetic.folder import cache_folder
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write
 from mae_transfer.tasks.ade20k.data import Segmentation
-from mae_transfer.tasks.ade20k.pairs import THREADS
 
 VALUES = 65536
 PART = 256

@@ -8,19 +8,21 @@ their file headers only.
 import hashlib
 import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mae_transfer.data import decode, images
 from mae_transfer.data.decode import header_of, open_file
 from mae_transfer.data.identity import combine, identify
 from mae_transfer.data.images import DECODE_ERRORS, unusable
+from mae_transfer.data.index_cache import header_numbers
 from mae_transfer.data.names import walk_files
 from mae_transfer.data.paths import find_paths
 from mae_transfer.errors import UserError
+from mae_transfer.tasks.ade20k import mask_files
 from mae_transfer.tasks.ade20k.config import PairsConfig
 from mae_transfer.tasks.ade20k.mask_files import mask_fault
 
@@ -35,7 +37,7 @@ EXPECTED = (
     f"data.root (--data) with {', '.join(LAYOUT.values())}; or folders of your own by data.train_images=, "
     "data.train_masks=, data.val_images= and data.val_masks="
 )
-THREADS = 16
+SOURCES = [__file__, decode.__file__, images.__file__, mask_files.__file__]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,17 @@ class Pairs:
 
     def mask(self, index: int) -> Path:
         return self.mask_folder / f"{self.names[index]}{self.mask_suffix}"
+
+    def headers(self) -> np.ndarray:
+        """int64 (n, 5) of `_check_pair`; from the cache if no file has changed."""
+        masks = os.path.realpath(self.mask_folder)
+        files = [f"{name}{self.image_suffix}" for name in self.names]
+        files += [os.path.join(masks, f"{name}{self.mask_suffix}") for name in self.names]
+
+        def read(index: int) -> tuple[int, ...]:
+            return _check_pair(self.image(index), self.mask(index))
+
+        return header_numbers(self.image_folder, files, "pairs", SOURCES, len(self), read)
 
     def identity(self, indices: np.ndarray) -> str:
         """Of the images and masks of these pairs (`data/identity.py`)."""
@@ -91,12 +104,12 @@ def find_pairs(config: PairsConfig, split: str) -> Pairs:
             f"{config.mask_suffix} there (data.mask_suffix), or take the images out"
         )
     pairs = Pairs(folder, masks, names, config.image_suffix, config.mask_suffix, [], "", [])
-    with ThreadPoolExecutor(THREADS) as pool:  # a network disk answers many at once
-        headers = list(pool.map(lambda i: _check_pair(pairs.image(i), pairs.mask(i)), range(len(names))))
+    headers = pairs.headers().tolist()
     digest = hashlib.sha256()
     for name, header in zip(names, headers, strict=True):
-        digest.update(f"{name} {header[1]} {header[2]}\n".encode())
-    palettes = {header[3]: number for number, header in reversed(list(enumerate(headers)))}
+        digest.update(f"{name} {header[2]} {header[3]}\n".encode())
+    firsts = np.unique([header[4] for header in headers], return_index=True)[1].tolist()
+    palettes = {_header(pairs.mask(number), mask=True)[2]: number for number in firsts}
     used = {path for i in range(len(names)) for path in (pairs.image(i), pairs.mask(i))}
     warnings = _unlike_palettes({pairs.mask(number): palette for palette, number in sorted(palettes.items())})
     for place in sorted({folder, masks}):
@@ -108,7 +121,7 @@ def find_pairs(config: PairsConfig, split: str) -> Pairs:
             )
     return replace(
         pairs,
-        sizes=[header[0] for header in headers],
+        sizes=[(header[0], header[1]) for header in headers],
         names_fingerprint=digest.hexdigest(),
         warnings=warnings,
     )
@@ -147,8 +160,8 @@ def _unlike_palettes(masks: dict[Path, bytes]) -> list[str]:
     return []
 
 
-def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int, bytes]:
-    """(height, width) of a pair, the bytes of either file, and the mask's palette."""
+def _check_pair(image: Path, mask: Path) -> tuple[int, int, int, int, int]:
+    """Height and width of a pair, the bytes of either file, and a number that tells the mask's palette from others."""
     size, *_ = _header(image)
     mask_size, fault, palette = _header(mask, mask=True)
     if fault is not None:
@@ -158,7 +171,8 @@ def _check_pair(image: Path, mask: Path) -> tuple[tuple[int, int], int, int, byt
             f"{mask}: the mask is {mask_size[1]}x{mask_size[0]} pixels and {image} is {size[1]}x{size[0]} (upright); "
             "they must agree, annotate or resize one of them again"
         )
-    return size, image.stat().st_size, mask.stat().st_size, palette
+    told = int.from_bytes(hashlib.sha256(palette).digest()[:7], "big")
+    return *size, image.stat().st_size, mask.stat().st_size, told
 
 
 def _header(path: Path, *, mask: bool = False) -> tuple[tuple[int, int], str | None, bytes]:

@@ -43,10 +43,10 @@ class ImageRecord(NamedTuple):
 class CocoAnnotations:
     """The checked content of one annotation file; item i is the `ImageRecord` of the i-th image in order of id.
 
-    `names[k]` and `category_ids[k]` belong to class k; `image_ids`, `file_names` and `num_objects` (crowds not counted)
-    are per image; `listed` are the ids in the order of the file; `num_annotations` is that of the file; `has_masks` is
-    False for a file of boxes alone; `warnings` has a line for each kind of thing that was dropped; `sha256` is of the
-    file's bytes. Raises UserError on anything wrong.
+    `names[k]` and `category_ids[k]` belong to class k; `image_ids`, `file_names`, `num_objects` (crowds not counted)
+    and `sizes` (height, width) are per image; `listed` are the ids in the order of the file; `num_annotations` is that
+    of the file; `has_masks` is False for a file of boxes alone; `warnings` has a line for each kind of thing that was
+    dropped; `sha256` is of the file's bytes. Raises UserError on anything wrong.
 
     scored: detections are compared with its boxes. They are not in a file that is trained on alone, whose boxes may be
     off their masks: training takes those of the masks.
@@ -69,6 +69,7 @@ class CocoAnnotations:
         self.listed, self.image_ids = columns["listed"], columns["image_ids"]
         self.file_names = Names.packed(columns["name_bytes"], columns["name_ends"])
         self.num_objects = columns["num_objects"]
+        self.sizes = columns["image_sizes"]
         self._masks = Masks(*(columns[f"mask_{name}"] for name in annotation_file.MASK_ARRAYS))
 
     def __len__(self) -> int:

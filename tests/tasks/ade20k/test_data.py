@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mae_transfer.data import index_cache
+from mae_transfer.data.decode import open_file
 from mae_transfer.data.synthetic.ade20k import make_ade20k
 from mae_transfer.errors import UserError
 from mae_transfer.runs.resolve import load_config
+from mae_transfer.tasks.ade20k import pairs as ade20k_pairs
 from mae_transfer.tasks.ade20k.data import Ade20kEval, Ade20kTrain
 from mae_transfer.tasks.ade20k.labels import class_names
 from mae_transfer.tasks.ade20k.pairs import find_pairs
@@ -211,6 +214,25 @@ def test_what_is_wrong_with_the_folders_is_found_at_the_start(tmp_path):
     damaged = pair_folders(tmp_path / "damaged", grey)
     (tmp_path / "damaged/images/0.jpg").write_bytes(b"no image")
     assert "not a readable image" in message(*damaged)
+
+
+def test_headers_are_read_once_and_again_of_changed_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_cache, "LEAST_FILES", 1)
+    monkeypatch.setattr(index_cache, "SETTLED", -(10**12))
+    config = make_config(*pair_folders(tmp_path / "set", *[np.ones((20, 30), np.uint8)] * 2)).data
+    opened = []
+    monkeypatch.setattr(ade20k_pairs, "open_file", lambda path: opened.append(path) or open_file(path))
+    first, again = (find_pairs(config, "train") for _ in range(2))
+    assert first == again
+    assert len(opened) == 4 + 2  # and each time a mask of each palette
+    Image.fromarray(np.ones((21, 30), np.uint8)).save(tmp_path / "set/masks/1.png")
+    with pytest.raises(UserError, match=r"1\.png: the mask is 30x21 pixels and .*1\.jpg is 30x20"):
+        find_pairs(config, "train")
+    Image.new("RGB", (30, 21)).save(tmp_path / "set/images/1.jpg")
+    changed = find_pairs(config, "train")
+    assert changed.sizes == [(20, 30), (21, 30)]
+    assert changed.names_fingerprint != first.names_fingerprint
 
 
 def test_rotated_photo_fits_its_upright_mask(tmp_path):

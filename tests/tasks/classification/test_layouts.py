@@ -19,6 +19,7 @@ from mae_transfer.data.names import Names
 from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.config import DataConfig
+from mae_transfer.tasks.classification.layouts import folders
 from mae_transfer.tasks.classification.layouts.find import find_images
 from mae_transfer.tasks.classification.layouts.listing import ImageSet
 
@@ -165,6 +166,40 @@ def test_images_may_lie_deeper_and_other_files_are_told(roots: dict[str, Path], 
     assert len(images.train) == 15
     assert any("1 files that are no images" in line and "boxes.txt" in line for line in images.warnings)
     assert any("1 of 5 classes have no val image, such as dune" in line for line in images.warnings)
+
+
+def test_many_classes_are_listed_once_and_again_when_files_come(
+    roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(folders, "LEAST_CLASSES", 1)
+    monkeypatch.setattr(index_cache, "SETTLED", -(10**12))
+    root = Path(shutil.copytree(roots["folder"], tmp_path / "set"))
+    (root / "train" / "birch" / "boxes.txt").write_text("")
+    listed, image_files = [], folders.image_files
+    monkeypatch.setattr(
+        folders, "image_files", lambda folder, other: listed.append(folder) or image_files(folder, other)
+    )
+
+    def check(listings: int) -> None:
+        images = find_images("folder", data_config(root))
+        for split in ("train", "val"):
+            assert pairs(images, split) == set(ImageFolder(str(root / split)).samples)
+        assert any("1 files that are no images" in line and "boxes.txt" in line for line in images.warnings)
+        assert len(listed) == listings
+
+    check(10)
+    check(10)
+    image = next((root / "train" / "birch").glob("*.JPEG"))
+    shutil.copy(image, image.with_name("new.JPEG"))
+    check(15)  # the five classes of the training set
+    check(15)
+    image.unlink()
+    check(20)
+    (image.parent / "empty").mkdir()  # what comes into it does not change the time of the class's folder
+    check(25)
+    shutil.copy(image.with_name("new.JPEG"), image.parent / "empty" / "deep.JPEG")
+    check(30)
 
 
 def test_what_notebooks_and_macs_leave_is_no_image_and_no_class(roots: dict[str, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,10 @@ from faster_coco_eval.core import mask as rle
 from PIL import Image
 from pycocotools import mask as reference
 
+from mae_transfer.data import index_cache
+from mae_transfer.data.decode import read_header
 from mae_transfer.errors import UserError
+from mae_transfer.tasks.coco import files
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.evaluate import ImageDetections, score
 from mae_transfer.tasks.coco.files import check_files
@@ -339,6 +343,33 @@ def test_sizes_are_those_of_the_files_from_the_start(tmp_path):
     with pytest.raises(UserError, match=r"5\.jpg: truncated or corrupt"):
         check_files(annotations, tmp_path, "error")
     assert check_files(annotations, tmp_path, "skip") == []
+
+
+def test_sizes_are_read_once_and_again_of_changed_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_cache, "LEAST_FILES", 1)
+    monkeypatch.setattr(index_cache, "SETTLED", -(10**12))
+    annotations, read = load(tmp_path, truth()), []
+    monkeypatch.setattr(files, "read_header", lambda path: read.append(path.name) or read_header(path))
+    write_images(tmp_path, annotations)
+    for _ in range(2):
+        assert check_files(annotations, tmp_path, "error") == []
+    assert sorted(read) == sorted(annotations.file_names)
+    (kept,) = (tmp_path / "cache").rglob("*.index")
+    kept.write_bytes(kept.read_bytes()[:-1])  # cut short
+    assert check_files(annotations, tmp_path, "error") == []
+    assert len(read) == 2 * len(annotations)
+    times = (tmp_path / "5.jpg").stat().st_mtime_ns
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "5.jpg")
+    os.utime(tmp_path / "5.jpg", ns=(times, times))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"5\.jpg is 240x320 and 320x240 there"):
+            check_files(annotations, tmp_path, "error")
+    assert len(read) == 3 * len(annotations)
+    (tmp_path / "5.jpg").write_bytes(b"no image")
+    assert check_files(annotations, tmp_path, "skip") == []
+    with pytest.raises(UserError, match=r"5\.jpg: truncated or corrupt"):
+        check_files(annotations, tmp_path, "error")
 
 
 @pytest.mark.parametrize("spelling", ["./3.jpg", "{folder}/3.jpg", "../{folder.name}/3.jpg", "../link/3.jpg"])

@@ -1,13 +1,21 @@
 """One folder a class: train/<class>/... and val/<class>/..., images at any depth."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from mae_transfer.data import names
+from mae_transfer.data.identity import file_states
+from mae_transfer.data.index_cache import Index, kept_index
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names, is_image_name, walk_files
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.layouts.listing import EXPECTED, SPLITS, Found, Listing
+
+SOURCES = [__file__, names.__file__]
+LEAST_CLASSES = 100
+"""Folders of fewer are listed by every process."""
 
 
 def from_folders(root: Path, task: str, *, train: bool = True) -> Found:
@@ -52,23 +60,50 @@ def list_folders(folder: Path, known: dict[str, int], warnings: list[str]) -> Li
             f"{folder}: class folder {strangers[0]} is no class of the training set ({len(strangers)} such); both need "
             "the same class names"
         )
-    names: list[str] = []
-    labels: list[int] = []
-    other: list[str] = []
-    for class_name in class_folders(folder):
-        files = image_files(folder / class_name, other)
-        if not files:
-            raise UserError(
-                f"class folder {folder / class_name} has no image ({', '.join(IMAGE_SUFFIXES[:4])}, ...); fill it or "
-                "remove it"
-            )
-        names += [f"{class_name}/{file}" for file in files]
-        labels += [known[class_name]] * len(files)
-    if other:
+    classes = class_folders(folder)
+    found = _listed(folder, classes)
+    files = Names.packed(found.arrays["name_bytes"], found.arrays["name_ends"])
+    if found.about["others"]:
         warnings.append(
-            f"{folder}: {len(other)} files that are no images by their suffix are left out, e.g. {other[0]}"
+            f"{folder}: {found.about['others']} files that are no images by their suffix are left out, e.g. "
+            f"{folder / str(found.about['other'])}"
         )
-    return Listing(folder, Names(names), np.array(labels, dtype=np.int64))
+    labels = np.array([known[name] for name in classes], dtype=np.int64)
+    return Listing(folder, files, np.repeat(labels, found.arrays["counts"]))
+
+
+def _listed(folder: Path, classes: list[str]) -> Index:
+    """The images of all classes; many classes are listed once a node, unless there are folders in their folders.
+
+    A file that comes or goes changes the time of its folder.
+    """
+
+    def make() -> Index:
+        found: list[str] = []
+        counts: list[int] = []
+        other: list[str] = []
+        deep = False
+        for name in classes:
+            files = image_files(folder / name, other)
+            if not files:
+                raise UserError(
+                    f"class folder {folder / name} has no image ({', '.join(IMAGE_SUFFIXES[:4])}, ...); fill it or "
+                    "remove it"
+                )
+            found += [f"{name}/{file}" for file in files]
+            counts.append(len(files))
+            deep |= not all(entry.is_file() for entry in os.scandir(folder / name))
+        content, ends = Names(found).arrays
+        first = os.path.relpath(other[0], folder) if other else ""
+        arrays = {"name_bytes": content, "name_ends": ends, "counts": np.array(counts)}
+        return Index({"others": len(other), "other": first}, arrays, keep=not deep)
+
+    if len(classes) < LEAST_CLASSES:
+        return make()
+    root = os.path.realpath(folder)
+    states = partial(file_states, [root, *(os.path.join(root, name) for name in classes)])
+    what = [os.fsencode(root), b"class folders", Names(classes).digest()]
+    return kept_index(folder, what, SOURCES, states, make)
 
 
 def image_files(folder: Path, other: list[str]) -> list[str]:
