@@ -91,7 +91,8 @@ def _existing(path: Path) -> Path:
 def _other_folder(path: Path) -> str:
     """What a folder is that has no weights under a known name, and what to do."""
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-    if "zero_to_fp32.py" in names or any("_rank_" in name and name.endswith("_states.pt") for name in names):
+    steps = [name for step in path.glob("global_step*") if step.is_dir() for name in os.listdir(step)]
+    if "zero_to_fp32.py" in names or any("_rank_" in name and name.endswith("_states.pt") for name in names + steps):
         return f"a checkpoint of DeepSpeed; {ZERO_REMEDY}"
     if any(name.endswith(".distcp") for name in names):
         return (

@@ -15,7 +15,9 @@ from mae_transfer.backbones.checkpoints.layout import State
 
 CONTAINERS = ("model", "state_dict", "module", "teacher", "student")
 """Where a file keeps its state dict, in the order in which they are looked for."""
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.")
+_WRAPPERS = ("_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""Names that wrappers of torch and Lightning put into keys, wherever a module is wrapped."""
+PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.")
 
 KEY = "--key {0} (backbone.checkpoint_key={0})"
 """How a user names an entry, or a prefix of keys, on a command line."""
@@ -127,8 +129,9 @@ def _type(tensor: Tensor) -> str:
 
 
 def _bare(state: State) -> State:
-    """The state dict without the wrapper prefixes that all of its keys have."""
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    """The state dict without the names of wrappers, and without the prefixes that all of its keys have."""
+    for wrapper in _WRAPPERS:
+        state = {name.replace(wrapper, ""): tensor for name, tensor in state.items()}
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state

@@ -46,8 +46,9 @@ def describe(state: State, reader_of: Callable[[State], Reader | None], known: S
         start = outermost[0]
         beside = list(dict.fromkeys(_first(name) for name in state if not name.startswith(start)))
         more = f" and {len(beside) - NAMED} more" if len(beside) > NAMED else ""
+        there = f" with {', '.join(beside[:NAMED])}{more} beside it" if beside else ""
         return (
-            f"an encoder ({parts[start]}) under {shown(start)}* with {', '.join(beside[:NAMED])}{more} beside it; read "
+            f"an encoder ({parts[start]}) under {shown(start)}*{there}; read "
             f"it alone by {KEY.format(shown(start[:-1]))}, or save the encoder's own state_dict()."
         )
     for prefix in PREFIXES:

@@ -23,11 +23,12 @@ def check_files(annotations: CocoAnnotations, folder: Path, on_bad_image: str) -
     Sizes are read from the headers of all files, about 0.1 ms each, once a node (`data/index_cache.py`). Files that
     cannot be decoded are left to the reader with `on_bad_image` "skip".
     """
-    _check_there(annotations, folder)
+    links = _check_there(annotations, folder)
     _check_sizes(annotations, folder, on_bad_image)
     real = cache(os.path.realpath)  # once a directory: `../images/1.jpg` and absolute paths are one file with `1.jpg`
     places = [os.path.split(os.path.join(folder, name)) for name in annotations.file_names]
     paths = [os.path.join(real(directory), name) for directory, name in places]
+    paths = [real(path) if path in links else path for path in paths]
     again = [os.path.relpath(path, real(str(folder))) for path, count in Counter(paths).items() if count > 1]
     if not again:
         return []
@@ -39,21 +40,26 @@ def check_files(annotations: CocoAnnotations, folder: Path, on_bad_image: str) -
     ]
 
 
-def _check_there(annotations: CocoAnnotations, folder: Path) -> None:
-    """Lists each directory once."""
+def _check_there(annotations: CocoAnnotations, folder: Path) -> set[str]:
+    """Lists each directory once. Returns the images that are links, their directories' real paths before them."""
     by_directory: dict[str, list[str]] = {}
     for file_name in annotations.file_names:
         directory, name = os.path.split(file_name)
         by_directory.setdefault(directory, []).append(name)
     missing: list[str] = []
+    links: set[str] = set()
     for directory, names in by_directory.items():
-        there = set(os.listdir(folder / directory)) if (folder / directory).is_dir() else set()
+        entries = list(os.scandir(folder / directory)) if (folder / directory).is_dir() else []
+        there = {entry.name for entry in entries}
         missing += [os.path.join(directory, name) for name in names if name not in there]
+        place = os.path.realpath(folder / directory)
+        links |= {os.path.join(place, entry.name) for entry in entries if entry.is_symlink()}
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} of the {len(annotations)} images of {annotations.path} are not there: "
             f"{some(sorted(missing))}; complete the folder or take them out of the annotation file"
         )
+    return links
 
 
 def _check_sizes(annotations: CocoAnnotations, folder: Path, on_bad_image: str) -> None:

@@ -127,12 +127,13 @@ def test_an_onnx_file_is_refused_by_its_name(tmp_path):
 def test_folders_of_other_tools_are_told_apart(tmp_path):
     folders = {
         "deepspeed": ("zero_to_fp32.py", "run its zero_to_fp32.py"),
+        "run": ("global_step3/zero_pp_rank_0_mp_rank_00_model_states.pt", "run its zero_to_fp32.py"),
         "step": ("zero_pp_rank_0_mp_rank_00_model_states.pt", "run its zero_to_fp32.py"),
         "fsdp": ("__0_0.distcp", "format_utils dcp_to_torch"),
         "loose": ("last.ckpt", "has last.ckpt; pass one of its files"),
     }
     for folder, (name, message) in folders.items():
-        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).parent.mkdir(parents=True)
         (tmp_path / folder / name).touch()
         with pytest.raises(UserError) as error:
             files.find(tmp_path / folder)

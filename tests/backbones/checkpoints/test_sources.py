@@ -114,7 +114,7 @@ def test_shards_and_other_folders(tmp_path):
 # --- wrappers and entries
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod.", "net."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "_forward_module.", "net."])
 @pytest.mark.parametrize("name", ["MAE encoder", "HF ViT", "BEiT timm", "DINOv2 registers"])
 def test_wrappers_of_ddp_compile_and_lightning(name, prefix):
     case = layout(name)

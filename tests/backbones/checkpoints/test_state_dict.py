@@ -182,3 +182,6 @@ def test_names_in_messages_are_one_line_and_of_the_file():
     state = vit().state_dict()
     assert "unexpected a\\nb" in refusal(state | {"a\nb": torch.ones(2)})
     assert unwrap({"_orig_mod.a": torch.ones(2)}, "some.pth")[0].keys() == {"a"}
+    wrapped = {"_forward_module._fsdp_wrapped_module.blocks.0._checkpoint_wrapped_module.a": torch.ones(2)}
+    assert unwrap(wrapped, "some.pth")[0].keys() == {"blocks.0.a"}
+    assert "under my_vit.*; read it alone by --key my_vit" in refusal({f"my_vit.{k}": v for k, v in state.items()})

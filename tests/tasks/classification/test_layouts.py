@@ -329,6 +329,7 @@ def test_bad_sets_are_one_line(root: Path, request: pytest.FixtureRequest, how: 
         ("file,label\na.jpg,x\n", "path,label\n", r"has no column path \(it has file, label\)"),
         ("path,label\na.jpg,x\nb.jpg,\n", "path,label\n", "row 2 has no path or no label"),
         ("path,label\n", "path,label\n", "has no rows"),
+        ("path,label,label\na.jpg,x,y\n", "path,label\n", "has the column label twice"),
         ("path,label\na.jpg,0\nb.jpg,2\n", "path,label\na.jpg,0\n", "without gaps; 1 numbers below.*such as 1"),
         ("path,label\na.jpg,0\nb.jpg,1\n", "path,label\na.jpg,x\n", "labels that are numbers and one has names"),
         ("path,label\na.jpg,x\nb.jpg,y\n", "path,label\na.jpg,z\n", "has label z, which .*t.csv has not"),
@@ -429,9 +430,10 @@ def test_a_list_gives_each_image_one_label_and_keeps_their_spelling(tmp_path: Pa
     config = data_config(None, train_list=str(tmp_path / "list.csv"), val_list=str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_text("path,label\n0.jpg,01\n1.jpg,1\n")
     assert find_images("folder", config).class_names == ["01", "1"]
-    (tmp_path / "list.csv").write_text("path,label\n0.jpg,a\n1.jpg,b\n./0.jpg,b\n")
-    with pytest.raises(UserError, match=r"0.jpg has the labels a and b \(1 such images\)"):
-        find_images("folder", config)
+    for again in ("./0.jpg", f"{tmp_path}/0.jpg", f"../{tmp_path.name}/0.jpg"):
+        (tmp_path / "list.csv").write_text(f"path,label\n0.jpg,a\n1.jpg,b\n{again},b\n")
+        with pytest.raises(UserError, match=r"csv: 0.jpg has the labels a and b \(1 such images\)"):
+            find_images("folder", config)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(roots: dict[str, Path], tmp_path: Path) -> None:

@@ -372,7 +372,9 @@ def test_sizes_are_read_once_and_again_of_changed_files(tmp_path, monkeypatch):
         check_files(annotations, tmp_path, "error")
 
 
-@pytest.mark.parametrize("spelling", ["./3.jpg", "{folder}/3.jpg", "../{folder.name}/3.jpg", "../link/3.jpg"])
+@pytest.mark.parametrize(
+    "spelling", ["./3.jpg", "{folder}/3.jpg", "../{folder.name}/3.jpg", "../link/3.jpg", "link.jpg"]
+)
 def test_one_file_under_several_ids_is_said(tmp_path, spelling):
     content = truth()
     (tmp_path.parent / "link").unlink(missing_ok=True)
@@ -380,5 +382,8 @@ def test_one_file_under_several_ids_is_said(tmp_path, spelling):
     content["images"][2]["file_name"] = spelling.format(folder=tmp_path)
     annotations = load(tmp_path, content)
     write_images(tmp_path, annotations)
+    if spelling == "link.jpg":
+        (tmp_path / spelling).unlink()
+        (tmp_path / spelling).symlink_to("3.jpg")
     (warning,) = check_files(annotations, tmp_path, "error")
     assert "3.jpg is there under several image ids (3.jpg: 3, 8)" in warning

@@ -24,7 +24,7 @@ _UNREADABLE = (
 
 def from_lists(train: Path, val: Path, root: str | None) -> Found:
     paths = (user_path(train), user_path(val))
-    tables = [_read_list(path) for path in paths]
+    tables = [_read_list(path, root) for path in paths]
     are_numbers = {pd.api.types.is_integer_dtype(table["label"]) for table in tables}
     if len(are_numbers) > 1:
         raise UserError(f"{train} and {val}: one has labels that are numbers and one has names; use one kind")
@@ -46,7 +46,7 @@ def from_lists(train: Path, val: Path, root: str | None) -> Found:
     return listings[0], listings[1], class_names, []
 
 
-def _read_list(path: Path) -> pd.DataFrame:
+def _read_list(path: Path, root: str | None) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path} is not there; data.train_list and data.val_list are CSV or Parquet files")
     try:
@@ -61,11 +61,13 @@ def _read_list(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: row {int(np.flatnonzero(empty)[0]) + 1} has no path or no label")
     if table.empty:
         raise UserError(f"{path} has no rows")
-    paths = table["path"].astype(str).map(os.path.normpath)
+    folder = user_path(root) if root is not None else path.parent
+    paths = table["path"].astype(str).map(lambda name: os.path.normpath(os.path.join(folder, name)))
     unlike = table["label"].groupby(paths, sort=False).nunique()
     if (unlike > 1).any():
         name = unlike.index[unlike > 1][0]
         labels = table.loc[paths == name, "label"].unique()
+        name = table.loc[paths == name, "path"].iloc[0]
         raise UserError(
             f"{path}: {name} has the labels {labels[0]} and {labels[1]} ({int((unlike > 1).sum())} such images); leave "
             "each image one label"
@@ -78,6 +80,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
     Labels are names unless all of them are whole numbers without leading zeros: 01 and 1 stay two classes.
     """
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].tolist()  # pandas gives a second one a new name
+    twice = [name for name in ("path", "label") if header.count(name) > 1]
+    if twice:
+        raise UserError(f"{path} has the column {twice[0]} twice; leave one path and one label")
     table = pd.read_csv(path, dtype={"path": str, "label": str}, keep_default_na=False, na_values=[""])
     if "label" in table and table["label"].str.fullmatch(r"\s*(0|-?[1-9]\d{0,18})\s*", na=False).all():
         table["label"] = table["label"].astype("int64")
