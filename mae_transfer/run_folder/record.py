@@ -112,9 +112,9 @@ def _reason(error: ValidationError) -> str:
 def record_paths(folder: Path, errors: list[OSError]) -> Iterator[Path]:
     """The record.json of every run below a folder, in a stable order; folders that cannot be listed go to `errors`."""
     for root, folders, files in os.walk(folder, onerror=errors.append):
-        if FILE in files:
+        if FILE in files or FILE in folders:  # the latter is said to be no file
             yield Path(root, FILE)
-            folders[:] = [name for name in folders if name not in NO_RUNS]
+            folders[:] = [name for name in folders if name not in (*NO_RUNS, FILE)]
         folders.sort()
 
 

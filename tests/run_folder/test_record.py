@@ -254,3 +254,8 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "record.json")
     with pytest.raises(UserError, match=r"record\.json is no file"):
         read_record(tmp_path / "record.json")
+    (tmp_path / "run/record.json").mkdir(parents=True)  # a folder of that name is not left out in silence either
+    _, left_out = read_records(tmp_path)
+    assert [line.partition("; ")[0] for line in left_out] == [
+        f"{tmp_path / place} is no file" for place in ("record.json", "run/record.json")
+    ]

@@ -161,10 +161,12 @@ def test_images_may_lie_deeper_and_other_files_are_told(roots: dict[str, Path], 
     for file in list((root / "train" / "birch").glob("*.JPEG")):
         file.rename(file.parent / "images" / file.name)
     (root / "train" / "birch" / "boxes.txt").write_text("")
+    (root / "train" / "loose.jpg").write_bytes(b"")
     shutil.rmtree(root / "val" / "dune")
     images = find_images("folder", data_config(root))
     assert len(images.train) == 15
     assert any("1 files that are no images" in line and "boxes.txt" in line for line in images.warnings)
+    assert any("1 images beside the class folders are left out, e.g. loose.jpg" in line for line in images.warnings)
     assert any("1 of 5 classes have no val image, such as dune" in line for line in images.warnings)
 
 

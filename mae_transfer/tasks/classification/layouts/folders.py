@@ -68,6 +68,9 @@ def list_folders(folder: Path, known: dict[str, int], warnings: list[str]) -> Li
             f"{folder}: {found.about['others']} files that are no images by their suffix are left out, e.g. "
             f"{folder / str(found.about['other'])}"
         )
+    loose = sorted(entry.name for entry in os.scandir(folder) if is_image_name(entry.name) and entry.is_file())
+    if loose:
+        warnings.append(f"{folder}: {len(loose)} images beside the class folders are left out, e.g. {loose[0]}")
     labels = np.array([known[name] for name in classes], dtype=np.int64)
     return Listing(folder, files, np.repeat(labels, found.arrays["counts"]))
 
