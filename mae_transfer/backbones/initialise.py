@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 STD = 0.02
+OUTPUTS = ("attn.proj", "mlp.fc2", "out_proj")
+"""Ends of the names of those layers, in timm's parallel blocks too."""
 
 
 @torch.no_grad()
@@ -32,8 +34,9 @@ def as_beit(vit: Any) -> None:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     for number, block in enumerate(vit.blocks, 1):
-        for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
-            weight.div_(math.sqrt(2.0 * number))
+        for name, module in block.named_modules():
+            if name.endswith(OUTPUTS):
+                module.weight.div_(math.sqrt(2.0 * number))
 
 
 def cut_normal(parameter: Tensor) -> None:
