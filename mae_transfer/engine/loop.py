@@ -40,7 +40,7 @@ from mae_transfer.engine.step import Step, StepResult
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import StoppedBySignal, UserError
 from mae_transfer.run_folder.folder import RunFolder
-from mae_transfer.run_folder.metrics import epoch_history, read_metrics
+from mae_transfer.run_folder.metrics import epoch_history, lines_after, read_metrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -218,7 +218,8 @@ def _evaluated(fabric: Fabric, folder: RunFolder | None, step: int) -> bool:
     """Whether metrics.jsonl has the evaluation after a step."""
 
     def found() -> bool:
-        return folder is not None and any(m["step"] == step and "eval" in m for m in read_metrics(folder.path))
+        lines = lines_after(folder.path, step - 1)[1] if folder else []
+        return any(line["step"] == step and "eval" in line for line in lines)
 
     return on_rank_zero(fabric, found)
 

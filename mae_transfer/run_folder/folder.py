@@ -31,9 +31,11 @@ from mae_transfer.config.yaml import dump_yaml, read_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, remove_unfinished
 from mae_transfer.run_folder.lock import FolderLock
-from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.run_folder.metrics import lines_after, read_metrics
 
 _LOG = logging.getLogger("mae_transfer")
+CHECKED = 2**22
+"""Bytes of a metrics.jsonl, read and checked within a second."""
 _TEMPORARY = re.compile(r"\..+\.(json|npz|npy|png)\.[a-z0-9_]{8}")
 """Names that `atomic_write` gives."""
 
@@ -93,13 +95,16 @@ class RunFolder:
     def start_metrics(self, step: int) -> None:
         """Cut metrics.jsonl down to the lines of the first `step` steps, whole ones only, and open it to append.
 
-        So the history of a resumed run is that of one that was never interrupted.
+        So the history of a resumed run is that of one that was never interrupted. A file of up to `CHECKED` bytes is
+        checked whole, of a larger one the lines that are cut.
         """
         path = self.path / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        if path.exists() and path.stat().st_size <= CHECKED:
+            read_metrics(self.path)
+        kept, _ = lines_after(self.path, step)
         with _writing(path):
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="ascii")
+            temporary.write_bytes(kept)
             os.replace(temporary, path)
             self._metrics = os.open(path, os.O_WRONLY | os.O_APPEND)
 

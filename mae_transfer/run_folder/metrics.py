@@ -19,17 +19,40 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if number == len(lines) and not line.endswith(b"\n"):
             break
-        try:
-            value: Any = parse_json(line)
-        except ValueError as error:
-            raise UserError(f"{path} line {number} is not JSON ({error}); restore or delete the file") from error
-        if not isinstance(value, dict) or type(value.get("step")) is not int:
-            raise UserError(f"{path} line {number} has no step; restore or delete the file")
-        odd = next((name for name in value if _is_odd(name, value[name])), None)
-        if odd is not None:
-            raise UserError(f"{path} line {number}: {odd!r} is no number; restore or delete the file")
-        metrics.append(value)
+        metrics.append(_checked(path, number, line))
     return metrics
+
+
+def lines_after(folder: Path, step: int) -> tuple[bytes, list[dict[str, Any]]]:
+    """What a folder's metrics.jsonl holds up to a step, unread, and the lines of later steps."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return b"", []
+    with reading(path):
+        content = path.read_bytes()
+    later: list[dict[str, Any]] = []
+    end, number = content.rfind(b"\n") + 1, content.count(b"\n")
+    while end:
+        start = content.rfind(b"\n", 0, end - 1) + 1
+        line = _checked(path, number, content[start:end])
+        if line["step"] <= step:
+            break
+        later.append(line)
+        end, number = start, number - 1
+    return content[:end], later[::-1]
+
+
+def _checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        value: Any = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{path} line {number} is not JSON ({error}); restore or delete the file") from error
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
+        raise UserError(f"{path} line {number} has no step; restore or delete the file")
+    odd = next((name for name in value if _is_odd(name, value[name])), None)
+    if odd is not None:
+        raise UserError(f"{path} line {number}: {odd!r} is no number; restore or delete the file")
+    return value
 
 
 def _is_odd(name: str, value: Any) -> bool:

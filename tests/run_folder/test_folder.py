@@ -13,6 +13,7 @@ import yaml
 from support.engine_toy import make_config, outcome, run_ranks, start
 
 from mae_transfer.errors import UserError
+from mae_transfer.run_folder import folder as folder_module
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from mae_transfer.run_folder.folder import RunFolder
 from mae_transfer.run_folder.metrics import epoch_history, read_metrics
@@ -179,7 +180,9 @@ def test_the_root_and_the_folder_of_the_data_are_no_output(tmp_path: Path) -> No
     check_output(tmp_path / "data" / "runs", config)
 
 
-def test_metrics_are_cut_to_the_resumed_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checked", [0, 10**6])
+def test_metrics_are_cut_to_the_resumed_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: int) -> None:
+    monkeypatch.setattr(folder_module, "CHECKED", checked)
     with RunFolder(tmp_path, CONFIG) as folder:
         folder.start_metrics(0)
         for step in range(1, 5):

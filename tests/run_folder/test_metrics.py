@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mae_transfer.errors import UserError
-from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.run_folder.metrics import lines_after, read_metrics
 
 LINE = {"step": 1, "epoch": 0.5, "lr": 0.1, "loss": 2.5}
 
@@ -33,3 +33,20 @@ def test_a_loss_that_is_not_finite_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "lr": 0.1, "loss": NaN}\n')
     (line,) = read_metrics(tmp_path)
     assert line["loss"] != line["loss"]
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_lines_after_a_step_are_those_of_the_whole(tmp_path, step):
+    assert lines_after(tmp_path, step) == (b"", [])
+    lines = [LINE | {"step": number} for number in (1, 2, 3, 3, 5)]
+    texts = [json.dumps(line).encode() + b"\n" for line in lines]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(texts) + b'{"step": 6, "lo')  # as a kill leaves it
+    kept = sum(line["step"] <= step for line in lines)
+    assert lines_after(tmp_path, step) == (b"".join(texts[:kept]), lines[kept:])
+
+
+def test_a_damaged_line_that_is_read_from_the_end_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(LINE) + "\n{\n" + json.dumps(LINE | {"step": 3}) + "\n")
+    assert len(lines_after(tmp_path, 3)[0].splitlines()) == 3
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 2 is not JSON"):
+        lines_after(tmp_path, 2)
