@@ -457,12 +457,15 @@ def test_a_byte_order_mark_is_no_part_of_a_name(roots: dict[str, Path], tmp_path
         (("annotations", "image_id"), [], r"an annotation is of image id \[\]"),
         (("annotations", "category_id"), {}, "which is no category"),
         (("images", "id"), "second", "occurs more than once"),
+        (("images", "file_name"), "last", r"has the categories .* and .* \(1 such images\)"),
     ],
 )
 def test_odd_entries_of_inaturalist_are_one_line(root: Path, where: tuple[str, str], value: Any, message: str) -> None:
     content = json.loads((root / "train.json").read_text())
     rows, key = where
-    content[rows][0][key] = content[rows][1][key] if value == "second" else value
+    content[rows][0][key] = (
+        content[rows][{"second": 1, "last": -1}[value]][key] if value in ("second", "last") else value
+    )
     (root / "train.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message) as caught:
         find_images("inat2021", data_config(root))

@@ -140,6 +140,7 @@ class _Content:
             raise UserError(f"{path}: {name} has no annotation ({(counts < 1).sum()} such images)")
         of_images = np.zeros(len(files), dtype=np.int64)
         of_images[places] = np.array(labels, dtype=np.int64)
+        _check_one_class(path, files, of_images, classes)
         about: dict[str, JSON] = {"classes": [classes[i] for i in range(len(classes))]}
         return Index(about, {"name_bytes": name_bytes, "name_ends": name_ends, "labels": of_images})
 
@@ -160,6 +161,17 @@ def _places(ids: Sequence[JSON], wanted: Sequence[JSON]) -> np.ndarray:
         return np.where(numbers[found] == looked, found, -1)
     place = {i: at for at, i in enumerate(ids)}
     return np.array([place.get(i, -1) if type(i) in (int, str) else -1 for i in wanted], dtype=np.int64)
+
+
+def _check_one_class(path: Path, files: Names, labels: np.ndarray, classes: dict[JSON, str]) -> None:
+    """UserError for a file that is there under two image ids with two classes."""
+    keys = np.fromiter(map(hash, files), dtype=np.int64, count=len(files))  # of 64 bits: millions of names are large
+    order = np.argsort(keys, kind="stable")
+    again = np.flatnonzero((np.diff(keys[order]) == 0) & (np.diff(labels[order]) != 0))
+    if len(again):
+        first, second = order[again[0] : again[0] + 2].tolist()
+        both = " and ".join(classes[int(labels[i])] for i in (first, second))
+        raise UserError(f"{path}: {files[first]} has the categories {both} ({len(again)} such images); leave it one")
 
 
 def _check_unique(path: Path, kind: str, ids: Sequence[JSON]) -> None:
