@@ -123,7 +123,9 @@ def check(name: str, folder: Path, kinds: Iterable[str] = tuple(TASKS)) -> None:
         for key, parameter in model.named_parameters():
             assert parameter.grad is not None, (kind, key)
             assert parameter.grad.isfinite().all(), (kind, key)
-            assert parameter.grad.any() or not key.startswith("encoder."), (kind, key)
+            # a bias of all logits of a softmax, of Swin v2 CR, has a gradient of zero but for rounding
+            free = not key.startswith("encoder.") or key.endswith("meta_mlp.fc2.bias")
+            assert parameter.grad.any() or free, (kind, key)
         optimizer.step()
         losses = losses_of(model, batch).detach()
         assert losses.isfinite().all(), kind
