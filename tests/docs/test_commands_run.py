@@ -107,6 +107,7 @@ def small(line: str) -> tuple[str, list[str]]:
     same = "--method mae" if "pretrain <" in line else "--task folder"
     line = line.replace("<the same options>", f"{same} --backbone vit_b --data my_images --output run")
     line = line.replace("--checkpoint dinov2s.safetensors", "--weights random").replace("..000146}", "..000001}")
+    line = line.replace("--backbone vit_nano_p8 --checkpoint moco0", "--backbone vit_b --checkpoint my-mae")
     command, words = command_of(line)
     words = [FILES.get(word, "vit_nano" if word in ENCODERS else word) for word in words if word != "..."]
     words = [re.sub("^(.*=)?/data/", r"\1data/", word) for word in words if not SIZES.match(word)]
