@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
+GROUPS = 32
+"""Of the GroupNorm after the first transposed convolution."""
+
 
 class ViTFPN(nn.Module):
     """Four equal-sized maps of a ViT to a pyramid p2 .. p6.
 
     Args:
-        embed_dim: channels of the taps, a multiple of 32.
+        embed_dim: channels of the taps, a multiple of `GROUPS`.
         out_channels: channels of every pyramid map.
         norm: makes the norm layer for a number of channels.
     """
@@ -32,7 +35,7 @@ class ViTFPN(nn.Module):
             [
                 nn.Sequential(
                     nn.ConvTranspose2d(embed_dim, embed_dim, kernel_size=2, stride=2),
-                    nn.GroupNorm(32, embed_dim),
+                    nn.GroupNorm(GROUPS, embed_dim),
                     nn.GELU(),
                     nn.ConvTranspose2d(embed_dim, embed_dim, kernel_size=2, stride=2),
                 ),

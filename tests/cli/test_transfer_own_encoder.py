@@ -66,6 +66,9 @@ def test_every_task_takes_a_module(tmp_path: Path) -> None:
     assert trained.load_report.fingerprint != fingerprint
     with pytest.raises(UserError, match="set backbone.window_size=0 backbone.rel_pos=false backbone.drop_path=0.0, or"):
         run_transfer("coco", module, data=coco, output=tmp_path / "not", overrides=[*TINY, "backbone.window_size=2"])
+    narrow = type("Narrow", (TinyEncoder,), {"embed_dim": 24})()
+    with pytest.raises(UserError, match=r"width 24 is no multiple of 32, .*; model.pyramid=simple has none"):
+        run_transfer("coco", narrow, data=coco, output=tmp_path / "not", overrides=[*TINY_COCO, *PLAIN])
     assert not (tmp_path / "not").exists()
 
 

@@ -14,7 +14,7 @@ from mae_transfer.adapters.norm import NORMS
 from mae_transfer.adapters.simple_pyramid import SimplePyramid
 from mae_transfer.adapters.square_input import square_batch
 from mae_transfer.adapters.stage_pyramid import StageFPN
-from mae_transfer.adapters.vit_fpn import ViTFPN
+from mae_transfer.adapters.vit_fpn import GROUPS, ViTFPN
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.detector.cascade import CascadeRoIHeads
@@ -120,6 +120,11 @@ def build_mask_rcnn(
         pyramid = StageFPN(encoder.map_channels, model.fpn_channels, norm=norm)
         strides: list[float] = [*encoder.map_strides, 2 * encoder.map_strides[-1]]
     else:
+        if model.pyramid != "simple" and encoder.embed_dim % GROUPS:
+            raise UserError(
+                f"{encoder.name}: width {encoder.embed_dim} is no multiple of {GROUPS}, the groups of the norm in the "
+                "ViT-FPN; model.pyramid=simple has none"
+            )
         of_vit = SimplePyramid if model.pyramid == "simple" else ViTFPN
         pyramid = of_vit(encoder.embed_dim, model.fpn_channels, norm=norm)
         strides = [encoder.patch_size * s for s in (0.25, 0.5, 1, 2, 4)]
