@@ -161,6 +161,10 @@ def test_the_shipped_suites(tmp_path: Path) -> None:
     assert len(pretrainings & {run.place.path.name for run in runs}) == 3, "both have the same MAE"
     _, runs = plan_suite(folder / "real_weights.yaml", data={"persons": "/b", "camvid": "/c", "flowers": "/d"})
     assert len(runs) == 2 * 5
+    _, runs = plan_suite(folder / "dense_protocols.yaml", data={"tiny_imagenet": "/a", "camvid": "/c"})
+    assert len(runs) == 7 + 10 * 3 + 4 * 4
+    dense = {run.place.path.name for run in runs if run.config.task == "pretrain"}
+    assert dense < pretrainings, "the study's own, but for two of BEiT-style"
 
 
 def test_the_suite_of_frozen_protocols_has_every_one_of_them(tmp_path: Path) -> None:
