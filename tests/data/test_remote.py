@@ -81,7 +81,9 @@ def test_the_samples_are_those_of_the_disk_and_come_once(server: Server, shards:
 def test_another_file_under_the_same_address_is_fetched_anew(server: Server, shards: Path) -> None:
     address = f"{server.address}/train-000.tar"
     before = open_shards(fetch([address], 1)).read(0).tobytes()
+    size = (shards / "train-000.tar").stat().st_size
     write(shards / "train-000.tar", samples(6, seed=9)[0])
+    assert (shards / "train-000.tar").stat().st_size == size, "the hard case"
     os.utime(shards / "train-000.tar", (0, 0))
     after = open_shards(fetch([address], 1))
     assert len(after) == 6
@@ -108,19 +110,37 @@ def let_go() -> None:
 
 def test_a_bounded_cache_lets_go_of_what_nobody_uses(server: Server, shards: Path) -> None:
     shutil.copytree(shards, shards / "other")
-    size = sum(path.stat().st_size for path in shards.glob("*.tar"))
-    first = fetch([f"{server.address}/train-00{i}.tar" for i in range(3)], 1.5 * size / 2**30)
-    other = [f"{server.address}/other/train-00{i}.tar" for i in range(3)]
-    fetch(other, 1.5 * size / 2**30)  # more than is allowed, but the first is in use
+    gib = sum(path.stat().st_size for path in shards.glob("*.tar")) / 2**30
+    addresses, other = ([f"{server.address}/{at}train-00{i}.tar" for i in range(3)] for at in ("", "other/"))
+    first = fetch(addresses, 1.5 * gib)
+    with pytest.raises(UserError, match=r"running processes use .* GiB of .*; raise it"):
+        fetch(other, 1.5 * gib)
     assert all(path.is_file() for path in first)
     let_go()
-    shutil.rmtree(fetch(other, 1)[0].parent.parent)
-    second = fetch(other, 1.5 * size / 2**30)
+    second = fetch(other, 1.5 * gib)
     assert all(path.is_file() for path in second)
     assert not any(path.exists() for path in first)
-    shutil.rmtree(second[0].parent)
+    second[0].unlink()
     with pytest.raises(UserError, match=r"GiB, and data.cache_gib=.* are allowed; raise it"):
-        fetch(other, 0.5 * size / 2**30)
+        fetch(other, 0.5 * gib)
+
+
+def test_what_the_server_has_no_more_goes_when_nobody_uses_it(server: Server, shards: Path) -> None:
+    address = f"{server.address}/train-000.tar"
+    [old] = fetch([address], 1)
+    os.utime(shards / "train-000.tar", (0, 0))
+    [new] = fetch([address], 1)
+    assert old.is_file(), "this process may read it"
+    let_go()
+    assert fetch([address], 1) == [new]
+    assert not old.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "mae_transfer").mkdir(parents=True)
+    (tmp_path / "cache" / "mae_transfer" / "fetched").touch()
+    with pytest.raises(UserError, match=r"fetched cannot be written \(.*\); set XDG_CACHE_HOME to a folder with room"):
+        fetch([f"{server.address}/train-000.tar"], 1)
 
 
 @pytest.mark.parametrize(
