@@ -3,6 +3,7 @@
 A copy is written as `checkpoints.py` says, so that a kill at any moment leaves the former ones intact.
 """
 
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mae_transfer.run_folder.checkpoints import checkpoint_path, save_checkpoint
+
+_LOG = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
@@ -26,17 +29,20 @@ class CheckpointWriter:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
+        if self._written and (error := self._written.exception()):  # beside the error that ended the training
+            _LOG.error("%s", error)
 
     def save(self, step: int, state: dict[str, object]) -> Path:
         """The path of the checkpoint after `step` steps, which is there after `wait` at the latest.
 
         UserError if it, or the one before, cannot be written.
         """
-        self.wait()
         if not self._beside:
             return save_checkpoint(self._folder, step, state, self._keep)
-        copied = {key: _copied(value) for key, value in state.items()}
+        before, copied = self._written, {key: _copied(value) for key, value in state.items()}
         self._written = self._thread.submit(save_checkpoint, self._folder, step, copied, self._keep)
+        if before:
+            before.result()
         return checkpoint_path(self._folder, step)
 
     def wait(self) -> None:
