@@ -6,7 +6,7 @@ Everything that can be wrong with the input is found before the run folder is ma
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     # Also for --eval-only: what the weights file says beside its tensors (mean, std, norm eps) is part of the encoder.
     encoder = first_on_each_node(fabric, task.build_encoder)
     if resume or eval_only:
-        _keep_resampling(encoder, on_rank_zero(fabric, lambda: read_origin(path / "checkpoints")))
+        _keep_rules(encoder, on_rank_zero(fabric, lambda: read_origin(path / "checkpoints")))
     model = task.build_model(encoder)
     if resume or eval_only:
         on_rank_zero(fabric, lambda: check_same_weights(encoder, path))
@@ -97,8 +97,18 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
         return record
 
 
-def _keep_resampling(encoder: Encoder, origin: dict[str, object] | None) -> None:
-    """Resample positions as the run did that goes on: its version may have had another rule for these weights."""
+def _keep_rules(encoder: Encoder, origin: dict[str, object] | None) -> None:
+    """Resample positions as the run did that goes on: its version may have had another rule for these weights.
+
+    UserError for a run that padded its maps to windows by another rule, of which the code is gone.
+    """
+    told = (origin or {}).get("encoder")
+    padding = encoder.spec.window_padding
+    if padding and origin and not (isinstance(told, Mapping) and told.get("window_padding") == padding):
+        raise UserError(
+            f"the run was begun by a version that padded the maps of {encoder.name} as timm does, and this one pads "
+            "them as Swin's authors do; begin anew in another --output"
+        )
     rule = resampling_of_run(origin or {}) or encoder.spec.pos_resampling
     if rule != encoder.spec.pos_resampling:
         encoder.spec = dataclasses.replace(encoder.spec, pos_resampling=rule)

@@ -82,6 +82,18 @@ def test_positions_are_resampled_as_the_run_began(
     assert read_record(earlier / "new/record.json")["settings"]["pos_resampling"] == "offset"
 
 
+def test_windows_that_are_padded_otherwise_now_are_refused(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [*OPTIONS, "--data", str(earlier / "data"), "--output"]
+    spec = registry.find("random_vit_nano")
+    monkeypatch.setitem(registry._SPECS, spec.name, dataclasses.replace(spec, window_padding="before_shift"))
+    assert main([*run, str(earlier / "stopped"), "--resume"]) == 2
+    assert "error: the run was begun by a version that padded the maps of random_vit_nano" in capsys.readouterr().err
+    assert main([*run, str(earlier / "new")]) == 0
+    assert main([*run, str(earlier / "new"), "--eval-only"]) == 0
+
+
 def test_another_recipe_is_still_refused(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*OPTIONS, "--data", str(earlier / "data"), "--output", str(earlier / "stopped"), "--resume"]
     assert main([*command, "optim.lr=0.002"]) == 2

@@ -41,7 +41,7 @@ NAME = "mae_transfer"
 _SHARED = ("rel_pos_window", "rel_pos_global")
 _FACTS = (
     *("img_size", "in_chans", "class_tokens", "mean", "std", "eps"),
-    *("abs_pos", "rel_pos_tables", "pos_resampling"),
+    *("abs_pos", "rel_pos_tables", "pos_resampling", "window_padding"),
 )
 _DECODER = ("mask_token", "decoder_")
 
