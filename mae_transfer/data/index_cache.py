@@ -46,7 +46,6 @@ class Index:
     about: dict[str, JSON]
     arrays: Mapping[str, np.ndarray]
     """Read-only where they are mapped into memory."""
-    keep: bool = True
 
 
 def cached_index(path: Path, about: str, sources: Sequence[str | None], make: Callable[[], Index]) -> Index:
@@ -124,7 +123,7 @@ def kept_index(
         started = time.time_ns()
         index = make()
         settled = state[:, 1:3].max(initial=0) < started - SETTLED and np.array_equal(state, states())
-        if not (writable and settled and index.keep):
+        if not (writable and settled):
             return index
         with suppress(OSError, UserError):  # a cache that cannot be written costs time alone
             with atomic_write(file) as out:

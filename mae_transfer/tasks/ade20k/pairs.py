@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 
 from mae_transfer.data import decode, images
@@ -73,7 +74,8 @@ class Pairs:
         def read(index: int) -> tuple[int, ...]:
             return _check_pair(self.image(index), self.mask(index))
 
-        return header_numbers(self.image_folder, files, "pairs", SOURCES, len(self), read)
+        about = f"pairs, Pillow {PIL.__version__}"
+        return header_numbers(self.image_folder, files, about, SOURCES, len(self), read)
 
     def identity(self, indices: np.ndarray) -> str:
         """Of the images and masks of these pairs (`data/identity.py`)."""

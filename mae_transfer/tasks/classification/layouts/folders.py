@@ -76,37 +76,50 @@ def list_folders(folder: Path, known: dict[str, int], warnings: list[str]) -> Li
 
 
 def _listed(folder: Path, classes: list[str]) -> Index:
-    """The images of all classes; many classes are listed once a node, unless there are folders in their folders.
+    """The images of all classes; many classes are listed once a node.
 
-    A file that comes or goes changes the time of its folder.
+    A file that comes or goes changes the time of its folder. So nothing is kept but that there are folders in the
+    folders, where there are, or that the times of all folders are one, as of a bucket that is mounted.
     """
+    made: list[Index] = []
 
     def make() -> Index:
-        found: list[str] = []
-        counts: list[int] = []
-        other: list[str] = []
-        deep = False
-        for name in classes:
-            files = image_files(folder / name, other)
-            if not files:
-                raise UserError(
-                    f"class folder {folder / name} has no image ({', '.join(IMAGE_SUFFIXES[:4])}, ...); fill it or "
-                    "remove it"
-                )
-            found += [f"{name}/{file}" for file in files]
-            counts.append(len(files))
-            deep |= not all(entry.is_file() for entry in os.scandir(folder / name))
-        content, ends = Names(found).arrays
-        first = os.path.relpath(other[0], folder) if other else ""
-        arrays = {"name_bytes": content, "name_ends": ends, "counts": np.array(counts)}
-        return Index({"others": len(other), "other": first}, arrays, keep=not deep)
+        index, deep = _list_classes(folder, classes)
+        made.append(index)
+        times = {os.stat(folder / name).st_mtime_ns for name in classes}
+        return Index({"list": True}, {}) if deep or len(times) == 1 else index
 
     if len(classes) < LEAST_CLASSES:
-        return make()
+        return _list_classes(folder, classes)[0]
     root = os.path.realpath(folder)
     states = partial(file_states, [root, *(os.path.join(root, name) for name in classes)])
     what = [os.fsencode(root), b"class folders", Names(classes).digest()]
-    return kept_index(folder, what, SOURCES, states, make)
+    found = kept_index(folder, what, SOURCES, states, make)
+    if "list" not in found.about:
+        return found
+    return made[0] if made else _list_classes(folder, classes)[0]
+
+
+def _list_classes(folder: Path, classes: list[str]) -> tuple[Index, bool]:
+    """The images of all classes, and whether there are folders in their folders."""
+    found: list[str] = []
+    counts: list[int] = []
+    other: list[str] = []
+    deep = False
+    for name in classes:
+        files = image_files(folder / name, other)
+        if not files:
+            raise UserError(
+                f"class folder {folder / name} has no image ({', '.join(IMAGE_SUFFIXES[:4])}, ...); fill it or "
+                "remove it"
+            )
+        found += [f"{name}/{file}" for file in files]
+        counts.append(len(files))
+        deep |= not all(entry.is_file() for entry in os.scandir(folder / name))
+    content, ends = Names(found).arrays
+    first = os.path.relpath(other[0], folder) if other else ""
+    arrays = {"name_bytes": content, "name_ends": ends, "counts": np.array(counts)}
+    return Index({"others": len(other), "other": first}, arrays), deep
 
 
 def image_files(folder: Path, other: list[str]) -> list[str]:
