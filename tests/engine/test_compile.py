@@ -1,4 +1,4 @@
-"""`train.compile`: the losses and gradients of a step, and the evaluation, are those of a run without it."""
+"""`train.compile`: losses, gradient norm and evaluation are those of a run without it."""
 
 from functools import partial
 from pathlib import Path
