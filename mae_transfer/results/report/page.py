@@ -80,21 +80,28 @@ def make_page(
 
 
 def _add_curves(runs: Sequence[Run], progress: bool) -> list[str]:
-    drawn = [_drawn(run) for run in shown(runs, title="draw curves", unit="runs", show=progress)]
-    counts = within([[len(svg) for svg in svgs] for svgs in drawn], CURVES)
-    for run, svgs, count in zip(runs, drawn, counts, strict=True):
-        run.svgs = [Markup(svg) for svg in svgs[:count]]
-    missing = sum(map(len, drawn)) - sum(counts)
-    return [f"{missing} curves of single runs are left out for the size of the page."] if missing else []
+    """The first curve of every run, then the second, and so on, until they take as much as they may."""
+    most = max((len(run.plots) for run in runs), default=0)
+    turns = [(run, turn) for turn in range(most) for run in runs if turn < len(run.plots)]
+    left, missing = CURVES, len(turns)
+    for run, turn in shown(turns, title="draw curves", unit="curves", show=progress):
+        svg = _drawn(run, turn)
+        left -= len(svg)
+        if left < 0:
+            return [f"{missing} curves of single runs are left out for the size of the page."]
+        missing -= 1
+        run.svgs += [Markup(svg)] if svg else []
+    return []
 
 
-def _drawn(run: Run) -> list[str]:
-    """The curves of a run; a warning on the page for odd values, such as text for a loss."""
+def _drawn(run: Run, turn: int) -> str:
+    """A curve of a run; empty, with a warning on the page, for odd values, such as text for a loss."""
     try:
-        return [page_svg(plot, f"{run.anchor}-{i}-") for i, plot in enumerate(run.plots)]
+        return page_svg(run.plots[turn], f"{run.anchor}-{turn}-")
     except (TypeError, ValueError) as error:
-        run.warnings.append(f"no curves: its metrics.jsonl or its record holds odd values ({error})")
-        return []
+        warning = f"no curves: its metrics.jsonl or its record holds odd values ({error})"
+        run.warnings += [warning] if warning not in run.warnings else []
+        return ""
 
 
 def _add_pictures(runs: Sequence[Run], limit: int) -> list[str]:
