@@ -44,8 +44,9 @@ run's settings says it. Swin v2 stays timm's at every size: its authors released
 
 All {accepted} are trained in a slow test, narrow and shallow, where they are 224 different models: a step of COCO, of
 ADE20K and of fine-tuning by each task's own recipe and by what its refusals say to set. The losses are finite, every
-parameter of the encoder has a gradient that is finite and not zero, and the run's checkpoint loads into a new model of
-the same losses. It takes 5 CPU minutes (`pytest -m slow tests/backbones/test_timm_trains.py`).
+parameter of the encoder has a gradient that is finite and not zero, but one bias that a softmax cannot see, and the
+run's checkpoint loads into a new model of the same losses. It takes 5 CPU minutes
+(`pytest -m slow tests/backbones/test_timm_trains.py`).
 
 | timm's module | built as | blocks | positions | windows | tables | models | such as |
 |---|---|---|---|---|---|---|---|

@@ -178,6 +178,7 @@ def test_all_models_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     names, wrong = accepted(), {}
     assert f"takes {len(names)} of the" in TABLE.read_text()
     small = distinct(names)
+    assert f"they are {len(small)} different models" in TABLE.read_text()
     for name in small:
         try:
             check(name, tmp_path)
