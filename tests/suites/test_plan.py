@@ -160,9 +160,9 @@ def test_the_shipped_suites(tmp_path: Path) -> None:
     assert len(runs) == 7 * 3 * 2 + 3
     assert len(pretrainings & {run.place.path.name for run in runs}) == 3, "both have the same MAE"
     _, runs = plan_suite(folder / "real_weights.yaml", data={"persons": "/b", "camvid": "/c", "flowers": "/d"})
-    assert len(runs) == 2 * 5
+    assert len(runs) == 2 * 8
     _, runs = plan_suite(folder / "dense_protocols.yaml", data={"tiny_imagenet": "/a", "camvid": "/c"})
-    assert len(runs) == 7 + 10 * 3 + 4 * 4
+    assert len(runs) == 7 + 10 * 7
     dense = {run.place.path.name for run in runs if run.config.task == "pretrain"}
     assert dense < pretrainings, "the study's own, but for two of BEiT-style"
 
