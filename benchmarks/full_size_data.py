@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--one", action="store_true", help="one start, in this process and with the user's cache")
     args = parser.parse_args()
-    folder = args.folder / args.what
+    folder = args.folder / (args.what if args.part == 1 else f"{args.what}-{args.part:g}")
     if args.one:
         print(json.dumps(start(args.what, folder, args.images)))
         return
@@ -226,7 +226,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as cache:
         for number in range(1, args.starts + 1):
             command = [sys.executable, __file__, args.what, "--folder", str(args.folder), "--one"]
-            command += ["--images"] * args.images
+            command += ["--part", str(args.part), *["--images"] * args.images]
             done = subprocess.run(command, env=os.environ | {"XDG_CACHE_HOME": cache}, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stderr)

@@ -19,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
-import aiohttp
 import fsspec
 
 from mae_transfer.data.index_cache import lock_file
@@ -35,7 +34,6 @@ PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a failed request is made again."""
 WAIT = 6 * 3600.0
 """Seconds for which a process waits for one that fetches the same file."""
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
 _THREADS = 8
 _BLOCK = 2**22
 _GIB = 2**30
@@ -94,7 +92,7 @@ class _Remote:
 
     def __init__(self, address: str) -> None:
         base, _, name = address.rpartition("/")
-        options = {"client_kwargs": {"timeout": _TIMEOUT}} if address.startswith("http") else {}
+        options = _http_options() if address.startswith("http") else {}
         self.address = address
         self.folder = cache_folder("fetched") / hashlib.sha256(base.encode()).hexdigest()[:16]
         self.number = hashlib.sha256(address.encode()).hexdigest()[:8]
@@ -146,6 +144,13 @@ class _Remote:
                     yield block
         except Exception as error:  # every protocol's library has errors of its own
             raise _BrokenOff(" ".join(f"{error}".split()) or type(error).__name__) from error
+
+
+def _http_options() -> dict[str, object]:
+    """A file may take any time, but not a minute without a byte; fsspec's own limit is five minutes for the whole."""
+    import aiohttp  # a quarter of a second that runs on files of their own need not wait
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 
 
 def _attempts(address: str, request: Callable[[], T]) -> T:

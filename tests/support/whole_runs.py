@@ -32,13 +32,16 @@ class Case:
     """The most waits for the device of a step of 4 images in 2 micro-batches; None without a training loop."""
     evaluation: int
     """The most in the evaluation of 4 images (of pre-training: 8)."""
+    norm: float = 1e-5
+    """Relative tolerance of the gradient's norm. Batch norm over few values magnifies rounding: without AVX-512 a
+    second thread moves the norm of `ade20k` by 5e-5, attention by its formula that of `mocov3` by 1.1e-5."""
 
 
 CASES = {
     "coco": Case("coco", None, COCO, 45, 24),
     "coco, frozen": Case("coco", "frozen", COCO, 45, 24),
     "coco, cascade": Case("coco", None, (*COCO, "recipe=vitdet_cascade"), 73, 28),
-    "ade20k": Case("ade20k", None, (*ADE20K, *UPERNET), 1, 15),
+    "ade20k": Case("ade20k", None, (*ADE20K, *UPERNET), 1, 15, 2e-4),
     "ade20k, linear": Case("ade20k", "linear", ADE20K, 1, 15),
     "ade20k, finetune_linear": Case("ade20k", "finetune_linear", ADE20K, 1, 15),
     "ade20k, knn": Case("ade20k", "knn", SMALL, None, 23),
@@ -58,7 +61,7 @@ CASES = {
     "beit": Case("pretrain", "beit", (*SMALL, "mask.min_patches=4"), 5, 2),
     "dvae": Case("pretrain", "dvae", SMALL, 1, 1),
     "supervised": Case("pretrain", "supervised", SMALL, 1, 1),
-    "mocov3": Case("pretrain", "mocov3", (*SMALL, "train.micro_batch=4"), 1, 1),
+    "mocov3": Case("pretrain", "mocov3", (*SMALL, "train.micro_batch=4"), 1, 1, 5e-5),
 }
 
 
