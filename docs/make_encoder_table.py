@@ -42,7 +42,12 @@ timm itself pads after the shift and never shifts where the native map is a sing
 weights its maps at 512 pixels differ by up to 0.4 to 0.9, where their deviation is 0.7 to 1.1. `window_padding` in a
 run's settings says it. Swin v2 stays timm's at every size: its authors released no dense code.
 
-All {accepted} are trained in a slow test, narrow and shallow, where they are 224 different models: a step of COCO, of
+Segment Anything's encoder (`samvit_*`) is given before its neck. By default each block attends to the whole image;
+`backbone.window_size=14 backbone.num_global_blocks=4` is timm's own model, whose maps these then are to 1e-5. timm runs
+it with LayerNorm eps 1e-5, the official code with 1e-6, and a file here as the code of its names. Off the native size
+positions are resampled without antialiasing, as in ViTDet, and timm antialiases them.
+
+All {accepted} are trained in a slow test, narrow and shallow, where they are 227 different models: a step of COCO, of
 ADE20K and of fine-tuning by each task's own recipe and by what its refusals say to set. The losses are finite, every
 parameter of the encoder has a gradient that is finite and not zero, but one bias that a softmax cannot see, and the
 run's checkpoint loads into a new model of the same losses. It takes 5 CPU minutes
@@ -65,7 +70,8 @@ def positions(spec: Spec, vit: Any) -> str:
     found = ["absolute"] if vit.pos_embed is not None else []
     if spec.rotary:
         found.append(f"rotary ({type(vit.rope).__name__.removeprefix('RotaryEmbedding').lower()})")
-    return " + ".join(found + (["BEiT's tables"] if spec.rel_pos_tables else []))
+    found += ["BEiT's tables"] if spec.rel_pos_tables else []
+    return " + ".join(found + (["decomposed tables"] if spec.decomposed_tables else []))
 
 
 def row_of(spec: Spec) -> tuple[str, ...]:

@@ -14,10 +14,6 @@ FAMILIES = {
         "pass timm:vit_base_patch16_224 with backbone.rel_pos, or a BEiT",
     ),
     "vision_transformer_hybrid": ("a ViT on the maps of a CNN", f"pass the plain ViT of its size, or {OWN_MODULE}"),
-    "vision_transformer_sam": (
-        "the encoder of Segment Anything, with windows and a neck",
-        "pass Segment Anything's own file as --checkpoint, with vit_b, vit_l or vit_h_p16",
-    ),
     "vitamin": ("a CNN whose last stage is a ViT", OWN_MODULE),
 }
 """Module of timm -> what its models are, and what would help."""

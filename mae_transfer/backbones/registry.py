@@ -48,6 +48,7 @@ class Spec:
         reg_tokens: tokens beside the class token.
         class_tokens: class tokens; those after the first are counted in `reg_tokens` too, and held as such.
         eps: of the LayerNorms, None for timm's own (1e-6).
+        final_eps: of the final norm, None where it is that of the others.
         origin: where a module of the user's own is from; it is not built from the fields then.
         timm_class: the class of timm that it is built as, `VisionTransformer` or `Eva`.
         rotary: its attention has rotary positions.
@@ -82,6 +83,7 @@ class Spec:
     class_tokens: int = 1
     qkv_bias: bool = True
     eps: float | None = None
+    final_eps: float | None = None
     origin: str | None = None
     timm_class: str = "VisionTransformer"
     rotary: bool = False

@@ -2,7 +2,8 @@
 
 timm has BEiT as a class of its own; here it is the same VisionTransformer with LayerScale, no absolute position
 embedding and a relative position table on each block, so that every backbone runs through one forward. A distillation
-token (DeiT) is one register with a position of its own.
+token (DeiT) is one register with a position of its own. Segment Anything's encoder is a VisionTransformer with ViTDet's
+two tables on each block; its neck is left out.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 from mae_transfer.backbones import registry
@@ -27,7 +29,7 @@ from mae_transfer.backbones.registry import TIMM_PREFIX, Spec
 from mae_transfer.backbones.timm_stages import empty_model, is_hierarchical, spec_of_stages
 from mae_transfer.errors import UserError
 
-MODULES = ["vision_transformer", "deit", "beit", "eva"]
+MODULES = ["vision_transformer", "deit", "beit", "eva", "vision_transformer_sam"]
 """Modules of timm whose models may be built here."""
 
 
@@ -77,6 +79,8 @@ def spec_of(name: str) -> Spec:
         return _describe(name, model, reg_tokens=1, position_prefix=2)
     if type(model) is Beit:
         return _describe_beit(name, model)
+    if type(model) is VisionTransformerSAM and timms_own:
+        return _describe_sam(name, model)
     raise UserError(f"backbone {name!r}: timm builds a {type(model).__name__}, not a plain ViT; pass one that is.")
 
 
@@ -152,6 +156,22 @@ def _describe_beit(name: str, model: Any) -> Spec:
         layer_scale=block.init_values or None,
         abs_pos=model.pos_embed is not None,
         rel_pos_tables=True,
+    )
+
+
+def _describe_sam(name: str, model: Any) -> Spec:
+    """timm's norms have eps 1e-5, Segment Anything's own 1e-6. A neck of one LayerNorm is a final norm."""
+    normed = isinstance(model.neck, nn.LayerNorm)
+    return _describe(
+        name,
+        model,
+        class_token=False,
+        position_prefix=0,
+        abs_pos=model.pos_embed is not None,
+        decomposed_tables=True,
+        eps=model.blocks[0].norm1.eps,
+        final_norm=normed,
+        final_eps=model.neck.eps if normed else None,
     )
 
 
@@ -271,7 +291,7 @@ def final_norm_name(spec: Spec) -> str:
 def new_final_norm(spec: Spec) -> nn.Module:
     """The norm after the blocks as the model has it: LayerNorm, or what a model of timm has in its place."""
     if spec.timm_arch is None:
-        return nn.LayerNorm(spec.embed_dim, eps=spec.eps or 1e-6)
+        return nn.LayerNorm(spec.embed_dim, eps=spec.final_eps or spec.eps or 1e-6)
     norm: Any = getattr(empty_model(spec.timm_arch), final_norm_name(spec))
     if spec.eps is not None and isinstance(norm, nn.LayerNorm):
         norm.eps = spec.eps

@@ -95,6 +95,8 @@ def test_unknown_or_unfit_names_are_one_line(name, hint):
         ("timm:deit_tiny_distilled_patch16_224", "ti", {"reg_tokens": 1, "position_prefix": 2}),
         ("timm:vit_so400m_patch14_siglip_224", None, {"embed_dim": 1152, "depth": 27}),
         ("timm:beit_base_patch16_224", "b", {"rel_pos_tables": True, "layer_scale": 0.1, "abs_pos": False}),
+        ("timm:samvit_huge_patch16.sa1b", "h", {"decomposed_tables": True, "img_size": 1024, "final_norm": False}),
+        ("timm:samvit_base_patch16_224", "b", {"decomposed_tables": True, "abs_pos": False, "final_eps": 1e-6}),
     ],
 )
 def test_timm_names(name, size, fields):

@@ -11,6 +11,7 @@ from timm.models import is_model_in_modules
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 from mae_transfer.backbones.checkpoints import loader
@@ -19,6 +20,8 @@ from mae_transfer.backbones.vit import ViTEncoder
 from mae_transfer.errors import UserError
 
 SMALL = {"embed_dim": 48, "num_heads": 4, "depth": 2}
+LARGEST = 320
+"""Pixels, of Segment Anything's: 20 x 20 patches, which are no whole number of its windows."""
 ONE_OF_EACH = (
     *("aimv2_1b_patch14_224", "beit3_base_patch16_224", "beit_base_patch16_224", "deit3_base_patch16_224"),
     *("deit_base_distilled_patch16_224", "deit_base_patch16_224", "eva02_base_patch14_224"),
@@ -33,18 +36,20 @@ ONE_OF_EACH = (
     *("vit_dpwee_patch16_reg1_gap_256", "vit_giant_patch14_dinov2", "vit_giant_patch14_reg1_tipsv2"),
     *("vit_huge_plus_patch16_dinov3_qkvb", "vit_mediumd_patch16_rope_reg1_gap_256"),
     *("vit_pe_core_base_patch16_224", "vit_pe_core_gigantic_patch14_448", "vit_pwee_patch16_reg1_gap_256"),
-    "vit_so150m2_patch16_reg1_gap_256",
+    *("vit_so150m2_patch16_reg1_gap_256", "samvit_base_patch16", "samvit_base_patch16_224"),
 )
 
 
 @pytest.fixture(autouse=True)
 def small_models(monkeypatch):
     """timm builds its models at the size of SMALL."""
-    for kind in (VisionTransformer, Beit, Eva):
+    for kind in (VisionTransformer, Beit, Eva, VisionTransformerSAM):
 
-        def small(self, *args, _init=kind.__init__, **kwargs):
+        def small(self, *args, _init=kind.__init__, _sam=kind is VisionTransformerSAM, **kwargs):
             if isinstance(kwargs.get("num_kv_heads"), tuple):
                 kwargs["num_kv_heads"] = (4, 2)
+            if _sam:
+                kwargs |= {"global_attn_indexes": (1,), "img_size": min(kwargs["img_size"], LARGEST)}
             return _init(self, *args, **{**kwargs, **SMALL})
 
         monkeypatch.setattr(kind, "__init__", small)
@@ -74,21 +79,23 @@ def model_of(name, **options):
     return model.eval()
 
 
-def encoder_of(spec, state):
+def encoder_of(spec, state, windows):
     (reader,) = [reader for reader in loader.READERS if reader.detects(state)]
     vit, report = loader.load(spec, state, "own.pth")
-    return reader, ViTEncoder(vit, report.spec, report, taps=(0, 1)).eval()
+    return reader, ViTEncoder(vit, report.spec, report, taps=(0, 1), **windows).eval()
 
 
 def check(name):
     """Raises AssertionError if something of the model is not as it should be."""
     spec = spec_of(f"timm:{name}")
-    model = model_of(name, **({} if spec.rel_pos_tables else {"dynamic_img_size": True}))
+    any_size = {} if spec.rel_pos_tables or spec.decomposed_tables else {"dynamic_img_size": True}
+    model = model_of(name, **any_size)
+    windows = {"window_size": getattr(model.blocks[0], "window_size", 0), "num_global_blocks": 1}
     state = model.state_dict()
-    _, encoder = encoder_of(spec, state)
+    _, encoder = encoder_of(spec, state, windows)
     for key, tensor in encoder.vit.state_dict().items():
         own = state.get(key)
-        assert own is None or torch.equal(tensor, own), key
+        assert own is None or torch.equal(tensor, own.reshape(tensor.shape)), key
     grids = [model.patch_embed.grid_size] + ([(3, 5)] if model.pos_embed is None and not spec.rel_pos_tables else [])
     for grid in grids:
         images = torch.randn(1, 3, *(side * spec.patch_size for side in grid))
@@ -99,7 +106,7 @@ def check(name):
     maps = encoder.train()(torch.randn(2, 3, 3 * spec.patch_size, 4 * spec.patch_size))
     sum(m.square().mean() for m in maps).backward()
     assert [key for key, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
-    reader, again = encoder_of(encoder.spec, {f"encoder.{key}": t for key, t in encoder.state_dict().items()})
+    reader, again = encoder_of(encoder.spec, {f"encoder.{key}": t for key, t in encoder.state_dict().items()}, windows)
     assert reader is loader.own
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), encoder.parameters(), strict=True))
 

@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, object]] = {
     "vision_transformer.VisionTransformer": PLAIN,
     "beit.Beit": PLAIN,
     "eva.Eva": PLAIN,
+    "vision_transformer_sam.VisionTransformerSAM": PLAIN,
     "swin_transformer.SwinTransformer": {"embed_dim": 16, "num_heads": HEADS, "depths": DEPTHS},
     "swin_transformer_v2.SwinTransformerV2": {"embed_dim": 16, "num_heads": HEADS, "depths": DEPTHS},
     "swin_transformer_v2_cr.SwinTransformerV2Cr": {"embed_dim": 16, "num_heads": HEADS, "depths": DEPTHS},
@@ -54,7 +55,7 @@ ONE_OF_EACH = (
     *("vit_base_patch16_224", "beit_base_patch16_224", "vit_base_patch16_dinov3", "swin_tiny_patch4_window7_224"),
     *("swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224", "hiera_tiny_224", "sam2_hiera_tiny", "convnextv2_atto"),
     *("pvt_v2_b0", "davit_tiny", "focalnet_tiny_srf", "poolformer_s12", "edgenext_xx_small", "mambaout_femto"),
-    *("vit_base_patch16_18x2_224", "vit_base_patch16_xp_224"),
+    *("vit_base_patch16_18x2_224", "vit_base_patch16_xp_224", "samvit_base_patch16"),
 )
 TASKS = {
     "coco": ("model.fpn_channels=16", "model.head_channels=16", "train.micro_batch=2"),

@@ -40,7 +40,7 @@ NAME = "mae_transfer"
 
 _SHARED = ("rel_pos_window", "rel_pos_global")
 _FACTS = (
-    *("img_size", "in_chans", "class_tokens", "mean", "std", "eps"),
+    *("img_size", "in_chans", "class_tokens", "mean", "std", "eps", "final_eps"),
     *("abs_pos", "rel_pos_tables", "pos_resampling", "window_padding"),
 )
 _DECODER = ("mask_token", "decoder_")
@@ -123,8 +123,9 @@ def facts_of_run(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str 
     if told.get("class_tokens", 1) != 1:
         facts |= class_token_fields(values.whole(told["class_tokens"], "its run's class_tokens"))
     facts |= values.statistics(told, "its run's", facts.get("in_chans", 3))
-    if told.get("eps") is not None:
-        facts["eps"] = values.epsilon(told["eps"], "its run's eps")
+    for name in ("eps", "final_eps"):
+        if told.get(name) is not None:
+            facts[name] = values.epsilon(told[name], f"its run's {name}")
     for name in ("abs_pos", "rel_pos_tables"):
         if name in told:
             facts[name] = values.flag(told[name], f"its run's {name}")

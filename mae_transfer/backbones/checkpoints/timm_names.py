@@ -30,7 +30,7 @@ NAME = "timm ViT / official MAE"
 
 _FOREIGN = re.compile(
     r"decoder|embeds\.|mask_token$|masked_embed$|register_tokens$|storage_tokens$|rope(?!\.freqs(?!_))|lm_head|blocks\.\d+\.\d+\."
-    r"|.*(relative_position_bias_table|bias_mask|mlp\.w12\.\w+|mlp\.w[123]\.\w+|mlp\.lin[12]\.\w+|inner_attn_ln\.\w+)$"
+    r"|.*(relative_position_bias_table|bias_mask|mlp\.w12\.\w+|mlp\.w[123]\.\w+|mlp\.lin[12]\.\w+|attn\.rel_pos_[hw]|inner_attn_ln\.\w+)$"
 )
 _REASONS = {
     "norm": FINAL_NORM,

@@ -3,12 +3,16 @@
 import pytest
 import torch
 from support.layouts import layout
+from support.layouts.case import randomise
 from support.layouts.segment_anything import WINDOW, model, official
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 
+from mae_transfer.backbones import registry
 from mae_transfer.backbones.checkpoints import export, loader
 from mae_transfer.backbones.checkpoints.hf_config import HFConfig
 from mae_transfer.backbones.checkpoints.inspect import inspect
 from mae_transfer.backbones.load import load_backbone
+from mae_transfer.backbones.timm_vit import new_final_norm
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
 
@@ -69,3 +73,25 @@ def test_heads_are_those_of_the_file():
     tables = {key: t[:, :4] if "rel_pos" in key else t for key, t in case.state.items()}
     with pytest.raises(UserError, match="has 8 heads, tiny has 4"):
         loader.load(case.spec, tables, "some.pth")
+
+
+def test_final_norm_of_a_neck_of_one_norm_is_timms():
+    """Its eps is not that of the blocks: seen where the tokens vary little."""
+    case = layout("timm Segment Anything, one window")
+    _, report = loader.load(case.spec, case.content, "some.pth")
+    norm = new_final_norm(report.spec)
+    norm.load_state_dict({key.removeprefix("norm."): tensor for key, tensor in report.final_norm.items()})
+    tokens = 1e-3 * torch.randn(2, case.spec.embed_dim, 4, 4)
+    expected = case.model.neck(tokens).permute(0, 2, 3, 1)
+    torch.testing.assert_close(norm(tokens.permute(0, 2, 3, 1)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_table_of_another_size_is_named():
+    small = {"img_size": 64, "patch_size": 16, "embed_dim": 64, "depth": 8, "num_heads": 4, "use_rel_pos": True}
+    model = VisionTransformerSAM(**small, window_size=4, global_attn_indexes=(3, 7), use_abs_pos=False, neck_chans=None)
+    state = randomise(model).state_dict()
+    spec = registry.find("vit_nano")
+    assert loader.load(spec, state, "some.pth")[1].spec.img_size == (64, 64)
+    for key in ("blocks.0.attn.rel_pos_h", "blocks.7.attn.rel_pos_w"):
+        with pytest.raises(UserError, match=rf"{key} is \(5, 16\), not \(7, 16\)"):
+            loader.load(spec, state | {key: state[key][:-2]}, "some.pth")

@@ -11,6 +11,7 @@ import torch
 from support.layouts.case import (
     BEIT,
     DIM,
+    GRID,
     HF,
     NAMES,
     PATCH,
@@ -67,7 +68,7 @@ from support.layouts.pretraining import (
     timm_plain,
 )
 from support.layouts.rotary import DINOV3, EVA02, ROPE, dinov3, eva02, hf_dinov3, perception_encoder, timm_eva
-from support.layouts.segment_anything import sam
+from support.layouts.segment_anything import sam, timm_sam
 from support.layouts.several_tokens import hf_pixio, naflexvit, pixio
 
 LAYOUTS: dict[str, tuple[str, Callable[[], Layout]]] = {
@@ -119,6 +120,11 @@ LAYOUTS: dict[str, tuple[str, Callable[[], Layout]]] = {
     "Segment Anything": ("facebookresearch/segment-anything modeling/image_encoder.py, build_sam.py", sam),
     "Segment Anything, encoder alone": ("the same", lambda: sam("bare")),
     "HF Segment Anything": ("transformers' class, state_dict()", lambda: sam("transformers")),
+    "timm Segment Anything": ("timm's class", timm_sam),
+    "timm Segment Anything, one window": (
+        "timm's class, as samvit_base_patch16_224 has it: no neck, no absolute positions, windows of the whole grid",
+        lambda: timm_sam(window_size=GRID, use_abs_pos=False, neck_chans=None),
+    ),
     "NaFlexVit": ("timm's class", naflexvit),
     "NaFlexVit without tokens": ("timm's class", lambda: naflexvit(tokens=False)),
     "CrossMAE": ("TonyLianLong/CrossMAE models_cross.py, transformer_utils.py, weight_fm", crossmae),

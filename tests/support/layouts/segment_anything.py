@@ -1,10 +1,11 @@
-"""Files of Segment Anything, official and of transformers, whose class is a copy of the official encoder."""
+"""Files of Segment Anything, official, of timm, and of transformers, whose class is a copy of the official encoder."""
 
 import copy
 
 import torch
 import transformers
 from support.layouts.case import DEPTH, DIM, GRID, HEADS, OTHER, PATCH, SIZE, Layout, bicubic, hooked, randomise
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 
 WINDOW, NECK = 3, 8
 """Windows that do not divide the grid, so that they are padded."""
@@ -79,4 +80,28 @@ def sam(names="official"):
         model=encoder,
         spare=tuple(key for key in state if names != "bare" and not key.startswith(root)),
         options={"window_size": WINDOW, "num_global_blocks": 1},
+    )
+
+
+def timm_sam(**options):
+    """timm's class, of the sizes here; off its own size the position embedding is resampled as detectron2 does."""
+    shape = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS}
+    shape |= {"window_size": WINDOW, "global_attn_indexes": (1,), "neck_chans": NECK, "num_classes": 5}
+    model = randomise(VisionTransformerSAM(**shape | options, use_rel_pos=True))
+
+    def maps(images):
+        size = tuple(images.shape[2:])
+        resized = copy.deepcopy(model)
+        if size != (SIZE, SIZE) and model.pos_embed is not None:
+            grid = (size[0] // PATCH, size[1] // PATCH)
+            resized.pos_embed.data = bicubic(model.pos_embed.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
+        return hooked(resized, resized.blocks, 0)(images)
+
+    return Layout(
+        "Segment Anything",
+        model.state_dict(),
+        maps,
+        sizes=OTHER,
+        model=model,
+        options={"window_size": model.blocks[0].window_size, "num_global_blocks": 1},
     )
