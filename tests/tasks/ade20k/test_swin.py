@@ -1,51 +1,20 @@
-"""UperNet on Swin against mmsegmentation's own: its SwinTransformer, norms and heads, with the same weights.
-
-As configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py there, but small. Its
-tools/model_converters/swin2mmseg.py says how the parameters of Swin's code, which are timm's, are named and ordered.
-"""
+"""UperNet on Swin against mmsegmentation's own: its SwinTransformer, norms and heads, with the same weights."""
 
 import io
-import re
 import warnings
 from contextlib import redirect_stdout
 from typing import Any
 
 import pytest
-import timm
 import torch
 from support.ade20k_reference import CLASSES, shake
-from timm.models import swin_transformer
-from torch import Tensor
+from support.swin_reference import BACKBONE, WIDTH, our_state, small_swin
 
 from mae_transfer.backbones.load import load_backbone
 from mae_transfer.runs.resolve import load_config
 from mae_transfer.tasks.ade20k.protocols.upernet import build_upernet, import_heads
 
 SIZE, CHANNELS, AUX = 512, 32, 16
-WIDTH, DEPTHS, HEADS, WINDOW = 24, (2, 2, 2, 2), (1, 2, 4, 8), 7
-RENAMED = (
-    (r"^backbone\.norm(\d)\.", r"pyramid.norms.\1."),
-    (r"^backbone\.patch_embed\.projection\.", "encoder.model.patch_embed.proj."),
-    (r"^backbone\.stages\.", "encoder.model.layers."),
-    (r"^backbone\.", "encoder.model."),
-    (r"\.w_msa\.", "."),
-    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
-    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
-)
-
-
-def small_swin() -> str:
-    """The name of a Swin of the sizes above, known to timm."""
-    sizes = {"embed_dim": WIDTH, "depths": DEPTHS, "num_heads": HEADS, "window_size": WINDOW, "patch_size": 4}
-
-    def swin_of_a_test(pretrained: bool = False, **options: Any) -> Any:
-        make = swin_transformer._create_swin_transformer
-        return make("swin_tiny_patch4_window7_224", pretrained=pretrained, **{**sizes, **options})
-
-    swin_of_a_test.__module__ = swin_transformer.__name__
-    swin_transformer.swin_of_a_test = swin_of_a_test
-    timm.models.register_model(swin_of_a_test)
-    return "timm:swin_of_a_test"
 
 
 def mmsegmentations() -> Any:
@@ -59,24 +28,7 @@ def mmsegmentations() -> Any:
         head = {"num_classes": CLASSES, "norm_cfg": norm, "align_corners": False, "dropout_ratio": 0.1}
         loss = {"type": "CrossEntropyLoss", "use_sigmoid": False}
         return EncoderDecoder(
-            backbone={
-                "type": "SwinTransformer",
-                "pretrain_img_size": 224,
-                "embed_dims": WIDTH,
-                "patch_size": 4,
-                "window_size": WINDOW,
-                "mlp_ratio": 4,
-                "depths": list(DEPTHS),
-                "num_heads": list(HEADS),
-                "strides": (4, 2, 2, 2),
-                "out_indices": (0, 1, 2, 3),
-                "qkv_bias": True,
-                "patch_norm": True,
-                "drop_path_rate": 0.3,
-                "use_abs_pos_embed": False,
-                "act_cfg": {"type": "GELU"},
-                "norm_cfg": {"type": "LN", "requires_grad": True},
-            },
+            backbone={"type": "SwinTransformer", **BACKBONE},
             decode_head={
                 "type": "UPerHead",
                 "in_channels": widths,
@@ -101,23 +53,6 @@ def mmsegmentations() -> Any:
         ).eval()
 
 
-def our_state(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their weights by our names, `correct_unfold_*_order` of the converter undone; a stage's downsampling begins the
-    next stage in timm."""
-    found = {}
-    for key, tensor in theirs.items():
-        if key.endswith("relative_position_index"):
-            continue
-        if ".downsample." in key:  # their channels are those of nn.Unfold: channel, row, column
-            last = tensor.unflatten(-1, (-1, 2, 2))
-            tensor = last.movedim(-1, -3).movedim(-1, -2).flatten(-3)  # column, row, channel
-            key = re.sub(r"stages\.(\d)\.", lambda m: f"stages.{int(m[1]) + 1}.", key)
-        for old, new in RENAMED:
-            key = re.sub(old, new, key)
-        found[key] = tensor
-    return found
-
-
 @pytest.fixture(scope="module")
 def both() -> tuple[Any, Any]:
     """Ours and theirs with the same weights."""
@@ -132,7 +67,10 @@ def both() -> tuple[Any, Any]:
     ours = build_upernet(load_backbone(name, weights="random", img_size=SIZE), CLASSES, config).eval()
     theirs = mmsegmentations()
     shake(theirs, torch.Generator().manual_seed(1))
-    ours.load_state_dict(our_state(theirs.state_dict()), strict=True)
+    state = theirs.state_dict()
+    backbone = {key.removeprefix("backbone."): x for key, x in state.items() if key.startswith("backbone.")}
+    heads = {key: x for key, x in state.items() if not key.startswith("backbone.")}
+    ours.load_state_dict(our_state(backbone, "pyramid.norms") | heads, strict=True)
     return ours, theirs
 
 
