@@ -100,13 +100,13 @@ class CascadeRoIHeads(RoIHeads):
         ]
         if not self.training:
             return clipped
-        return [b[(b[:, 2] > b[:, 0]) & (b[:, 3] > b[:, 1])] for b in clipped]
+        together = torch.cat(clipped)
+        full = (together[:, 2] > together[:, 0]) & (together[:, 3] > together[:, 1])
+        counts = torch.stack([part.sum() for part in full.split([len(b) for b in boxes])]).tolist()  # the one wait
+        order = full.logical_not().byte().argsort(stable=True)
+        return list(together[order[: sum(counts)]].split(counts))
 
     @torch.no_grad()
     def label(self, stage: int, boxes: Tensor, target: dict[str, Any]) -> RoISample:
         """All of the boxes (n, 4) of an image, as foreground or background by the threshold of a stage."""
-        matched = match(target["boxes"], boxes, self.matchers[stage])
-        foreground = (matched >= 0).nonzero().squeeze(1)
-        classes = torch.full_like(matched, self.num_classes)
-        classes[foreground] = target["classes"][matched[foreground]]
-        return RoISample(boxes, classes, matched[foreground])
+        return self.labelled(boxes, match(target["boxes"], boxes, self.matchers[stage]), target)

@@ -37,14 +37,15 @@ def box_losses(
         logits: fp32 (n, K + 1), background last.
         deltas: fp32 (n, K, 4), or (n, 1, 4) for boxes without classes.
         classes: int64 (n,), K is background.
-        wanted_deltas: fp32 (f, 4) for the f foreground RoIs, in order.
+        wanted_deltas: fp32 (n, 4); those of background do not count.
         weights: of `roi_weights` (n,).
     """
-    foreground = torch.nonzero(classes < logits.shape[1] - 1).squeeze(1)
-    predicted = deltas[foreground, classes[foreground].clamp(max=deltas.shape[1] - 1)]
+    rows = torch.arange(len(classes), device=classes.device)
+    distance = (deltas[rows, classes.clamp(max=deltas.shape[1] - 1)] - wanted_deltas).abs().sum(dim=1)
+    # No foreground is picked: that would wait for the device.
     return {
         "loss_cls": (F.cross_entropy(logits, classes, reduction="none") * weights).sum(),
-        "loss_box_reg": ((predicted - wanted_deltas).abs().sum(dim=1) * weights[foreground]).sum(),
+        "loss_box_reg": (distance * weights).where(classes < logits.shape[1] - 1, 0).sum(),
     }
 
 

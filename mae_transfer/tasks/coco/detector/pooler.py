@@ -33,12 +33,11 @@ def pool(features: Sequence[Tensor], strides: Sequence[float], boxes: Sequence[T
     """
     flat = torch.cat(list(boxes))
     image = torch.cat([box.new_full((len(box), 1), number) for number, box in enumerate(boxes)])
-    rois = torch.cat([image, flat], dim=1).to(features[0].dtype)
     levels = assign_levels(flat, len(features))
     pooled = features[0].new_zeros(len(flat), features[0].shape[1], size, size)
-    # Every map takes part even when it has no box: the backward graph is then the same on every rank.
-    order = levels.argsort(stable=True)
-    counts = torch.stack([(levels == level).sum() for level in range(len(features))]).tolist()  # the one wait
-    for index, feature, stride in zip(order[: sum(counts)].split(counts), features, strides, strict=True):
-        pooled.index_put_((index,), roi_align(feature, rois[index], size, 1 / stride, 0, aligned=True))
+    # Every map takes all boxes, those of other maps without a size: these have no points to sample and give zeros. To
+    # pick a map's own would wait for the device. The backward graph, too, is then the same on every rank.
+    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        rois = torch.cat([image, flat.where((levels == level)[:, None], 0)], dim=1).to(feature.dtype)
+        pooled += roi_align(feature, rois, size, 1 / stride, 0, aligned=True)
     return pooled

@@ -19,7 +19,7 @@ from mae_transfer.tasks.coco.detector.losses import LossAverage, box_losses, mas
 from mae_transfer.tasks.coco.detector.mask_targets import mask_targets
 from mae_transfer.tasks.coco.detector.pooler import pool
 from mae_transfer.tasks.coco.detector.postprocess import Detections, select_detections
-from mae_transfer.tasks.coco.detector.sampling import match, subsample
+from mae_transfer.tasks.coco.detector.sampling import match, of_matched, subsample
 
 POSITIVE_FRACTION = 0.25
 BOX_POOL, MASK_POOL = 7, 14
@@ -27,14 +27,14 @@ MASK_SIZE = 2 * MASK_POOL
 
 
 class RoISample(NamedTuple):
-    """RoIs of one image that are trained on; where they are sampled, the foreground comes first."""
+    """RoIs of one image that are trained on."""
 
     boxes: Tensor
     """fp32 (n, 4)."""
     classes: Tensor
     """int64 (n,), K is background."""
     matched: Tensor
-    """int64 (f,): the object of each of the f foreground RoIs, in their order."""
+    """int64 (n,): the object of each, negative for background."""
 
 
 class BoxPredictor(nn.Module):
@@ -142,27 +142,23 @@ class RoIHeads(nn.Module):
             image_sizes: (height, width) of each image without padding.
         """
         features = _at_least_fp32(features)
-        samples = [self.sample(p, t, g) for p, t, g in zip(proposals, targets, generators, strict=True)]
-        losses = self.box_losses(features, samples, targets, image_sizes)
+        sampled = [self.sample(p, t, g) for p, t, g in zip(proposals, targets, generators, strict=True)]
+        losses = self.box_losses(features, [sample for sample, _ in sampled], targets, image_sizes)
         if self.has_masks:
-            losses["loss_mask"] = self.mask_loss(features, samples, targets)
+            foreground = [RoISample(*(of_all[:count] for of_all in sample)) for sample, count in sampled]
+            losses["loss_mask"] = self.mask_loss(features, foreground, targets)
         return losses
 
     def mask_loss(
-        self, features: Sequence[Tensor], samples: Sequence[RoISample], targets: Sequence[dict[str, Any]]
+        self, features: Sequence[Tensor], foreground: Sequence[RoISample], targets: Sequence[dict[str, Any]]
     ) -> Tensor:
-        """Of the foreground of the samples."""
-        foreground = [s.boxes[: len(s.matched)] for s in samples]
-        mask_logits = self.predict_masks(features, foreground)
-        mask_classes = torch.cat([s.classes[: len(s.matched)] for s in samples])
-        masks = torch.cat(
-            [
-                mask_targets(t["masks"], s.matched, b, MASK_SIZE)
-                for s, t, b in zip(samples, targets, foreground, strict=True)
-            ]
-        )
-        weights = roi_weights([len(b) for b in foreground], self.loss_average, features[0].device)
-        return mask_loss(mask_logits, mask_classes, masks, weights)
+        """Of RoIs that have an object each."""
+        mask_logits = self.predict_masks(features, [s.boxes for s in foreground])
+        masks = [
+            mask_targets(t["masks"], s.matched, s.boxes, MASK_SIZE) for s, t in zip(foreground, targets, strict=True)
+        ]
+        weights = roi_weights([len(s.boxes) for s in foreground], self.loss_average, features[0].device)
+        return mask_loss(mask_logits, torch.cat([s.classes for s in foreground]), torch.cat(masks), weights)
 
     def box_losses(
         self,
@@ -185,8 +181,9 @@ class RoIHeads(nn.Module):
     ) -> dict[str, Tensor]:
         """`loss_cls` and `loss_box_reg` of the predictions for the samples of all images."""
         classes, boxes = torch.cat([s.classes for s in samples]), torch.cat([s.boxes for s in samples])
-        gt_boxes = torch.cat([t["boxes"][s.matched] for s, t in zip(samples, targets, strict=True)])
-        wanted = coder.encode_single(gt_boxes, boxes[classes < self.num_classes])
+        # of background the box itself, so that all deltas are finite
+        gt_boxes = [of_matched(t["boxes"], s.matched, s.boxes) for s, t in zip(samples, targets, strict=True)]
+        wanted = coder.encode_single(torch.cat(gt_boxes), boxes)
         weights = roi_weights([len(s.boxes) for s in samples], self.loss_average, logits.device)
         return box_losses(logits, deltas, classes, wanted, weights)
 
@@ -226,17 +223,19 @@ class RoIHeads(nn.Module):
         return self.mask_predictor(self.mask_head(pool(features, self.strides, boxes, MASK_POOL))).float()
 
     @torch.no_grad()
-    def sample(self, proposals: Tensor, target: dict[str, Any], generator: torch.Generator) -> RoISample:
-        """Up to `batch_per_image` of the proposals (n, 4) and the ground-truth boxes, a quarter of them foreground."""
+    def sample(self, proposals: Tensor, target: dict[str, Any], generator: torch.Generator) -> tuple[RoISample, int]:
+        """Up to `batch_per_image` of the proposals (n, 4) and the ground-truth boxes, and how many of them are
+        foreground, which comes first: a quarter at most."""
         boxes = torch.cat([proposals, target["boxes"]])
         matched = match(target["boxes"], boxes, self.matcher)
         positive, negative = subsample(matched, self.batch_per_image, POSITIVE_FRACTION, generator)
-        background = torch.full_like(negative, self.num_classes)
-        return RoISample(
-            boxes=boxes[torch.cat([positive, negative])],
-            classes=torch.cat([target["classes"][matched[positive]], background]),
-            matched=matched[positive],
-        )
+        chosen = torch.cat([positive, negative])
+        return self.labelled(boxes[chosen], matched[chosen], target), len(positive)
+
+    def labelled(self, boxes: Tensor, matched: Tensor, target: dict[str, Any]) -> RoISample:
+        """The boxes (n, 4) with the classes of their objects `matched` (n,), the answer of `match`."""
+        background = torch.full_like(matched, self.num_classes)
+        return RoISample(boxes, of_matched(target["classes"], matched, background), matched)
 
 
 def _at_least_fp32(features: Sequence[Tensor]) -> list[Tensor]:

@@ -21,6 +21,15 @@ def match(gt_boxes: Tensor, boxes: Tensor, matcher: Matcher) -> Tensor:
     return matcher(box_iou(gt_boxes, boxes))
 
 
+def of_matched(values: Tensor, matched: Tensor, background: Tensor) -> Tensor:
+    """Of each box the value of its object, values (n, ...) of the objects at `matched` (m,), the answer of `match`; its
+    value of background (m, ...) where it has none."""
+    if len(values) == 0:
+        return background
+    has_one = (matched >= 0).view(-1, *[1] * (values.ndim - 1))
+    return values[matched.clamp(min=0)].where(has_one, background)
+
+
 def subsample(
     matched: Tensor, count: int, positive_fraction: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -99,16 +99,18 @@ def test_roi_sample_adds_the_objects_and_puts_the_foreground_first() -> None:
     near = target["boxes"][:1] + torch.rand(300, 4, generator=torch.Generator().manual_seed(1))
     proposals = torch.cat([torch.cat([background, background + 10], 1), near])
     heads = small_heads()
-    sample = heads.sample(proposals, target, torch.Generator().manual_seed(2))
-    assert len(sample.boxes) == len(sample.classes) == 512
-    assert len(sample.matched) == 128
+    sample, foreground = heads.sample(proposals, target, torch.Generator().manual_seed(2))
+    assert len(sample.boxes) == len(sample.classes) == len(sample.matched) == 512
+    assert foreground == 128
     assert (sample.classes[128:] == 3).all()
-    assert sample.classes[:128].equal(target["classes"][sample.matched])
-    alone = heads.sample(proposals[:0], target, torch.Generator())
+    assert (sample.matched[128:] < 0).all()
+    assert sample.classes[:128].equal(target["classes"][sample.matched[:128]])
+    alone, _ = heads.sample(proposals[:0], target, torch.Generator())
     assert sorted(alone.classes.tolist()) == [0, 2]
     none = {"boxes": torch.zeros(0, 4), "classes": torch.zeros(0, dtype=torch.int64)}
-    assert heads.sample(proposals, none, torch.Generator()).classes.tolist() == [3] * 512
-    assert len(heads.sample(proposals[:0], none, torch.Generator()).boxes) == 0
+    sample, foreground = heads.sample(proposals, none, torch.Generator())
+    assert (sample.classes.tolist(), foreground) == ([3] * 512, 0)
+    assert len(heads.sample(proposals[:0], none, torch.Generator())[0].boxes) == 0
 
 
 def test_weights_average_over_rois_or_images() -> None:
@@ -120,11 +122,11 @@ def test_weights_average_over_rois_or_images() -> None:
 
 def test_losses_in_numpy() -> None:
     gen = np.random.default_rng(0)
-    logits, deltas, wanted = gen.normal(size=(6, 4)), gen.normal(size=(6, 3, 4)), gen.normal(size=(2, 4))
+    logits, deltas, wanted = gen.normal(size=(6, 4)), gen.normal(size=(6, 3, 4)), gen.normal(size=(6, 4))
     classes, weights = np.array([1, 3, 0, 3, 3, 3]), gen.uniform(size=6)
     losses = box_losses(*(torch.tensor(v) for v in (logits, deltas, classes, wanted, weights)))
     cls = sum(w * (np.log(np.exp(z).sum()) - z[c]) for z, c, w in zip(logits, classes, weights, strict=True))
-    box = weights[0] * np.abs(deltas[0, 1] - wanted[0]).sum() + weights[2] * np.abs(deltas[2, 0] - wanted[1]).sum()
+    box = weights[0] * np.abs(deltas[0, 1] - wanted[0]).sum() + weights[2] * np.abs(deltas[2, 0] - wanted[2]).sum()
     assert losses["loss_cls"].item() == pytest.approx(cls)
     assert losses["loss_box_reg"].item() == pytest.approx(box)
     masks, targets, picked = (
