@@ -436,6 +436,9 @@ def test_a_list_gives_each_image_one_label_and_keeps_their_spelling(tmp_path: Pa
         (tmp_path / "list.csv").write_text(f"path,label\n0.jpg,a\n1.jpg,b\n{again},b\n")
         with pytest.raises(UserError, match=r"csv: 0.jpg has the labels a and b \(1 such images\)"):
             find_images("folder", config)
+        (tmp_path / "list.csv").write_text(f"path,label\n1.jpg,b\n0.jpg,a\n{again},a\n{again},a\n")
+        with pytest.raises(UserError, match=r"csv: \S*0.jpg is listed 3 times \(2 of 4 rows repeat an image\)"):
+            find_images("folder", config)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(roots: dict[str, Path], tmp_path: Path) -> None:

@@ -72,6 +72,14 @@ def _read_list(path: Path, root: str | None) -> pd.DataFrame:
             f"{path}: {name} has the labels {labels[0]} and {labels[1]} ({int((unlike > 1).sum())} such images); leave "
             "each image one label"
         )
+    repeats = paths.duplicated()
+    if repeats.any():
+        name = table.loc[repeats, "path"].iloc[0]
+        times = int((paths == paths[repeats].iloc[0]).sum())
+        raise UserError(
+            f"{path}: {name} is listed {times} times ({int(repeats.sum())} of {len(table)} rows repeat an image), and "
+            "would count as often; list each image once"
+        )
     return table[["path", "label"]]
 
 
