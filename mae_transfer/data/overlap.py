@@ -1,4 +1,4 @@
-"""Val images that are training images too: by path, or by content under another name."""
+"""Images that are there more than once, by content under another name; val images that are training images too."""
 
 import hashlib
 import os
@@ -74,6 +74,21 @@ def find_overlaps(train: ImageDataset[object], sets: Sequence[ImageDataset[objec
                 theirs = [span for span, value in zip(theirs, known, strict=True) if value in common]
             same |= {place for place, _ in mine}
     return [sorted(same) for same in found]
+
+
+def find_copies(images: ImageDataset[Any]) -> list[list[int]]:
+    """Groups of places whose images have the same bytes, of at most `SAMPLED` files; each in order, by their first."""
+    groups = [_spread(len(images))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for measure in (_size, _pieces, _whole):
+            spans = [[images.span(place) for place in group] for group in groups]
+            values = pool.map(measure, (span for of_group in spans for span in of_group))
+            parts: dict[tuple[int, bytes], list[int]] = {}
+            for number, group in enumerate(groups):
+                for place in group:
+                    parts.setdefault((number, next(values)), []).append(place)
+            groups = [part for (_, value), part in parts.items() if value and len(part) > 1]
+    return sorted(groups)
 
 
 def _spread(length: int) -> list[int]:

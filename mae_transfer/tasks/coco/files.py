@@ -1,4 +1,4 @@
-"""The image files of an annotation file: all there, of the size it says, each once."""
+"""The image files of an annotation file: all there, of the size it says, each once, by path and by content."""
 
 import os
 from collections import Counter
@@ -11,8 +11,10 @@ from mae_transfer.data import decode, images
 from mae_transfer.data.decode import read_header
 from mae_transfer.data.images import UndecodableImageError
 from mae_transfer.data.index_cache import header_numbers
+from mae_transfer.data.overlap import find_copies
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
+from mae_transfer.tasks.coco.data import CocoEval, CocoTrain
 
 SOURCES = [__file__, decode.__file__, images.__file__]
 
@@ -23,12 +25,16 @@ def check_files(annotations: CocoAnnotations, folder: Path, on_bad_image: str) -
     Sizes are read from the headers of all files, about 0.1 ms each, once a node (`data/index_cache.py`). Files that
     cannot be decoded are left to the reader with `on_bad_image` "skip".
     """
-    links = _check_there(annotations, folder)
+    links, inodes = _check_there(annotations, folder)
     _check_sizes(annotations, folder, on_bad_image)
     real = cache(os.path.realpath)  # once a directory: `../images/1.jpg` and absolute paths are one file with `1.jpg`
     places = [os.path.split(os.path.join(folder, name)) for name in annotations.file_names]
     paths = [os.path.join(real(directory), name) for directory, name in places]
     paths = [real(path) if path in links else path for path in paths]
+    firsts: dict[tuple[str, int], str] = {}  # a hard link has the inode of the file, in its own directory's entries
+    for i, path in enumerate(paths):
+        first = firsts.setdefault((os.path.dirname(path), inodes.get(path, -1 - i)), path)
+        paths[i] = first if first != path and os.path.samefile(first, path) else path
     again = [os.path.relpath(path, real(str(folder))) for path, count in Counter(paths).items() if count > 1]
     if not again:
         return []
@@ -40,26 +46,46 @@ def check_files(annotations: CocoAnnotations, folder: Path, on_bad_image: str) -
     ]
 
 
-def _check_there(annotations: CocoAnnotations, folder: Path) -> set[str]:
-    """Lists each directory once. Returns the images that are links, their directories' real paths before them."""
+def note_copies(images: CocoTrain | CocoEval) -> list[str]:
+    """A warning of images whose files have the same bytes under two names; of one file `check_files` speaks."""
+
+    def is_one_file(group: list[int]) -> bool:
+        paths = [images.span(place)[0] for place in group]
+        return all(os.path.samefile(paths[0], path) for path in paths[1:])
+
+    groups = [group for group in find_copies(images) if not is_one_file(group)]
+    if not groups:
+        return []
+    first = ", ".join(f"{images.file_name(place)} (id {images.image_ids[place]})" for place in groups[0][:3])
+    return [
+        f"{images.annotations.path}: {sum(map(len, groups))} of {len(images)} images have the same bytes as another "
+        f"under other names ({first}); each counts as an image, with the objects of its id alone"
+    ]
+
+
+def _check_there(annotations: CocoAnnotations, folder: Path) -> tuple[set[str], dict[str, int]]:
+    """Lists each directory once. Returns the images that are links, and the inodes of others, by path with their
+    directories' real paths before them."""
     by_directory: dict[str, list[str]] = {}
     for file_name in annotations.file_names:
         directory, name = os.path.split(file_name)
         by_directory.setdefault(directory, []).append(name)
     missing: list[str] = []
     links: set[str] = set()
+    inodes: dict[str, int] = {}
     for directory, names in by_directory.items():
         entries = list(os.scandir(folder / directory)) if (folder / directory).is_dir() else []
         there = {entry.name for entry in entries}
         missing += [os.path.join(directory, name) for name in names if name not in there]
         place = os.path.realpath(folder / directory)
         links |= {os.path.join(place, entry.name) for entry in entries if entry.is_symlink()}
+        inodes |= {os.path.join(place, entry.name): entry.inode() for entry in entries}
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} of the {len(annotations)} images of {annotations.path} are not there: "
             f"{some(sorted(missing))}; complete the folder or take them out of the annotation file"
         )
-    return links
+    return links, inodes
 
 
 def _check_sizes(annotations: CocoAnnotations, folder: Path, on_bad_image: str) -> None:

@@ -19,7 +19,7 @@ from mae_transfer.tasks.coco.card import BENCHMARK, CARDS, CATEGORY_IDS
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval, CocoPaths, CocoTrain, resolve_paths
 from mae_transfer.tasks.coco.evaluate import evaluate
-from mae_transfer.tasks.coco.files import check_files
+from mae_transfer.tasks.coco.files import check_files, note_copies
 from mae_transfer.tasks.coco.pictures import draw_pictures
 from mae_transfer.tasks.coco.protocols.protocol import Protocol
 
@@ -71,6 +71,8 @@ class CocoTask(BaseTask):
         if not val.num_objects[self.eval_dataset.indices].any():
             raise UserError(f"{paths.val_json}: no val image has an object that is no crowd; nothing to evaluate")
         self.warnings += check_same_kind(train, val)
+        self.warnings += note_copies(self.train_dataset) if with_train else []
+        self.warnings += note_copies(self.eval_dataset)
         if data.fraction is not None and with_train:
             self.warnings += left_out(train.names, self.train_dataset.classes_present(), data.fraction)
         sizes = (len(train) if with_train else BENCHMARK.train_images, len(val))

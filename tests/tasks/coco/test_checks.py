@@ -373,7 +373,7 @@ def test_sizes_are_read_once_and_again_of_changed_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "spelling", ["./3.jpg", "{folder}/3.jpg", "../{folder.name}/3.jpg", "../link/3.jpg", "link.jpg"]
+    "spelling", ["./3.jpg", "{folder}/3.jpg", "../{folder.name}/3.jpg", "../link/3.jpg", "link.jpg", "hard.jpg"]
 )
 def test_one_file_under_several_ids_is_said(tmp_path, spelling):
     content = truth()
@@ -385,5 +385,8 @@ def test_one_file_under_several_ids_is_said(tmp_path, spelling):
     if spelling == "link.jpg":
         (tmp_path / spelling).unlink()
         (tmp_path / spelling).symlink_to("3.jpg")
+    if spelling == "hard.jpg":
+        (tmp_path / spelling).unlink()
+        (tmp_path / spelling).hardlink_to(tmp_path / "3.jpg")
     (warning,) = check_files(annotations, tmp_path, "error")
     assert "3.jpg is there under several image ids (3.jpg: 3, 8)" in warning
