@@ -2,13 +2,18 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageOps
+from support.coco_command import TINY
 from support.paths import GOLDENS
 
 from mae_transfer.cli.transfer import main
+from mae_transfer.data.synthetic.ade20k import make_ade20k
 from mae_transfer.data.synthetic.classification import make_classification
+from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.engine.distributed import make_fabric
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.record import read_record
@@ -133,6 +138,45 @@ def test_finished_runs_of_a_series_are_compared_too(tmp_path: Path, capsys: pyte
     assert main([*command, "--data", str(tmp_path / "nowhere"), "--resume"]) == 2
     shutil.rmtree(data)
     assert main([*command, "--data", str(data), "--resume"]) == 0
+    assert {path: path.read_bytes() for path in output.rglob("record.json")} == written
+
+
+@pytest.mark.parametrize(
+    ("protocols", "make", "options"),
+    [
+        ("knn,logreg,in_context", make_ade20k, ["--task", "ade20k", "data.image_size=32"]),
+        ("linear", make_ade20k, ["--task", "ade20k", "data.image_size=32", "eval.stride=32"]),
+        ("frozen", make_coco, ["--task", "coco", *(option for option in TINY if not option.startswith("backbone"))]),
+    ],
+    ids=["ade20k, patches", "ade20k, linear", "coco"],
+)
+def test_other_pixels_under_frozen_dense_protocols(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    protocols: str,
+    make: Callable[..., Path],
+    options: list[str],
+) -> None:
+    """Names, sizes and annotations stay."""
+    data = make(tmp_path / "data", train_images=4, val_images=2, size=(48, 64))
+    output = tmp_path / "runs"
+    command = [*options, "--backbone", "random_vit_nano", "--preset", "smoke", "--device", "cpu", "--data", str(data)]
+    command += ["data.workers=0", "eval.pictures=0"]
+    assert main([*command, "--protocol", protocols, "--output", str(output), "--allow-unread"]) == 0
+    (record, *_) = written = {path: path.read_bytes() for path in output.rglob("record.json")}
+    assert len(written) == len(protocols.split(","))
+    for split, title in (("train", "training"), ("val", "val")):
+        image = min(path for path in data.rglob("*.jpg") if split in str(path.relative_to(data)))
+        before = image.read_bytes()
+        ImageOps.invert(Image.open(image)).save(image)
+        capsys.readouterr()
+        for protocol in protocols.split(","):
+            place = record.parent if len(written) == 1 else output / protocol
+            for option in ("--eval-only", "--resume"):
+                assert main([*command, "--protocol", protocol, "--output", str(place), option, "--allow-unread"]) == 2
+                said = capsys.readouterr().err
+                assert f"error: {place} is a run on other data: the {title} images, or what belongs to them" in said
+        image.write_bytes(before)
     assert {path: path.read_bytes() for path in output.rglob("record.json")} == written
 
 
