@@ -8,7 +8,7 @@ two tables on each block; its neck is left out.
 
 import dataclasses
 import difflib
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -264,14 +264,24 @@ def activation_of(vit: Any) -> str | None:
     return "gelutanh" if tanh else activation_name(type(mlp.act).__name__)
 
 
-def heads_and_activation(arch: Any) -> tuple[int | None, str | None]:
-    """Heads and activation of a model of timm; None and None if timm has no such plain ViT."""
-    if not isinstance(arch, str) or not timm.is_model(arch):
-        return None, None
-    if not timm.models.is_model_in_modules(arch, MODULES):
-        return None, None
+class PlainModel(NamedTuple):
+    """What a plain ViT of timm is built with."""
+
+    num_heads: int | None
+    activation: str | None
+    width: int
+    depth: int
+    patch: tuple[int, int]
+
+
+def plain_model(arch: Any) -> PlainModel | None:
+    """A model of timm by its name; None if timm has no such plain ViT."""
+    if not isinstance(arch, str) or not timm.is_model(arch) or not timm.models.is_model_in_modules(arch, MODULES):
+        return None
     model = empty_model(arch)
-    return getattr(getattr(model.blocks[0], "attn", None), "num_heads", None), activation_of(model)
+    heads = getattr(getattr(model.blocks[0], "attn", None), "num_heads", None)
+    sizes = model.embed_dim, len(model.blocks), tuple(model.patch_embed.patch_size)
+    return PlainModel(heads, activation_of(model), *sizes)
 
 
 def is_rotary(arch: str) -> bool:

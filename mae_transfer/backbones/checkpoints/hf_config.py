@@ -11,7 +11,7 @@ from typing import Any
 from mae_transfer.backbones.checkpoints import values
 from mae_transfer.backbones.checkpoints.json_file import read_json
 from mae_transfer.backbones.grid import Grid
-from mae_transfer.backbones.timm_vit import heads_and_activation, is_rotary
+from mae_transfer.backbones.timm_vit import is_rotary, plain_model
 from mae_transfer.errors import UserError
 
 _FACTOR = 1 / 255
@@ -25,7 +25,7 @@ class Stated:
     `facts`: fields of the backbone's Spec. `activation`: of the MLP, by transformers' or timm's name, and the key that
     has it. `image_size`: height and width in pixels that the position embedding is for; `input_size`: those that the
     model was last used at, which need not be the same. `rotary`: timm's model of rotary positions, which no tensor
-    may show. `width`, `depth`: of the encoder, with the key that has it.
+    may show. `width`, `depth`, `patch` (height and width in pixels): of the encoder, with the key that has it.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -36,6 +36,7 @@ class Stated:
     rotary: str | None = None
     width: tuple[str, int] | None = None
     depth: tuple[str, int] | None = None
+    patch: tuple[str, Grid] | None = None
 
 
 @dataclass
@@ -76,8 +77,17 @@ def _of_transformers(config: dict[str, Any], processor: dict[str, Any]) -> State
     if config.get("image_size") is not None:
         stated.image_size = values.size(config["image_size"], f"{where}image_size")
     stated.activation, stated.activation_key = config.get("hidden_act"), "hidden_act"
-    stated.width, stated.depth = (_named(config, key, where) for key in ("hidden_size", "num_hidden_layers"))
+    _take_sizes(stated, config, ("hidden_size", "num_hidden_layers", "patch_size"), where)
     return stated
+
+
+def _take_sizes(stated: Stated, config: dict[str, Any], keys: tuple[str, str, str], where: str) -> None:
+    """Width, depth and patch of these keys, where a configuration has them."""
+    width, depth, patch = keys
+    stated.width = _named(config, width, where) or stated.width
+    stated.depth = _named(config, depth, where) or stated.depth
+    if config.get(patch) is not None:
+        stated.patch = patch, values.size(config[patch], f"{where}{patch}")
 
 
 def _named(config: dict[str, Any], key: str, where: str) -> tuple[str, int] | None:
@@ -116,13 +126,17 @@ def _of_timm(config: dict[str, object]) -> Stated:
     if not isinstance(args, dict) or not isinstance(weights, dict):
         raise UserError(f"{where}model_args and pretrained_cfg are no objects; restore it or take it away.")
     facts: dict[str, object] = dict(values.statistics(weights, f"{where}pretrained_cfg"))
-    heads, activation = heads_and_activation(config.get("architecture"))
-    heads = args.get("num_heads", heads)
+    arch = config.get("architecture")
+    model = plain_model(arch)
+    heads = args.get("num_heads", model and model.num_heads)
     if heads is not None:
         facts["num_heads"] = values.whole(heads, f"{where}model_args num_heads")
-    stated = Stated(facts, args.get("act_layer") or activation, "act_layer")
-    stated.width, stated.depth = (_named(args, key, f"{where}model_args ") for key in ("embed_dim", "depth"))
-    arch = config.get("architecture")
+    stated = Stated(facts, args.get("act_layer") or (model and model.activation), "act_layer")
+    if model is not None:
+        of_arch = f"architecture {arch}, whose"
+        stated.width, stated.depth = (f"{of_arch} embed_dim is", model.width), (f"{of_arch} depth is", model.depth)
+        stated.patch = f"{of_arch} patch_size is", model.patch
+    _take_sizes(stated, args, ("embed_dim", "depth", "patch_size"), f"{where}model_args ")
     if isinstance(arch, str) and is_rotary(arch):
         stated.rotary = arch
     if args.get("img_size") is not None:
@@ -145,6 +159,7 @@ def _of_open_clip(config: dict[str, object]) -> Stated:
     if vision.get("timm_model_name") is None:
         quick = values.flag(model.get("quick_gelu", False), f"{where}quick_gelu")
         stated.activation, stated.activation_key = "quick_gelu" if quick else "gelu", "quick_gelu"
+        _take_sizes(stated, vision, ("width", "layers", "patch_size"), where)
         if vision.get("width") is not None:
             width = values.whole(vision["width"], f"{where}width")
             stated.facts["num_heads"] = width // values.whole(vision.get("head_width", 64), f"{where}head_width")

@@ -48,7 +48,7 @@ from mae_transfer.backbones.checkpoints.report import LoadReport, fingerprint
 from mae_transfer.backbones.checkpoints.state_dict import unwrap
 from mae_transfer.backbones.checkpoints.unsupported import describe
 from mae_transfer.backbones.checkpoints.values import told
-from mae_transfer.backbones.grid import Grid
+from mae_transfer.backbones.grid import Grid, text
 from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES, TABLE
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import activation_name, activation_of, build, make_buffers, with_layer_scale
@@ -185,11 +185,15 @@ def read_layout(state: State, source: str, config: HFConfig | None = None) -> tu
 
 
 def _check_sizes(tensors: State, stated: Stated) -> None:
-    """Raise UserError if the configuration is of a model of another width or depth than the weights."""
-    for what, said, found in (
+    """Raise UserError if the configuration is of a model of another width, depth or patch than the weights."""
+    weight = tensors.get("patch_embed.proj.weight")
+    patch = None if weight is None or weight.ndim != 4 else text((weight.shape[2], weight.shape[3]))
+    of_file: tuple[tuple[str, tuple[str, object] | None, object], ...] = (
         ("channels", stated.width, width_of(tensors)),
         ("blocks", stated.depth, depth_of(tensors)),
-    ):
+        ("pixels a patch", stated.patch and (stated.patch[0], text(stated.patch[1])), patch),
+    )
+    for what, said, found in of_file:
         if said is not None and found and said[1] != found:
             raise UserError(
                 f"its configuration says {said[0]} {said[1]} and its weights have {found} {what}; give the weights "

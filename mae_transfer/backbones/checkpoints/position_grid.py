@@ -43,10 +43,10 @@ def native_grid(
         return grid[0] * grid[1] == cells if cells else rows in (table_rows(grid, 0), table_rows(grid, 1))
 
     name = shown(converted.original("pos_embed"))
-    if stated is not None and cells and not fits(stated):
+    if stated is not None and not fits(stated):
+        has = f"{name} has {cells} positions" if cells else f"its tables of relative positions have {rows} rows"
         raise UserError(
-            f"{name} has {cells} positions, its config.json states a grid of {text(stated)}; restore the config.json "
-            "of these weights."
+            f"{has}, its config.json states a grid of {text(stated)}; restore the config.json of these weights."
         )
     position = converted.tensors.get("pos_embed")
     seen = by_values(position[0, prefix:]) if position is not None and cells and len(position) else None

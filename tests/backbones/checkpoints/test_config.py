@@ -66,6 +66,9 @@ def hugging_face():
         ({"hidden_size": 2 * DIM}, f"says hidden_size {2 * DIM} and its weights have {DIM} channels"),
         ({"num_hidden_layers": 12}, f"says num_hidden_layers 12 and its weights have {HF['num_hidden_layers']} blocks"),
         ({"num_hidden_layers": "12"}, "num_hidden_layers is '12'"),
+        ({"patch_size": 16}, "says patch_size 16x16 and its weights have 8x8 pixels a patch"),
+        ({"patch_size": [8, 16]}, "says patch_size 8x16 and its weights have 8x8 pixels a patch"),
+        ({"patch_size": "8"}, "patch_size is '8'"),
     ],
     ids=str,
 )
@@ -144,14 +147,22 @@ def test_json_with_a_byte_order_mark_is_read_and_what_is_none_refused(hugging_fa
 # --- timm and OpenCLIP
 
 
+def of_small(args, architecture="vit_small_patch16_224"):
+    """A configuration of timm that changes an architecture to the sizes here, but for `args`."""
+    return {"architecture": architecture, "model_args": {"embed_dim": DIM, "depth": 2, "patch_size": 8} | args}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"model_args": {"num_heads": 8}}, "has 8 heads, tiny has 4"),
         ({"model_args": {"num_heads": 4, "act_layer": "relu"}}, "has act_layer 'relu', tiny has gelu"),
         ({"model_args": {"num_heads": 4, "act_layer": "quick_gelu"}}, "has act_layer 'quick_gelu', tiny has gelu"),
-        ({"architecture": "vit_small_patch16_224"}, "has 6 heads, tiny has 4"),
-        ({"architecture": "vit_small_patch16_rope_ape_224", "model_args": {"num_heads": 4}}, "positions are rotary"),
+        ({"architecture": "vit_small_patch16_224"}, "vit_small_patch16_224, whose embed_dim is 384 and its weights"),
+        (of_small({}), "has 6 heads, tiny has 4"),
+        (of_small({"num_heads": 4, "depth": 3}), "says depth 3 and its weights have 2 blocks"),
+        (of_small({"num_heads": 4, "patch_size": 16}), "says patch_size 16x16 and its weights have 8x8 pixels"),
+        (of_small({"num_heads": 4}, "vit_small_patch16_rope_ape_224"), "positions are rotary"),
         ({"model_args": {"num_heads": 4, "img_size": 48}}, "16 positions, its config.json states a grid of 6x6"),
         ({"model_args": {"num_heads": "4"}}, "model_args num_heads is '4'"),
         ({"model_args": [4]}, "model_args and pretrained_cfg are no objects"),
@@ -190,6 +201,9 @@ def test_quick_gelu_of_open_clip(tmp_path):
         ({"quick_gelu": True}, "has quick_gelu 'quick_gelu', timm:vit_tiny_clip has gelu"),
         ({"quick_gelu": 1}, "quick_gelu is 1; give true or false"),
         ({"vision_cfg": vision | {"head_width": 16}}, "has 2 heads"),
+        ({"vision_cfg": vision | {"width": 2 * DIM}}, f"says width {2 * DIM} and its weights have {DIM} channels"),
+        ({"vision_cfg": vision | {"layers": 3}}, "says layers 3 and its weights have 2 blocks"),
+        ({"vision_cfg": vision | {"patch_size": 16}}, "says patch_size 16x16 and its weights have 8x8 pixels"),
         ({"vision_cfg": None}, "has no model_cfg with a vision_cfg"),
     ):
         state(change)
@@ -197,6 +211,15 @@ def test_quick_gelu_of_open_clip(tmp_path):
 
 
 # --- grids that are no square
+
+
+def test_relative_tables_of_another_image_size(tmp_path):
+    from support.layouts import layout
+
+    case = layout("HF BEiT")
+    load(write(tmp_path, case.state, {"image_size": SIZE}), case.spec)
+    told = refusal(write(tmp_path, case.state, {"image_size": 48}), case.spec)
+    assert "tables of relative positions have 52 rows, its config.json states a grid of 6x6" in told
 
 
 @pytest.mark.parametrize("size", [(64, 16), (16, 64), (64, 144), (24, 56)], ids=str)
