@@ -41,9 +41,9 @@ block shifts. Maps and UperNet's logits are mmsegmentation's to 1e-5, also where
 timm itself pads after the shift and never shifts where the native map is a single window: with windows of 7 and random
 weights its maps at 512 pixels differ by up to 0.4 to 0.9, where their deviation is 0.7 to 1.1. `window_padding` in a
 run's settings says it. Swin v2 stays timm's at every size: its authors released no dense code.
-On COCO the FPN reads the maps that mmdetection's reads, to 1e-5, of the square that images are padded to. By the recipe
-its norms and tables of positions have no weight decay, as in mmdetection; layer decay, where it is asked for, counts the
-patch embedding as layer 0 and then the blocks of all stages, a downsampling with the block after it.
+On COCO the FPN reads the maps that mmdetection's reads, to 1e-5, of the square that images are padded to. By the
+recipe its norms and tables of positions have no weight decay, as in mmdetection; layer decay, where it is asked for,
+counts the patch embedding as layer 0 and then the blocks of all stages, a downsampling with the block after it.
 
 Segment Anything's encoder (`samvit_*`) is given before its neck. By default each block attends to the whole image;
 `backbone.window_size=14 backbone.num_global_blocks=4` is timm's own model, whose maps these then are to 1e-5. timm runs
