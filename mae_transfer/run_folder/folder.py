@@ -31,7 +31,7 @@ from mae_transfer.config.yaml import dump_yaml, read_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, remove_unfinished
 from mae_transfer.run_folder.lock import FolderLock
-from mae_transfer.run_folder.metrics import lines_after, read_metrics
+from mae_transfer.run_folder.metrics import check_reaches, lines_after, read_metrics
 
 _LOG = logging.getLogger("mae_transfer")
 CHECKED = 2**22
@@ -96,11 +96,12 @@ class RunFolder:
         """Cut metrics.jsonl down to the lines of the first `step` steps, whole ones only, and open it to append.
 
         So the history of a resumed run is that of one that was never interrupted. A file of up to `CHECKED` bytes is
-        checked whole, of a larger one the lines that are cut.
+        checked whole, of a larger one the lines that are cut. UserError if it ends before that step.
         """
         path = self.path / "metrics.jsonl"
         if path.exists() and path.stat().st_size <= CHECKED:
             read_metrics(self.path)
+        check_reaches(self.path, step)
         kept, _ = lines_after(self.path, step)
         with _writing(path):
             temporary = path.with_suffix(".tmp")

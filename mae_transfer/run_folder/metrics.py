@@ -42,6 +42,22 @@ def lines_after(folder: Path, step: int) -> tuple[bytes, list[dict[str, Any]]]:
     return content[:end], later[::-1]
 
 
+def check_reaches(folder: Path, step: int) -> None:
+    """UserError if a folder's metrics.jsonl has lines, and none of the step that a checkpoint of the run is after.
+
+    Lines are on the disk before their checkpoint. A file that was deleted, as errors advise, may begin anew.
+    """
+    kept, _ = lines_after(folder, step)
+    if not kept:
+        return
+    path = folder / "metrics.jsonl"
+    last = _checked(path, kept.count(b"\n"), kept[kept.rfind(b"\n", 0, -1) + 1 :])["step"]
+    if last < step:
+        raise UserError(
+            f"{path} ends at step {last}, and the run's checkpoint is after step {step}; restore or delete the file"
+        )
+
+
 def _checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         value: Any = parse_json(line)

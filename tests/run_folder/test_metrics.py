@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mae_transfer.errors import UserError
-from mae_transfer.run_folder.metrics import lines_after, read_metrics
+from mae_transfer.run_folder.metrics import check_reaches, lines_after, read_metrics
 
 LINE = {"step": 1, "epoch": 0.5, "lr": 0.1, "loss": 2.5}
 
@@ -50,3 +50,16 @@ def test_a_damaged_line_that_is_read_from_the_end_is_named(tmp_path):
     assert len(lines_after(tmp_path, 3)[0].splitlines()) == 3
     with pytest.raises(UserError, match=r"metrics\.jsonl line 2 is not JSON"):
         lines_after(tmp_path, 2)
+
+
+def test_a_history_that_ends_before_the_checkpoint_is_refused(tmp_path):
+    check_reaches(tmp_path, 4)  # there is none
+    texts = [json.dumps(LINE | {"step": number}) + "\n" for number in range(1, 7)]
+    path = tmp_path / "metrics.jsonl"
+    for content in ("", "".join(texts[:4]), "".join(texts), "".join(texts[3:]), "".join(texts[4:])):
+        path.write_text(content)
+        check_reaches(tmp_path, 4)
+    for content in ("".join(texts[:3]), "".join(texts[:4])[:-7]):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"ends at step 3, and the run's checkpoint is after step 4; restore or"):
+            check_reaches(tmp_path, 4)

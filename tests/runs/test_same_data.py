@@ -65,6 +65,11 @@ def test_pictures_exchanged_after_training(
     said = capsys.readouterr().err
     assert "RANDOM weights" not in said
     assert "random_vit_nano: the weights of the run" in said
+    metrics = output / "metrics.jsonl"
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[:2]))
+    for option in ("--eval-only", "--resume"):
+        assert main([*again, option]) == 2
+        assert f"error: {metrics} ends at step 2, and the run's checkpoint is after step 6" in capsys.readouterr().err
 
 
 def test_pictures_of_a_set_beside_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
