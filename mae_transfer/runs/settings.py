@@ -37,6 +37,8 @@ def make_settings(
     for key, value in _YOUNGER.items():
         if key in settings and settings[key] == value:
             del settings[key]  # likewise
+    if settings.get("protocol") != "logreg":
+        settings.pop("probe.tolerance", None)  # younger too; logreg's own earlier ids are of scikit-learn's stop
     if settings.get("data.fraction") is None:  # younger too
         settings = {key: value for key, value in settings.items() if not key.startswith("data.fraction")}
     if spec is not None:

@@ -49,6 +49,15 @@ def test_rotations_of_windows_are_a_setting_that_leaves_earlier_ids_as_they_were
         load_backbone("mae_vit_b", weights="random", window_rope="image")
 
 
+def test_the_stop_of_logreg_is_a_setting_of_logreg_alone() -> None:
+    """Its records of before, which have none, are of scikit-learn's fits and share no column with those of now."""
+    for task in ("folder", "ade20k"):
+        for protocol in ("knn", "logreg"):
+            config = load_config(task, "mae_vit_b", protocol=protocol)
+            settings = make_settings(config, data_fingerprint="f", norm_batch=1)
+            assert settings.get("probe.tolerance") == (1e-4 if protocol == "logreg" else None)
+
+
 def test_options_of_maes_successors_leave_earlier_ids_as_they_were() -> None:
     ids = set()
     for key, usual, other in (

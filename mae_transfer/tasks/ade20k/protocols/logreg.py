@@ -1,8 +1,8 @@
 """Logistic regression on patches (facebookresearch/capi eval_segmentation.py, `LogregClassifier`).
 
-A patch's target is its commonest label; patches where that is ignored are left out. scikit-learn's L-BFGS fits each
-inverse regularisation strength C, which ranks share; the C of the highest mIoU on `data.holdout` is fitted to all
-training patches. A predicted class fills its patch.
+A patch's target is its commonest label; patches where that is ignored are left out. L-BFGS fits each inverse
+regularisation strength C, which ranks share; the C of the highest mIoU on `data.holdout` is fitted to all training
+patches. A predicted class fills its patch.
 """
 
 import logging
@@ -24,14 +24,14 @@ from mae_transfer.tasks.ade20k.evaluate import count, score
 from mae_transfer.tasks.ade20k.patch_features import PatchSet
 from mae_transfer.tasks.ade20k.protocols.patches import PatchClassifier, PatchesProtocol
 from mae_transfer.tasks.ade20k.transforms import IGNORE
-from mae_transfer.tasks.classification.protocols.logreg import fit as fit_regression
+from mae_transfer.tasks.logistic_regression import Regression
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
 
 _LOG = logging.getLogger(__name__)
 COPIES = 3
-"""Of the features in float64, that a fit holds at once."""
+"""Of the features in float32, that a fit holds at once."""
 
 
 class LinearPatches(PatchClassifier):
@@ -49,9 +49,9 @@ class LinearPatches(PatchClassifier):
         chosen = strengths[0]
         if holdout is not None:
             held, pixels = self._arrays(holdout)
-            mine = {}
+            mine, regression = {}, Regression(features, labels, classes)
             for c in strengths[fabric.global_rank :: fabric.world_size]:
-                fitted = fit_regression(features, labels, classes, c, probe.max_iter)
+                fitted = regression.fit(c, probe.max_iter, probe.tolerance)
                 predicted = torch.from_numpy((held @ fitted.weight.T + fitted.bias).argmax(1))
                 mine[c] = score(count(pixels, predicted[:, None].expand_as(pixels), classes), [], per_class=False)[
                     "mIoU"
@@ -60,10 +60,13 @@ class LinearPatches(PatchClassifier):
             found = {c: value for part in gather_objects(fabric, mine) for c, value in part.items()}
             self.candidates = {f"C{c:.3g}": found[c] for c in strengths}
             chosen = max(strengths, key=lambda c: found[c])  # of equals the first: the strongest regularisation
+            del regression
             kept = modes(pixels).numpy()
             features = np.concatenate([features, held[kept != IGNORE]])
             labels = np.concatenate([labels, kept[kept != IGNORE]])
-        final = on_rank_zero(fabric, lambda: fit_regression(features, labels, classes, chosen, probe.max_iter))
+        final = on_rank_zero(
+            fabric, lambda: Regression(features, labels, classes).fit(chosen, probe.max_iter, probe.tolerance)
+        )
         if not final.converged:
             _LOG.warning("the fit of the chosen C had not converged after probe.max_iter=%d; raise it", probe.max_iter)
         self.chosen = f"C{chosen:.3g}"
@@ -77,8 +80,8 @@ class LinearPatches(PatchClassifier):
         return classes[:, None].expand(-1, self.encoder.patch_size**2)
 
     def _arrays(self, patches: PatchSet) -> tuple[np.ndarray, Tensor]:
-        """Scaled features float64 (n, C) and pixel labels (n, p * p) of all patches."""
-        features = [self.scale(patches.vectors(places)).double() for places in patches.blocks()]
+        """Scaled features float32 (n, C) and pixel labels (n, p * p) of all patches."""
+        features = [self.scale(patches.vectors(places)) for places in patches.blocks()]
         return torch.cat(features).numpy(), torch.cat([patches.pixels(places) for places in patches.blocks()])
 
     def _targets(self, patches: PatchSet) -> tuple[np.ndarray, np.ndarray]:
@@ -91,12 +94,12 @@ class LinearPatches(PatchClassifier):
 
 
 def check_memory(sets: Sequence[PatchSet]) -> None:
-    """UserError if the features of these patches cannot be held in float64."""
+    """UserError if the features of these patches cannot be held in float32."""
     values = sum(len(each) * math.prod(each.features.chunks[0].shape[1:]) for each in sets)
-    needed, there = COPIES * 8 * values, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed, there = COPIES * 4 * values, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise UserError(
-            f"logreg holds all patches in float64, about {needed / 2**30:.3g} GiB, and the machine has "
+            f"logreg holds all patches in float32, about {needed / 2**30:.3g} GiB, and the machine has "
             f"{there / 2**30:.3g} GiB; use a smaller --subset or data.image_size, or the protocol knn"
         )
 
@@ -104,7 +107,7 @@ def check_memory(sets: Sequence[PatchSet]) -> None:
 class Logreg(PatchesProtocol):
     reads: ClassVar[tuple[str, ...]] = (
         *("data.holdout", "probe.standardise"),
-        *("probe.c_powers", "probe.c_count", "probe.max_iter"),
+        *("probe.c_powers", "probe.c_count", "probe.max_iter", "probe.tolerance"),
     )
 
     @override

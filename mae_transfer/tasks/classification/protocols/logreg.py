@@ -1,14 +1,12 @@
-"""Logistic regression on frozen features by scikit-learn's L-BFGS, as in DINOv2 (dinov2/eval/log_regression.py).
+"""Logistic regression on frozen features by L-BFGS, as in DINOv2 (dinov2/eval/log_regression.py).
 
-Features (class token after the final norm, or `probe.pooling`) as they are, in float64. A classifier is fitted for each
+Features (class token after the final norm, or `probe.pooling`) as they are, in float32. A classifier is fitted for each
 inverse regularisation strength C; the C of the highest top-1 on the images set aside from the training set
 (`data.holdout`, DINOv2's 10 %) is then fitted to all training images. Ranks share the values of C. DINOv2 uses cuML on
-a GPU; scikit-learn runs on the CPU, where ImageNet-1K takes hours for each C: the protocol is for smaller sets.
+a GPU; this runs on the CPU, where ImageNet-1K takes hours for each C: the protocol is for smaller sets.
 """
 
 import logging
-import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,44 +24,13 @@ from mae_transfer.tasks.classification.features.store import FeatureSet, Feature
 from mae_transfer.tasks.classification.protocols.frozen import FrozenProtocol
 from mae_transfer.tasks.classification.protocols.protocol import ProbeModel, Selection
 from mae_transfer.tasks.classification.splits import ImageSplits, Splits
+from mae_transfer.tasks.logistic_regression import Regression
 
 if TYPE_CHECKING:
     from mae_transfer.backbones.encoder import Encoder
     from mae_transfer.run_folder.folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A linear classifier of K classes: weight (K, D) and bias (K,) in float64. A class without images has -inf."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-    converged: bool
-
-    def top1(self, features: np.ndarray, labels: np.ndarray) -> float:
-        """Percent."""
-        return 100 * float(((features @ self.weight.T + self.bias).argmax(1) == labels).mean())
-
-
-def fit(features: np.ndarray, labels: np.ndarray, num_classes: int, c: float, max_iter: int) -> Fitted:
-    """Multinomial regression of features float64 (n, D), labels (n,): minimises C x sum of losses + |W|^2 / 2."""
-    # here: a quarter of a second that no other protocol should wait
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
-
-    model = SklearnLogisticRegression(C=c, max_iter=max_iter)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(features, labels)
-    weight = np.zeros((num_classes, features.shape[1]))
-    bias = np.full(num_classes, -np.inf)
-    coef, intercept = model.coef_, model.intercept_
-    if len(coef) == 1:  # of two classes scikit-learn keeps the second's score over the first's
-        coef, intercept = np.concatenate([0 * coef, coef]), np.concatenate([0 * intercept, intercept])
-    weight[model.classes_], bias[model.classes_] = coef, intercept
-    return Fitted(weight, bias, not any(issubclass(w.category, ConvergenceWarning) for w in caught))
 
 
 class LogisticProbe(ProbeModel):
@@ -98,7 +65,7 @@ class LogisticRegression(FrozenProtocol[LogisticProbe]):
     trains = False
     reads = (
         *(*FrozenProtocol.reads, "data.holdout"),
-        *("probe.layers", "probe.pooling", "probe.c_powers", "probe.c_count", "probe.max_iter"),
+        *("probe.layers", "probe.pooling", "probe.c_powers", "probe.c_count", "probe.max_iter", "probe.tolerance"),
     )
 
     @override
@@ -133,9 +100,9 @@ class LogisticRegression(FrozenProtocol[LogisticProbe]):
         chosen = strengths[0]
         if holdout is not None:
             held, held_labels = _arrays(model, holdout)
-            mine = {}
+            mine, regression = {}, Regression(features, labels, model.num_classes)
             for c in strengths[fabric.global_rank :: fabric.world_size]:
-                fitted = fit(features, labels, model.num_classes, c, probe.max_iter)
+                fitted = regression.fit(c, probe.max_iter, probe.tolerance)
                 mine[c] = fitted.top1(held, held_labels), fitted.converged
                 _LOG.info("C %.3g: top-1 %.2f on the images set aside", c, mine[c][0])
             found = {c: result for part in gather_objects(fabric, mine) for c, result in part.items()}
@@ -146,8 +113,12 @@ class LogisticRegression(FrozenProtocol[LogisticProbe]):
                     "%d of %d fits had not converged after probe.max_iter=%d", stopped, len(found), probe.max_iter
                 )
             model.selection = Selection(f"C{chosen:.3g}", {f"C{c:.3g}": found[c][0] for c in strengths})
+            del regression
             features, labels = np.concatenate([features, held]), np.concatenate([labels, held_labels])
-        final = on_rank_zero(fabric, lambda: fit(features, labels, model.num_classes, chosen, probe.max_iter))
+        final = on_rank_zero(
+            fabric,
+            lambda: Regression(features, labels, model.num_classes).fit(chosen, probe.max_iter, probe.tolerance),
+        )
         if not final.converged:
             _LOG.warning("the fit of the chosen C had not converged after probe.max_iter=%d; raise it", probe.max_iter)
         model.weight.copy_(torch.from_numpy(final.weight))
@@ -156,4 +127,4 @@ class LogisticRegression(FrozenProtocol[LogisticProbe]):
 
 def _arrays(model: LogisticProbe, split: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
     features, labels = split.whole()
-    return model.inputs(features.float()).double().numpy(), labels.numpy()
+    return model.inputs(features.float()).numpy(), labels.numpy()

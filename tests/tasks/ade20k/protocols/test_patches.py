@@ -126,7 +126,7 @@ def test_logreg_is_scikit_learns_and_its_c_is_chosen_without_val(root, tmp_path)
     def predict(of, queries, c):
         labels = np.array([mode(row) for row in pixels[of].reshape(-1, PATCH**2)])
         inputs = scaler.transform(features[of].reshape(-1, 64).astype(np.float64))
-        model = LogisticRegression(C=c, max_iter=1000).fit(inputs[labels != IGNORE], labels[labels != IGNORE])
+        model = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(inputs[labels != IGNORE], labels[labels != IGNORE])
         found = model.predict(scaler.transform(queries.reshape(-1, 64).astype(np.float64)))
         return np.repeat(found[:, None], PATCH**2, 1)
 

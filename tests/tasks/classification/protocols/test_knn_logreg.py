@@ -1,9 +1,8 @@
-"""Nearest neighbours and logistic regression against scikit-learn, attentive pooling against its formula, and runs."""
+"""Nearest neighbours against scikit-learn, attentive pooling against its formula, and runs."""
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -89,31 +88,6 @@ def test_an_image_of_the_bank_is_no_neighbour_of_its_own():
     assert without.argmax(-1).item() == 3
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-def test_the_fit_is_scikit_learns_probabilities(classes):
-    features, labels = (x.numpy() for x in clouds(120, 0, classes=classes))
-    queries, _ = clouds(30, 1, classes=classes)
-    fitted = logreg.fit(features.astype(np.float64), labels, classes + 2, 0.1, 1000)  # two classes have no image
-    scores = torch.from_numpy(queries.numpy() @ fitted.weight.T + fitted.bias)
-    expected = (
-        LogisticRegression(C=0.1, max_iter=1000).fit(features.astype(np.float64), labels).predict_proba(queries.numpy())
-    )
-    torch.testing.assert_close(scores.softmax(1)[:, :classes], torch.from_numpy(expected), rtol=1e-2, atol=1e-4)
-    assert fitted.converged
-    assert np.isneginf(fitted.bias[classes:]).all()
-
-
-def test_the_fit_minimises_its_objective():
-    """At the solution the gradient of C x sum of cross-entropies + |W|^2 / 2 is zero."""
-    features, labels = clouds(100, 0)
-    fitted = logreg.fit(features.double().numpy(), labels.numpy(), 4, 0.05, 1000)
-    weight, bias = (torch.from_numpy(x).requires_grad_() for x in (fitted.weight, fitted.bias))
-    loss = nn.functional.cross_entropy(features.double() @ weight.T + bias, labels, reduction="sum")
-    (0.05 * loss + (weight**2).sum() / 2).backward()
-    assert weight.grad.abs().max() < 0.02 * weight.detach().abs().max()
-    assert bias.grad.abs().max() < 0.02
-
-
 def run(protocol, images, output, *overrides, **options):
     return run_transfer(
         "folder", "random_vit_nano", protocol=protocol, data=images, output=output, overrides=[*SMALL, *overrides],
@@ -179,13 +153,13 @@ def test_every_layer_of_one_pass_is_that_of_a_run_of_its_own(images, tmp_path, m
 
 def test_a_run_of_logreg_chooses_c_on_the_images_set_aside_and_fits_all(images, tmp_path, monkeypatch):
     sizes = []
-    original = logreg.fit
 
-    def counted(features, *rest):
-        sizes.append(len(features))
-        return original(features, *rest)
+    class Counted(logreg.Regression):
+        def fit(self, *options):
+            sizes.append(len(self.inputs))
+            return super().fit(*options)
 
-    monkeypatch.setattr(logreg, "fit", counted)
+    monkeypatch.setattr(logreg, "Regression", Counted)
     record = run("logreg", images, tmp_path / "run", "data.holdout=0.25", "probe.c_count=3", "probe.c_powers=[-4,0]")
     assert sizes == [18, 18, 18, 24]
     held = {name: value for name, value in record["metrics"].items() if name.startswith("holdout_top1/")}
