@@ -442,6 +442,29 @@ def test_a_list_gives_each_image_one_label_and_keeps_their_spelling(tmp_path: Pa
             find_images("folder", config)
 
 
+@pytest.mark.parametrize("root", ["places365", "places205", "inat2021"], indirect=True)
+def test_an_entry_that_repeats_an_image_is_said(root: Path, request: pytest.FixtureRequest) -> None:
+    task = request.node.callspec.params["root"]
+    pattern = {"places365": "places365_val.txt", "places205": "val_places205.csv", "inat2021": "val.json"}[task]
+    (path,) = root.rglob(pattern)
+    if task == "inat2021":
+        content = json.loads(path.read_text())
+        image, of_image = content["images"][0], {a["image_id"]: a for a in content["annotations"]}
+        content["images"].append(image | {"id": 900})
+        content["annotations"].append(of_image[image["id"]] | {"id": 900, "image_id": 900})
+        path.write_text(json.dumps(content))
+    else:
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*lines, f"/{lines[0].lstrip('/')}"]))
+    (warning,) = find_images(task, data_config(root)).warnings
+    assert warning.startswith(f"{path}: ")
+    assert warning.endswith(" is there more than once (1 entries repeat an image), and each entry counts")
+    if task == "places365":
+        path.write_text("\n".join([*lines, lines[0].rsplit(" ", 1)[0] + " 4"]))
+        with pytest.raises(UserError, match=rf"{path}: \S+ has the categories .* \(1 such images\); leave it one"):
+            find_images(task, data_config(root))
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(roots: dict[str, Path], tmp_path: Path) -> None:
     assert len(find_images("folder", write_lists(tmp_path, [0, 1], bom=True)).train) == 2
     for task, kinds in (("places365", ["*.txt"]), ("inat2021", ["*.json"])):

@@ -15,22 +15,31 @@ from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
 from mae_transfer.files import JSON
 from mae_transfer.tasks.classification.layouts import listing
-from mae_transfer.tasks.classification.layouts.listing import EXPECTED, SPLITS, Found, Listing, check_numbers
+from mae_transfer.tasks.classification.layouts.listing import (
+    EXPECTED,
+    SPLITS,
+    Found,
+    Listing,
+    check_numbers,
+    check_repeats,
+)
 
 SOURCES = [__file__, *(module.__file__ for module in (json_stream, names, listing))]
 
 
 def from_inat(root: Path, task: str) -> Found:
     year = "" if task == "inat2021" else task.removeprefix("inat")
-    (train, classes), (val, val_classes) = (_read_inat(root, f"{split}{year}.json", task) for split in SPLITS)
+    splits = (_read_inat(root, f"{split}{year}.json", task) for split in SPLITS)
+    (train, classes, of_train), (val, val_classes, of_val) = splits
     if classes != val_classes:
         raise UserError(
             f"{root}: train{year}.json and val{year}.json have different categories; take both from one year"
         )
-    return train, val, classes, []
+    return train, val, classes, of_train + of_val
 
 
-def _read_inat(root: Path, file: str, task: str) -> tuple[Listing, list[str]]:
+def _read_inat(root: Path, file: str, task: str) -> tuple[Listing, list[str], list[str]]:
+    """The listing, the classes, and warnings."""
     path = root / file
     if not path.is_file():
         raise UserError(f"{path} is not there; expected is {EXPECTED[task]}")
@@ -44,7 +53,8 @@ def _read_inat(root: Path, file: str, task: str) -> tuple[Listing, list[str]]:
         ) from None
     found = index.arrays
     files = Names.packed(found["name_bytes"], found["name_ends"])
-    return Listing(root, files, found["labels"]), cast("list[str]", index.about["classes"])
+    classes, repeats = (cast("list[str]", index.about[key]) for key in ("classes", "repeats"))
+    return Listing(root, files, found["labels"]), classes, [f"{path}: {line}" for line in repeats]
 
 
 def _index(path: Path) -> Index:
@@ -140,8 +150,8 @@ class _Content:
             raise UserError(f"{path}: {name} has no annotation ({(counts < 1).sum()} such images)")
         of_images = np.zeros(len(files), dtype=np.int64)
         of_images[places] = np.array(labels, dtype=np.int64)
-        _check_one_class(path, files, of_images, classes)
-        about: dict[str, JSON] = {"classes": [classes[i] for i in range(len(classes))]}
+        repeats = [line.removeprefix(f"{path}: ") for line in check_repeats(path, files, of_images, classes)]
+        about: dict[str, JSON] = {"classes": [classes[i] for i in range(len(classes))], "repeats": [*repeats]}
         return Index(about, {"name_bytes": name_bytes, "name_ends": name_ends, "labels": of_images})
 
 
@@ -161,17 +171,6 @@ def _places(ids: Sequence[JSON], wanted: Sequence[JSON]) -> np.ndarray:
         return np.where(numbers[found] == looked, found, -1)
     place = {i: at for at, i in enumerate(ids)}
     return np.array([place.get(i, -1) if type(i) in (int, str) else -1 for i in wanted], dtype=np.int64)
-
-
-def _check_one_class(path: Path, files: Names, labels: np.ndarray, classes: dict[JSON, str]) -> None:
-    """UserError for a file that is there under two image ids with two classes."""
-    keys = np.fromiter(map(hash, files), dtype=np.int64, count=len(files))  # of 64 bits: millions of names are large
-    order = np.argsort(keys, kind="stable")
-    again = np.flatnonzero((np.diff(keys[order]) == 0) & (np.diff(labels[order]) != 0))
-    if len(again):
-        first, second = order[again[0] : again[0] + 2].tolist()
-        both = " and ".join(classes[int(labels[i])] for i in (first, second))
-        raise UserError(f"{path}: {files[first]} has the categories {both} ({len(again)} such images); leave it one")
 
 
 def _check_unique(path: Path, kind: str, ids: Sequence[JSON]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,36 @@ def check_numbers(path: Path, numbers: list[Any]) -> None:
     raise UserError(f"{path}: class numbers must be 0 .. K-1 without gaps; {what}")
 
 
-def make_listing(path: Path, folder: Path, rows: list[tuple[str, int]], num_classes: int) -> Listing:
-    """The rows of a file as a listing below a folder; labels beyond the classes are an error."""
+def make_listing(
+    path: Path, folder: Path, rows: list[tuple[str, int]], classes: Sequence[str]
+) -> tuple[Listing, list[str]]:
+    """The rows of a file as a listing below a folder, and warnings; UserError for labels beyond the classes, and for a
+    file with two."""
     labels = np.array([label for _, label in rows], dtype=np.int64)
-    beyond = np.flatnonzero(labels >= num_classes)
+    beyond = np.flatnonzero(labels >= len(classes))
     if len(beyond):
         name, label = rows[int(beyond[0])]
-        raise UserError(f"{path}: {name} has class {label}, but the classes are 0 .. {num_classes - 1}")
-    return Listing(folder, Names(name.lstrip("/") for name, _ in rows), labels)
+        raise UserError(f"{path}: {name} has class {label}, but the classes are 0 .. {len(classes) - 1}")
+    files = [name.lstrip("/") for name, _ in rows]
+    return Listing(folder, Names(files), labels), check_repeats(path, files, labels, classes)
+
+
+def check_repeats(
+    path: Path, files: Sequence[str], labels: np.ndarray, classes: Mapping[Any, str] | Sequence[str]
+) -> list[str]:
+    """A warning if files are in the list of this path more than once; UserError for one with two classes."""
+    keys = np.fromiter(map(hash, files), dtype=np.int64, count=len(files))  # of 64 bits: millions of names are large
+    order = np.argsort(keys, kind="stable")
+    again = np.diff(keys[order]) == 0
+    unlike = np.flatnonzero(again & (np.diff(labels[order]) != 0))
+    if len(unlike):
+        first, second = order[unlike[0] : unlike[0] + 2].tolist()
+        both = " and ".join(classes[int(labels[i])] for i in (first, second))
+        raise UserError(f"{path}: {files[first]} has the categories {both} ({len(unlike)} such images); leave it one")
+    if not again.any():
+        return []
+    name = files[int(order[again.argmax()])]
+    return [f"{path}: {name} is there more than once ({again.sum()} entries repeat an image), and each entry counts"]
 
 
 def check_files(listing: Listing) -> None:

@@ -38,8 +38,9 @@ def from_places365(root: Path, size: str | None) -> Found:
         assert folder is not None
         # with the folder's name, so that large and small images are not the same data
         pairs = [(f"{folder.name}/{name.lstrip('/')}", label) for name, label in _read_pairs(root / file, "places365")]
-        listings.append(make_listing(root / file, root, pairs, len(class_names)))
-    return listings[0], listings[1], class_names, []
+        listings.append(make_listing(root / file, root, pairs, class_names))
+    (train, of_train), (val, of_val) = listings
+    return train, val, class_names, of_train + of_val
 
 
 def from_places205(root: Path) -> Found:
@@ -54,8 +55,9 @@ def from_places205(root: Path) -> Found:
     # The archives hold no list of names: the class is the path between the images' folder and the file.
     names = {label: str(Path(name).parent) for name, label in rows["train"]}
     check_numbers(files["train"], list(names))
-    listings = [make_listing(files[split], images, rows[split], len(names)) for split in SPLITS]
-    return listings[0], listings[1], [names[i] for i in range(len(names))], []
+    classes = [names[i] for i in range(len(names))]
+    (train, of_train), (val, of_val) = (make_listing(files[split], images, rows[split], classes) for split in SPLITS)
+    return train, val, classes, of_train + of_val
 
 
 def _read_pairs(path: Path, task: str) -> list[tuple[str, int]]:
