@@ -25,6 +25,9 @@ def validate(
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        known = next((known for known in leaf_keys(schema) if key.startswith(f"{known}.")), None)
+        if known is not None:  # beyond it come places in a list, and the kinds of value that were tried
+            key = ".".join([known, *(str(part) for part in first["loc"] if isinstance(part, int))])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         got = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
         hint = nearest(key, leaf_keys(schema)) if first["type"] == "extra_forbidden" else ""

@@ -122,14 +122,20 @@ class ScheduleConfig(Section):
     """`cosine` and `poly`: the lr ends at this share of the peak."""
 
 
+MicroBatch: TypeAlias = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
 class TrainConfig(Section):
     """The loop. The global batch belongs to the recipe; how it is split over devices and time does not."""
 
     global_batch: int = Field(ge=1, le=10**6)
     """Images per optimizer step over all devices."""
-    micro_batch: Annotated[int, Role.COMPARED] = Field(1, ge=1)
+    micro_batch: Annotated[MicroBatch, Role.COMPARED] = 1
     """Images per device in one forward pass; accumulation is derived from it. The settings hold `norm_batch`, the
-    images over which batch norm takes its statistics, in its place."""
+    images over which batch norm takes its statistics, in its place. `auto` is the largest that fits the GPU's memory by
+    the plan (`mae-transfer plan`), chosen at the run's start and kept by a resume."""
+    micro_batch_auto: Annotated[bool, Role.OPERATIONAL] = False
+    """Written by the run: whether `micro_batch` was `auto`."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of training: fp32, or autocast in bf16 or fp16."""
     compile: Annotated[bool, Role.OPERATIONAL] = False
@@ -147,6 +153,15 @@ class TrainConfig(Section):
     """Steps between lines in log.txt (metrics.jsonl has every step)."""
     tensorboard: Annotated[bool, Role.OPERATIONAL] = False
     """Also write TensorBoard event files (needs the `tensorboard` package)."""
+
+    @property
+    def micro_batch_size(self) -> int:
+        """`micro_batch` as a number; of `auto` that is not chosen yet, the most that it can be."""
+        return self.global_batch if self.micro_batch == "auto" else self.micro_batch
+
+    def with_micro_batch(self, images: int, *, auto: bool) -> "TrainConfig":
+        """The same with this number. auto: it was chosen for `auto`."""
+        return self.model_copy(update={"micro_batch": images, "micro_batch_auto": auto})
 
 
 Workers: TypeAlias = Annotated[int, Field(ge=0, le=512)] | Literal["auto"]

@@ -248,7 +248,7 @@ def _sampler(
     return StreamSampler(
         num_images=images,
         global_batch=config.train.global_batch,
-        micro_batch=config.train.micro_batch,
+        micro_batch=config.train.micro_batch_size,
         seed=config.seed,
         rank=rank,
         world_size=world_size,

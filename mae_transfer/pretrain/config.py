@@ -245,9 +245,9 @@ class MocoConfig(PretrainConfig):
     @model_validator(mode="after")
     def _whole_batches_of_views(self) -> "MocoConfig":
         train, data = self.train, self.data
-        if train.micro_batch < train.global_batch:
+        if train.micro_batch == "auto" or train.micro_batch < train.global_batch:
             raise ValueError(
-                f"train.micro_batch={train.micro_batch} is below train.global_batch={train.global_batch}: --method "
+                f"train.micro_batch={train.micro_batch} is not train.global_batch={train.global_batch}: --method "
                 "mocov3 compares all images of a step, without accumulation, and each device takes its whole part; set "
                 f"train.micro_batch={train.global_batch}"
             )

@@ -199,6 +199,8 @@ def default_of(schema: type[BaseModel], key: str) -> object:
     *sections, leaf = key.split(".")
     for section in sections:
         inner = schema.model_fields[section].annotation
+        if key == "train.micro_batch" and new[key] == "auto" and stored.get("train.micro_batch_auto"):
+            continue  # it was chosen at the run's start
         assert isinstance(inner, type)
         assert issubclass(inner, BaseModel)
         schema = inner

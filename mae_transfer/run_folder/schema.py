@@ -148,6 +148,8 @@ class RunRecord(Summary):
     engine: NotRequired[str]
     history: NotRequired[list[dict[str, Any]]]
     steps: NotRequired[Count]
+    micro_batch: NotRequired[Count | None]
+    micro_batch_auto: NotRequired[bool]
     commit: NotRequired[str | None]
     versions: NotRequired[dict[str, str]]
     command: NotRequired[list[str]]

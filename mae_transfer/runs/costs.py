@@ -14,7 +14,7 @@ from mae_transfer.config.overrides import Overrides, parse_overrides
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.dry_run import DryRun, as_on_cuda
 from mae_transfer.engine.ema import make_ema
-from mae_transfer.engine.loop import check_plan
+from mae_transfer.engine.loop import check_plan, micro_batch_sizes
 from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError
@@ -26,6 +26,7 @@ from mae_transfer.runs.step_cost import (
     SHARE,
     duration,
     first_batch,
+    reserve,
     smallest_micro_batch,
     takes_batch_norm,
 )
@@ -63,11 +64,16 @@ class Plan:
     gpu_memory: float
     """GiB of a card."""
     largest: int
-    """The largest micro-batch that fits, at most a GPU's part of the global batch; 0 if none does."""
+    """The largest micro-batch that fits and that the task can train on, at most a GPU's part of the global batch; 0 if
+    none is."""
     checkpoint_bytes: int
     """Of those that the run keeps."""
     batch_norm: bool
     """Whether the model takes statistics of its micro-batches, so that another size is another model."""
+    reserve: float = RESERVE
+    """Of a card's memory, that is kept free."""
+    auto: bool = False
+    """Whether `micro_batch` is `auto`, which takes `largest`."""
 
     def memory(self, micro_batch: int) -> int:
         """Bytes of tensors at the peak of a step."""
@@ -100,8 +106,8 @@ class Plan:
             f"  parameters  {self.parameters / 1e6:.1f} M, {self.trained_parameters / 1e6:.1f} M trained",
             f"  operations  {flops}",
             f"  memory      GiB of each GPU by micro-batch: {table}",
-            f"              {self.gpu_memory:g} GiB a GPU, {RESERVE:.0%} kept free: {fits}; train.micro_batch="
-            f"{self.micro_batch} is set",
+            f"              {self.gpu_memory:g} GiB a GPU, {self.reserve:.0%} kept free: {fits}; train.micro_batch="
+            + ("auto takes it" if self.auto else f"{self.micro_batch} is set"),
         ]
         if self.batch_norm:
             lines.append(
@@ -169,7 +175,7 @@ def plan(
 def plan_run(config: RunConfig, *, gpus: int, gpu_memory: float) -> Plan:
     """What the run of a configuration costs. No weights file is read: new weights have the same size."""
     card, benchmark = task_card(config.task), task_card(config.task).benchmark
-    config = config.model_copy(update={"backbone": config.backbone.model_copy(update=_NEW)})
+    config, auto = with_new_weights(config), config.train.micro_batch == "auto"
     few = {key: getattr(config.data, key, None) for key in ("fraction", "shots")}
     whole = config.data.root == "synthetic" and config.preset != "smoke"
     if whole:  # counted below: the generated images are too few to draw from
@@ -189,9 +195,8 @@ def plan_run(config: RunConfig, *, gpus: int, gpu_memory: float) -> Plan:
     steps = check_plan(config, images, gpus).total if task.trains else 0
     measured = _train(task) if task.trains else _features(task)
     per_gpu = config.train.global_batch // gpus if task.trains else config.eval.batch_size
-    buckets = 4 * measured.trained if gpus > 1 else 0  # DDP's copy of the gradients
-    free = int(gpu_memory * GIB * (1 - RESERVE)) - buckets
-    largest = max(0, (free - measured.fixed) // max(1, measured.image)) if measured.update <= free else 0
+    buckets = _buckets(measured, gpus)
+    largest = _largest(task, measured, gpus=gpus, memory=gpu_memory * GIB)
     name = getattr(config, card.option, "") or ""
     return Plan(
         title=" ".join(filter(None, (config.task, name, f"({config.recipe}, {config.preset})", config.backbone.name))),
@@ -206,15 +211,47 @@ def plan_run(config: RunConfig, *, gpus: int, gpu_memory: float) -> Plan:
         fixed_bytes=measured.fixed + buckets,
         image_bytes=measured.image,
         update_bytes=measured.update + buckets,
-        micro_batch=min(config.train.micro_batch, per_gpu) if task.trains else per_gpu,
+        micro_batch=largest if auto else min(config.train.micro_batch_size, per_gpu) if task.trains else per_gpu,
         gpu_memory=gpu_memory,
-        largest=min(largest, per_gpu),
+        largest=largest,
         checkpoint_bytes=measured.state * config.train.keep_checkpoints,
         batch_norm=measured.batch_norm,
+        reserve=reserve(task),
+        auto=auto,
     )
 
 
-_NEW = {"weights": "random", "checkpoint": None, "checkpoint_key": None}
+def largest_micro_batch(task: BaseTask, *, gpus: int, memory: float) -> int:
+    """`Plan.largest` of a task that trains, whose configuration is `with_new_weights`. memory: bytes of each GPU."""
+    return _largest(task, _train(task), gpus=gpus, memory=memory)
+
+
+def with_new_weights(config: RunConfig) -> RunConfig:
+    """What a plan builds: no weights file is read, and of `train.micro_batch=auto` the images are one."""
+    train = config.train.with_micro_batch(1, auto=True) if config.train.micro_batch == "auto" else config.train
+    new = {"weights": "random", "checkpoint": None, "checkpoint_key": None}
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update=new), "train": train})
+
+
+def _buckets(measured: "_Measured", gpus: int) -> int:
+    """Bytes of DDP's copy of the gradients."""
+    return 4 * measured.trained if gpus > 1 else 0
+
+
+def _largest(task: BaseTask, measured: "_Measured", *, gpus: int, memory: float) -> int:
+    config: RunConfig = task.config
+    free = int(memory * (1 - reserve(task))) - _buckets(measured, gpus)
+    fits = max(0, (free - measured.fixed) // max(1, measured.image)) if measured.update <= free else 0
+    if not task.trains:
+        return min(fits, config.eval.batch_size)
+    for images in range(min(fits, config.train.global_batch // gpus), 0, -1):
+        train = config.train.with_micro_batch(images, auto=True)
+        try:
+            task.check_batches(micro_batch_sizes(config.model_copy(update={"train": train}), gpus))
+        except UserError:
+            continue
+        return images
+    return 0
 
 
 @dataclass(frozen=True)

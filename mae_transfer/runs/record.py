@@ -79,6 +79,11 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
+def norm_batch(config: RunConfig, world_size: int) -> int:
+    """The images over which batch norm takes its statistics in training."""
+    return min(config.train.micro_batch_size * world_size, config.train.global_batch)
+
+
 def make_origin(task: BaseTask, encoder: Encoder, world_size: int) -> dict[str, object]:
     """Plain values that name a run and its encoder, kept in every checkpoint; a resumed run keeps its first.
 
@@ -86,16 +91,16 @@ def make_origin(task: BaseTask, encoder: Encoder, world_size: int) -> dict[str, 
     share a cell of a table.
     """
     config: RunConfig = task.config
-    norm_batch = min(config.train.micro_batch * world_size, config.train.global_batch)
+    images = norm_batch(config, world_size)
     data = task.data_summary
     if not task_card(config.task).transfers:
-        settings = make_settings(config, data_fingerprint=data["fingerprint"], norm_batch=norm_batch)
+        settings = make_settings(config, data_fingerprint=data["fingerprint"], norm_batch=images)
         encoder.load_report.trained_as = settings_id(settings)
     return {
         "run_id": new_run_id(),
         "backbone": describe_backbone(config, encoder),
         "encoder": facts_of(encoder),
-        "norm_batch": norm_batch,
+        "norm_batch": images,
         "data_fingerprint": data["fingerprint"],
         "data_parts": data.get("parts"),
     }
@@ -127,6 +132,8 @@ def write_record(
         "wall_seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory,
         "images_per_second": result.images_per_second,
+        "micro_batch": config.train.micro_batch if task.trains else None,
+        "micro_batch_auto": config.train.micro_batch_auto and task.trains,
         **surroundings,
     }
     file, before = path / "record.json", None

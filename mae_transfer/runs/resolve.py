@@ -60,6 +60,8 @@ def load_config(
     for key, _ in given:
         check_key(schema, key)
     asked = dict(given)
+    if "train.micro_batch_auto" in asked:
+        raise UserError("train.micro_batch_auto is written by the run; give train.micro_batch=auto")
     few = next((key for key in FEW_LABELS if key in asked), None)
     if few is not None and chosen is not None and chosen.load:
         raise UserError(

@@ -37,20 +37,23 @@ from mae_transfer.run_folder.folder import RunFolder, check_begun
 from mae_transfer.run_folder.metrics import check_reaches, epoch_history, read_metrics
 from mae_transfer.run_folder.pictures import FOLDER, write_pictures
 from mae_transfer.run_folder.schema import RunRecord
-from mae_transfer.runs.record import describe_surroundings, make_origin, write_record
+from mae_transfer.runs.micro_batch import settled
+from mae_transfer.runs.record import describe_surroundings, make_origin, norm_batch, write_record
 from mae_transfer.runs.same_data import check_same_data
 from mae_transfer.runs.same_weights import check_same_weights
-from mae_transfer.runs.step_cost import measure_step
+from mae_transfer.runs.step_cost import measure_step, takes_batch_norm
 
 _LOG = logging.getLogger(__name__)
 
 
 def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_only: bool, progress: bool) -> RunRecord:
     """Make one run in the folder `path`; its record."""
-    config, surroundings = task.config, describe_surroundings(fabric)
-    schedule = check_run(fabric, config, task, eval_only=eval_only)
+    surroundings = describe_surroundings(fabric)
     if eval_only:
         on_rank_zero(fabric, lambda: check_begun(path))
+    task = settled(fabric, task, path, begun=resume or eval_only)
+    config: RunConfig = task.config
+    schedule = check_run(fabric, config, task, eval_only=eval_only)
     if resume or eval_only:
         task.warnings = [
             *task.warnings,
@@ -67,6 +70,8 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     with open_run_folder(fabric, path, config, resume=resume or eval_only) as folder, loader_failures():
         if fabric.is_global_zero:
             _announce(task, encoder, path, restored=eval_only and schedule is not None)
+            if config.train.micro_batch_auto and schedule is not None:
+                _announce_micro_batch(config, model, fabric.world_size)
         started = time.perf_counter()
         with stop_at_once("stopped by a signal before training; --resume keeps the features that are there"):
             task.prepare(model, fabric, folder, progress)
@@ -139,7 +144,7 @@ def check_run(fabric: Fabric, config: RunConfig, task: BaseTask, *, eval_only: b
         return None
     world_size = 1 if eval_only else fabric.world_size
     schedule = check_plan(config, len(task.train_dataset), world_size)
-    if not eval_only:
+    if not eval_only and config.train.micro_batch != "auto":  # which is chosen among those that the task takes
         task.check_batches(micro_batch_sizes(config, world_size))
     return schedule
 
@@ -201,6 +206,16 @@ def _announce(task: BaseTask, encoder: Encoder, path: Path, *, restored: bool) -
         _LOG.info("%s", line)
     data = task.data_summary
     _LOG.info("data: %s, %d training and %d val images", data["name"], data["train_images"], data["val_images"])
+
+def _announce_micro_batch(config: RunConfig, model: nn.Module, ranks: int) -> None:
+    line = f"train.micro_batch=auto: {config.train.micro_batch} images in a forward pass"
+    if takes_batch_norm(model):
+        images = norm_batch(config, ranks)
+        line += (
+            f"; batch norm takes its statistics over {images} images of all devices: another number is another recipe"
+        )
+    _LOG.info("%s", line)
+
 
 
 def _announce_step(fabric: Fabric, task: BaseTask, model: nn.Module, steps: int) -> None:

@@ -26,6 +26,9 @@ SHARE = 0.35
 """Of that peak, that a training is taken to reach: an assumption [ours], measured on no GPU."""
 RESERVE = 0.10
 """Of a card's memory, for what is no tensor: CUDA context, workspaces, fragments [ours]."""
+RESERVE_OF_VARYING = 0.25
+"""The same where a step's sizes vary: a detector's steps hold up to a fifth more than its first images, untrained, tell
+(docs/plan.md)."""
 GIB = 2**30
 SECONDS = 3.0
 """A run waits no longer for its two lines; a ViT-B takes one on an idle core, a ViT-L or a detector two."""
@@ -46,6 +49,8 @@ class StepCost:
     batch_norm: bool
     """Whether statistics are taken over a micro-batch."""
     ranks: int
+    reserve: float = RESERVE
+    """Of a GPU's memory, that is kept free."""
 
     def lines(self, config: RunConfig, steps: int, card: str = "", memory: int = 0) -> list[str]:
         """Memory, and operations with hours where the card is known.
@@ -55,9 +60,9 @@ class StepCost:
         """
         train = config.train
         batch = train.global_batch
-        micro = min(train.micro_batch, batch // self.ranks)
+        micro = min(train.micro_batch_size, batch // self.ranks)
         holds = self.fixed_bytes + micro * self.image_bytes
-        free = int(memory * (1 - RESERVE)) - self.fixed_bytes
+        free = int(memory * (1 - self.reserve)) - self.fixed_bytes
         largest = max(0, min(free // max(1, self.image_bytes), batch // self.ranks))
         first = f"a step holds {holds / GIB:.3g} GiB at train.micro_batch={micro}"
         if memory:
@@ -108,7 +113,12 @@ def _measure(task: BaseTask, model: nn.Module, ranks: int, on_gpu: bool) -> Step
     weights = sum(x.nbytes for x in model.state_dict().values())
     beside = trained * (STATES[config.optim.kind] + (ranks > 1)) + weights * (config.optim.ema is not None)
     image = max(0, (peaks[1] - peaks[0]) // small)
-    return StepCost(peaks[0] - small * image + beside, image, flops, takes_batch_norm(copied), ranks)
+    return StepCost(peaks[0] - small * image + beside, image, flops, takes_batch_norm(copied), ranks, reserve(task))
+
+
+def reserve(task: BaseTask) -> float:
+    """Share of a GPU's memory that is kept free."""
+    return RESERVE if task.fixed_sizes else RESERVE_OF_VARYING
 
 
 def first_batch(task: BaseTask, size: int) -> object:

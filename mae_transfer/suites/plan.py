@@ -316,7 +316,8 @@ def check_runs(runs: Sequence[SuiteRun], world_size: int) -> dict[Path, int | No
                 steps[run.place.path] = None
                 continue
             steps[run.place.path] = check_plan(config, len(task.train_dataset), world_size).total
-            task.check_batches(micro_batch_sizes(config, world_size))
+            if config.train.micro_batch != "auto":
+                task.check_batches(micro_batch_sizes(config, world_size))
     return steps
 
 

@@ -69,7 +69,7 @@ class SupervisedMethod(Method[SupervisedConfig, Supervised]):
         return new_encoder(self.spec(), self.config, final_norm=False)  # the classifier has its own
 
     def check_batches(self, sizes: Collection[int]) -> None:
-        check_pairs(sizes, self.config.model, self.config.train.micro_batch)
+        check_pairs(sizes, self.config.model, self.config.train.micro_batch_size)
 
     def build_model(self, encoder: ViTEncoder, num_classes: int | None) -> Supervised:
         if num_classes is None:

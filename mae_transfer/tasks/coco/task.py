@@ -1,6 +1,7 @@
 """The COCO task: what the engine and the run record need of it (the contract of `engine/task.py`)."""
 
 import importlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -135,6 +136,12 @@ class CocoTask(BaseTask):
 
     def build_model(self, encoder: "Encoder") -> nn.Module:
         return self.protocol.build_model(encoder, self.num_classes, masks=self.has_masks)
+
+    def check_batches(self, sizes: Collection[int]) -> None:
+        if self.config.model.implementation == "detectron2":
+            from mae_transfer.tasks.coco.detectron2.engine import check_loss_average
+
+            check_loss_average(self.config, max(sizes))
 
     def sample_names(self, batch: Any) -> list[str]:
         self.train_dataset.report_skipped(batch)

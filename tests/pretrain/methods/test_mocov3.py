@@ -304,7 +304,7 @@ def test_the_encoder_transfers_with_nothing_else_to_say(images, run, tmp_path) -
 
 def test_bad_input_is_one_line(images, tmp_path) -> None:
     bad = {
-        "train.micro_batch=2": "train.micro_batch=2 is below train.global_batch=4: --method mocov3 compares all images",
+        "train.micro_batch=2": "train.micro_batch=2 is not train.global_batch=4: --method mocov3 compares all images",
         "train.global_batch=1": "--method mocov3 tells images of a step from each other and needs at least 2",
         "data.image_size=33": "data.image_size=33x33",
         "data.augmentation=none": "data.augmentation",

@@ -108,4 +108,4 @@ class Finetune(Protocol[Classifier]):
 
     @override
     def check_batches(self, sizes: Collection[int]) -> None:
-        check_pairs(sizes, self.config.model, self.config.train.micro_batch)
+        check_pairs(sizes, self.config.model, self.config.train.micro_batch_size)

@@ -140,6 +140,15 @@ class ObjectMasks:
         return crops
 
 
+def check_loss_average(config: CocoConfig, images: int) -> None:
+    """UserError if a forward pass of this many images has losses that detectron2 does not have."""
+    if config.model.loss_average == "image" and images > 1:
+        raise UserError(
+            f"--engine detectron2 averages losses over all RoIs of its {images} images; set model.loss_average=batch "
+            "to have that, or train.micro_batch=1, where the two are equal"
+        )
+
+
 def build_detectron2(encoder: "Encoder", num_classes: int, config: CocoConfig, *, masks: bool = True) -> Detectron2RCNN:
     """The recipe's (Cascade) Mask R-CNN of detectron2's parts, with the weights that `build_mask_rcnn` gives.
 
@@ -147,11 +156,7 @@ def build_detectron2(encoder: "Encoder", num_classes: int, config: CocoConfig, *
         UserError: an encoder that detectron2 has no FPN for, or losses that it does not have.
     """
     model = config.model
-    if model.loss_average == "image" and config.train.micro_batch > 1:
-        raise UserError(
-            f"--engine detectron2 averages losses over all RoIs of its {config.train.micro_batch} images; set "
-            "model.loss_average=batch to have that, or train.micro_batch=1, where the two are equal"
-        )
+    check_loss_average(config, config.train.micro_batch_size)
     same_start = build_mask_rcnn(encoder, num_classes, config, masks=masks)
     side = square_side(config.data.image_size, encoder.patch_size)
     common = {
