@@ -12,7 +12,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +40,7 @@ from mae_transfer.engine.step import Step, StepResult
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import StoppedBySignal, UserError
 from mae_transfer.run_folder.folder import RunFolder
-from mae_transfer.run_folder.metrics import epoch_history, lines_after, read_metrics
+from mae_transfer.run_folder.metrics import Epoch, lines_after
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class TrainResult:
     """Bare and in eval mode, the averaged weights if there is an EMA: what to evaluate."""
     steps: int
     history: list[dict[str, Any]]
-    """See `run_folder.epoch_history`; empty on ranks other than 0."""
+    """See `run_folder.metrics.EpochHistory.entries`; empty on ranks other than 0."""
     seconds: float
     """Wall time up to here, evaluations and checkpoints included, over all resumes of the run."""
     peak_memory: int | None
@@ -102,7 +102,6 @@ def train(
     """
     images, global_batch = len(task.train_dataset), config.train.global_batch
     schedule = check_plan(config, images, fabric.world_size)
-
     fabric.to_device(model)
     ema = make_ema(model, config.optim.ema) if config.optim.ema else None
     if config.train.compile:
@@ -123,18 +122,20 @@ def train(
             "sampler": {"images": images, "global_batch": global_batch, "position": step * global_batch},
             "config": config.model_dump(mode="json"),
             "origin": origin,
+            "history": folder.history.epochs if folder else [],
             "seconds": seconds_before + time.perf_counter() - started,
         }
 
     evaluate = partial(_evaluate, fabric, task, ema.module if ema else model, config, folder)
     start, seconds_before, step_seconds, started = 0, 0.0, 0.0, time.perf_counter()
+    past: Sequence[Epoch] | None = ()
     if resume:
         state = restore(fabric, folder, model, optimizer, ema, precision, images, origin)
         if state is not None:
-            start, seconds_before, origin = state["step"], state["seconds"], state["origin"]
+            start, seconds_before, origin, past = state["step"], state["seconds"], state["origin"], state.get("history")
         del state  # its file may be deleted during the training, and would stay mapped
     if folder:
-        folder.start_metrics(start)
+        folder.start_metrics(start, past)
     if _evaluation_due(config, start, images, schedule.total) and not _evaluated(fabric, folder, start):
         evaluate(start)
 
@@ -193,7 +194,7 @@ def train(
     return TrainResult(
         model=(ema.module if ema else model).eval(),
         steps=schedule.total,
-        history=epoch_history(read_metrics(folder.path)) if folder else [],
+        history=folder.history.entries() if folder else [],
         seconds=seconds_before + time.perf_counter() - started,
         peak_memory=peak_memory(fabric),
         images_per_second=(schedule.total - start) * global_batch / step_seconds if step_seconds else None,

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from mae_transfer.config.yaml import dump_yaml, read_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, remove_unfinished
 from mae_transfer.run_folder.lock import FolderLock
-from mae_transfer.run_folder.metrics import check_reaches, lines_after, read_metrics
+from mae_transfer.run_folder.metrics import Epoch, EpochHistory, check_reaches, history_of, lines_after, read_metrics
 
 _LOG = logging.getLogger("mae_transfer")
 CHECKED = 2**22
@@ -53,6 +53,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.config = config
+        self.history = EpochHistory()
         self._metrics: int | None = None
         self._log: logging.Handler | None = None
         has_config = (self.path / "config.yaml").exists()
@@ -92,11 +93,14 @@ class RunFolder:
             os.close(self._metrics)
         self._lock.release()
 
-    def start_metrics(self, step: int) -> None:
+    def start_metrics(self, step: int, epochs: Sequence[Epoch] | None = ()) -> None:
         """Cut metrics.jsonl down to the lines of the first `step` steps, whole ones only, and open it to append.
 
         So the history of a resumed run is that of one that was never interrupted. A file of up to `CHECKED` bytes is
         checked whole, of a larger one the lines that are cut. UserError if it ends before that step.
+
+        Args:
+            epochs: `history.epochs` after the step; None where that is not known, and the file is read for it.
         """
         path = self.path / "metrics.jsonl"
         if path.exists() and path.stat().st_size <= CHECKED:
@@ -108,17 +112,23 @@ class RunFolder:
             temporary.write_bytes(kept)
             os.replace(temporary, path)
             self._metrics = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self.history = history_of(self.path, epochs)
+        for line in () if epochs is None else lines_after(self.path, step - 1)[1]:
+            if "eval" in line:  # it came after the step's checkpoint
+                self.history.add(line)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Add a line, which holds its `step`; numbers that are not finite become null.
+        """Add a line, which holds its `step` and `epoch`; numbers that are not finite become null.
 
         The line has reached the kernel on return, so that a killed process does not lose it.
         """
         assert self._metrics is not None, "start_metrics comes first"
-        rest = json.dumps(_finite(line), allow_nan=False).encode("ascii") + b"\n"
+        text = json.dumps(_finite(line), allow_nan=False)
+        rest = text.encode("ascii") + b"\n"
         with _writing(self.path / "metrics.jsonl"):
             while rest:  # a write on an almost full disk may take a part; the next one then raises
                 rest = rest[os.write(self._metrics, rest) :]
+        self.history.add(json.loads(text))  # plain values, as a checkpoint holds them
 
     def flush_metrics(self) -> None:
         """Bring the lines to disk; before a checkpoint, so that after a power cut it has its history."""
@@ -189,6 +199,8 @@ def changes(stored: Mapping[str, object], config: RunConfig) -> list[str]:
     changed = []
     for key in sorted((stored.keys() | new.keys()) - resumable(schema)):
         before = stored[key] if key in stored else default_of(schema, key)
+        if key == "train.micro_batch" and new[key] == "auto" and stored.get("train.micro_batch_auto"):
+            continue  # it was chosen at the run's start
         if before != new.get(key, "(absent)"):
             changed.append(f"{key}: {before} -> {new.get(key, '(absent)')}")
     return changed
@@ -199,8 +211,6 @@ def default_of(schema: type[BaseModel], key: str) -> object:
     *sections, leaf = key.split(".")
     for section in sections:
         inner = schema.model_fields[section].annotation
-        if key == "train.micro_batch" and new[key] == "auto" and stored.get("train.micro_batch_auto"):
-            continue  # it was chosen at the run's start
         assert isinstance(inner, type)
         assert issubclass(inner, BaseModel)
         schema = inner

@@ -34,7 +34,7 @@ from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import evaluated_weights, list_checkpoints, load_checkpoint, read_origin
 from mae_transfer.run_folder.folder import RunFolder, check_begun
-from mae_transfer.run_folder.metrics import check_reaches, epoch_history, read_metrics
+from mae_transfer.run_folder.metrics import check_reaches, history_of
 from mae_transfer.run_folder.pictures import FOLDER, write_pictures
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.micro_batch import settled
@@ -167,11 +167,10 @@ def _trained(fabric: Fabric, model: nn.Module, folder: RunFolder | None, steps: 
     _LOG.info("evaluating %s, after step %d", paths[-1], state["step"])
     fabric.to_device(model)
     on_rank_zero(fabric, lambda: check_reaches(folder.path, steps) if folder else None)
-    history = epoch_history(read_metrics(folder.path)) if folder else []
     return TrainResult(
         model=model.eval(),
         steps=state["step"],
-        history=history,
+        history=history_of(folder.path, state.get("history")).entries() if folder else [],
         seconds=state["seconds"],
         peak_memory=None,
         images_per_second=None,
@@ -207,6 +206,7 @@ def _announce(task: BaseTask, encoder: Encoder, path: Path, *, restored: bool) -
     data = task.data_summary
     _LOG.info("data: %s, %d training and %d val images", data["name"], data["train_images"], data["val_images"])
 
+
 def _announce_micro_batch(config: RunConfig, model: nn.Module, ranks: int) -> None:
     line = f"train.micro_batch=auto: {config.train.micro_batch} images in a forward pass"
     if takes_batch_norm(model):
@@ -215,7 +215,6 @@ def _announce_micro_batch(config: RunConfig, model: nn.Module, ranks: int) -> No
             f"; batch norm takes its statistics over {images} images of all devices: another number is another recipe"
         )
     _LOG.info("%s", line)
-
 
 
 def _announce_step(fabric: Fabric, task: BaseTask, model: nn.Module, steps: int) -> None:

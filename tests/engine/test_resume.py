@@ -16,7 +16,7 @@ from support.engine_toy import STEPS, outcome, run_ranks, start
 from support.paths import ROOT
 
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint
-from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.run_folder.metrics import history_of, read_metrics
 
 TIMES = ("seconds", "images_per_second", "data_wait", "memory")
 CHANGES: dict[int, dict[str, Any]] = {
@@ -41,6 +41,7 @@ def assert_same_run(folder: Path, reference: Path, ranks: int = 1) -> None:
     moments = [state["optimizer"]["state"] for state in (got, want)]
     assert all(torch.equal(moments[0][i][k], moments[1][i][k]) for i in moments[1] for k in moments[1][i])
     assert history(folder) == history(reference)
+    assert got["history"] == want["history"] == history_of(folder, None).epochs, "also by epoch, bit for bit"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Run folders and checkpoints: locked, whole, refused when they do not fit."""
 
+import copy
 import json
 import logging
 import pickle
@@ -16,7 +17,7 @@ from mae_transfer.errors import UserError
 from mae_transfer.run_folder import folder as folder_module
 from mae_transfer.run_folder.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from mae_transfer.run_folder.folder import RunFolder
-from mae_transfer.run_folder.metrics import epoch_history, read_metrics
+from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.runs.names import check_output
 from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.resolve import load_config
@@ -76,19 +77,20 @@ def test_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
 
 def test_full_disk_for_metrics_and_log(tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    line = {"step": 1, "epoch": 0.5, "lr": 0.1, "loss": 1.0}  # 50 bytes
     with RunFolder(tmp_path / "run", CONFIG) as folder:
         folder.start_metrics(0)
-        folder.append_metrics({"step": 1, "loss": 1.0})
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40, hard))
+        folder.append_metrics(line)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60, hard))
         try:
             with pytest.raises(UserError) as error:
-                folder.append_metrics({"step": 2, "loss": 1.0})
+                folder.append_metrics(line | {"step": 2})
             assert "metrics.jsonl: File too large" in one_line(error)
             with pytest.raises(UserError, match=r"log.txt: File too large"):
-                logging.getLogger("mae_transfer").info("a line of more than forty characters, this one")
+                logging.getLogger("mae_transfer").info("a line of more than sixty characters with its time and level")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert read_metrics(tmp_path / "run") == [{"step": 1, "loss": 1.0}]  # the cut line does not count
+    assert read_metrics(tmp_path / "run") == [line]  # the cut line does not count
 
 
 def test_a_folder_has_one_user(tmp_path: Path) -> None:
@@ -187,18 +189,25 @@ def test_metrics_are_cut_to_the_resumed_step(tmp_path: Path, monkeypatch: pytest
         folder.start_metrics(0)
         for step in range(1, 5):
             folder.append_metrics({"step": step, "epoch": step / 2, "lr": 0.1, "loss": float(step), "loss_a": 1.0})
+        of_checkpoint = copy.deepcopy(folder.history.epochs)  # an evaluation comes after it
         folder.append_metrics({"step": 4, "epoch": 2.0, "eval": {"AP": 3.0, "APs": float("nan")}})
         folder.append_metrics({"step": 5, "epoch": 2.5, "lr": 0.1, "loss": float("inf"), "loss_a": 1.0})
         logging.getLogger("mae_transfer.test").info("kept in the log")
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # as a kill leaves it
-    with RunFolder(tmp_path, CONFIG, resume=True) as folder:
-        folder.start_metrics(4)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
-    assert lines[-1]["eval"] == {"AP": 3.0, "APs": None}
-    assert epoch_history(lines) == [
+        whole = folder.history.entries()
+    assert [entry["loss"] for entry in whole] == [1.5, 3.5, None]
+    expected = [
         {"epoch": 1, "step": 2, "lr": 0.1, "loss": 1.5, "loss_a": 1.0},
         {"epoch": 2, "step": 4, "lr": 0.1, "loss": 3.5, "loss_a": 1.0, "eval": {"AP": 3.0, "APs": None}},
     ]
+    with RunFolder(tmp_path, CONFIG, resume=True) as folder:
+        folder.start_metrics(4, of_checkpoint)
+        assert folder.history.entries() == expected
+    with RunFolder(tmp_path, CONFIG, resume=True) as folder:
+        folder.start_metrics(4, None)  # of a checkpoint of an earlier version
+        assert folder.history.entries() == expected
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+    assert lines[-1]["eval"] == {"AP": 3.0, "APs": None}
     assert "kept in the log" in (tmp_path / "log.txt").read_text()

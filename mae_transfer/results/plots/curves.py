@@ -12,16 +12,25 @@ POINTS = 240
 
 
 def curve_plots(record: Mapping[str, object], steps: Sequence[Mapping[str, object]] = ()) -> list[Plot]:
-    """Those of losses, metric and learning rate that the run has; `steps` are the lines of its metrics.jsonl."""
+    """Those of losses, metric and learning rate that the run has; `steps` are lines of its metrics.jsonl."""
     plots = (loss_plot(record, steps), metric_plot(record), schedule_plot(record))
     return [plot for plot in plots if plot is not None]
 
 
+def shows_steps(record: Mapping[str, Any]) -> bool:
+    """Whether the losses of steps may be shown: there are fewer than three epochs."""
+    return len(_epochs(record)) < 3
+
+
+def _epochs(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [line for line in record.get("history") or [] if "loss" in line]
+
+
 def loss_plot(record: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = ()) -> Plot | None:
     """The mean of each loss over each epoch, or the losses of the steps while there are fewer than three epochs."""
-    lines = [line for line in record.get("history") or [] if "loss" in line]
+    lines = _epochs(record)
     of_steps = [line for line in steps if "loss" in line]
-    if len(lines) < 3 and len(of_steps) > len(lines):
+    if shows_steps(record) and len(of_steps) > len(lines):
         lines = of_steps
     if not lines:
         return None

@@ -11,9 +11,9 @@ from typing import Any
 from mae_transfer.errors import UserError
 from mae_transfer.results.data_names import task_heading
 from mae_transfer.results.names import init_title
-from mae_transfer.results.plots.curves import curve_plots
+from mae_transfer.results.plots.curves import curve_plots, shows_steps
 from mae_transfer.results.plots.figure import Plot
-from mae_transfer.run_folder.metrics import read_metrics
+from mae_transfer.run_folder.metrics import sampled_metrics
 from mae_transfer.run_folder.pictures import StoredPicture, read_pictures
 from mae_transfer.run_folder.schema import RunRecord
 
@@ -136,7 +136,7 @@ def read_run(record: RunRecord, number: int, data: str) -> Run:
         run.warnings += [problem] if problem else []
         run.warnings += _logged(folder / "log.txt")
         try:
-            steps = read_metrics(folder)
+            steps = sampled_metrics(folder) if shows_steps(record) else []
         except UserError as error:
             run.warnings.append(str(error))
         run.config = _text(folder / "config.yaml")
