@@ -4,6 +4,7 @@ mmsegmentation's tools/model_converters/swin2mmseg.py says how the parameters of
 named and ordered.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -40,6 +41,7 @@ _RENAMED = (
 )
 
 
+@functools.cache
 def small_swin() -> str:
     """The name of a Swin of the sizes above, known to timm."""
     sizes = {"embed_dim": WIDTH, "depths": DEPTHS, "num_heads": HEADS, "window_size": WINDOW, "patch_size": 4}
