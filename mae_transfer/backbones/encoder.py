@@ -31,6 +31,7 @@ class Encoder(nn.Module):
         global_grid: tokens down and across at the size that the task has said it will use.
         prefix: tokens before the patches' own in what `tokens` gives; `has_class_token`: the first of them is one.
         no_weight_decay: names of parameters that have none under any recipe.
+        shards: it has a method `shard`, for `train.shard`.
         pools: probes read what `pooled` gives in place of an average of tokens.
         norm: the final norm, which users of tokens apply; None where tokens come without or are normed already.
         load_report: where the weights are from, and what was done to them.
@@ -38,6 +39,7 @@ class Encoder(nn.Module):
     """
 
     pools = False
+    shards = False
     no_weight_decay: frozenset[str] = frozenset()
     norm: nn.Module | None
     prefix: int

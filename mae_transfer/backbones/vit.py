@@ -13,6 +13,8 @@ Follows Li et al. 2021 (arXiv 2111.11429, 2.1 and 3.1) and, where that is silent
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
 from mae_transfer.backbones.blocks import (
@@ -50,6 +54,7 @@ class ViTEncoder(Encoder):
     `load_backbone(final_norm=True)`. Raises UserError for options that do not fit the backbone.
     """
 
+    shards = True
     vit: Any
     rel_pos_window: nn.Parameter | None
     rel_pos_global: nn.Parameter | None
@@ -154,6 +159,16 @@ class ViTEncoder(Encoder):
         limits = torch._dynamo.config  # blocks differ in drop path and windows; beyond the limit they would run eagerly
         limits.recompile_limit = max(limits.recompile_limit, 8 * self.depth)
         self._run_block = torch.compile(self._run_block, *args, **kwargs)  # type: ignore[method-assign]
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Cut each block over the ranks of a mesh, in place. Blocks are run in parts, so FSDP2 has to be told where one
+        begins and ends."""
+        run = self._run_block
+        for block in self.vit.blocks:
+            fully_shard(block, mesh=mesh)
+            block.run = partial(_swapped, run, block)
+            register_fsdp_forward_method(block, "run")
+        self._run_block = lambda x, block, *args: block.run(x, *args)  # type: ignore[method-assign]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         grid = self.grid_of(images.shape[2], images.shape[3])
@@ -293,6 +308,10 @@ class ViTEncoder(Encoder):
         for block in self.vit.blocks:
             names = add_layer_scale(block, self.embed_dim, value)
         self.load_report.new[", ".join(f"blocks.*.{name}" for name in names)] = f"{value:g}"
+
+
+def _swapped(run: Callable[..., Tensor], block: nn.Module, x: Tensor, *args: object) -> Tensor:
+    return run(x, block, *args)
 
 
 def _global_blocks(spec: Spec, window_size: int, groups: int) -> frozenset[int]:

@@ -143,6 +143,9 @@ class TrainConfig(Section):
     fast: Annotated[bool, Role.OPERATIONAL] = True
     """On a GPU: TF32, cuDNN's fastest convolutions and a fused AdamW in training; false for a GPU's nearest to exact
     repeats. Evaluations in fp32 have whole fp32 products either way."""
+    shard: Annotated[bool, Role.OPERATIONAL] = False
+    """Cut weights, gradients and optimizer states over the GPUs (FSDP2), for encoders that do not fit on one. Each
+    evaluation still needs the whole weights on each GPU."""
     eval_every_epochs: Annotated[float | None, Role.OPERATIONAL] = Field(None, gt=0)
     """Evaluate during training as well as at its end."""
     checkpoint_every: Annotated[int, Role.OPERATIONAL] = Field(1000, ge=1)

@@ -4,14 +4,17 @@ A copy is written as `checkpoints.py` says, so that a kill at any moment leaves 
 """
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
+from typing import TypeVar, cast
 
 from torch import Tensor
 
 from mae_transfer.run_folder.checkpoints import checkpoint_path, save_checkpoint
 
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,7 +42,7 @@ class CheckpointWriter:
         """
         if not self._beside:
             return save_checkpoint(self._folder, step, state, self._keep)
-        before, copied = self._written, {key: _copied(value) for key, value in state.items()}
+        before, copied = self._written, each_tensor(state, _copy)
         self._written = self._thread.submit(save_checkpoint, self._folder, step, copied, self._keep)
         if before:
             before.result()
@@ -52,14 +55,18 @@ class CheckpointWriter:
             written.result()
 
 
-def _copied(value: object) -> object:
-    """The same with copies of its tensors, on the CPU."""
+def each_tensor(value: T, change: Callable[[Tensor], Tensor | None]) -> T:
+    """The same dicts and lists with what `change` makes of their tensors, in order."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return cast(T, change(value))
     if isinstance(value, dict):
-        copied = copy(value)  # of an OrderedDict also `_metadata`, the versions of a model's modules
-        copied.update((key, _copied(inner)) for key, inner in value.items())
-        return copied
+        changed = copy(value)  # of an OrderedDict also `_metadata`, the versions of a model's modules
+        changed.update((key, each_tensor(inner, change)) for key, inner in value.items())
+        return changed
     if isinstance(value, (list, tuple)):
-        return type(value)(_copied(inner) for inner in value)
+        return cast(T, type(value)(each_tensor(inner, change) for inner in value))
     return value
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

@@ -27,12 +27,13 @@ from lightning_fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies import DDPStrategy, Strategy
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_transfer.config.sections import RunConfig
 from mae_transfer.engine.fast import whole_products
 from mae_transfer.engine.host_memory import keep_freed_memory
+from mae_transfer.engine.shard import Sharding
 from mae_transfer.errors import UserError
 
 T = TypeVar("T")
@@ -65,8 +66,8 @@ class Autocast(MixedPrecision):
         return data
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
-    """A launched Fabric for `device` (auto, cpu, cuda) and `precision` (fp32, bf16, fp16).
+def make_fabric(device: str, precision: str, *, shard: bool = False) -> Fabric:
+    """A launched Fabric for `device` (auto, cpu, cuda) and `precision` (fp32, bf16, fp16); `shard`: `engine/shard.py`.
 
     UserError where the device or the processes asked for are not there.
     """
@@ -97,12 +98,16 @@ def make_fabric(device: str, precision: str) -> Fabric:
     backend = "gloo" if accelerator == "cpu" else "nccl"
     _meet_anew(backend)
     # Gradients lie in DDP's buckets instead of beside them, and buffers are shared once a step, by `share_buffers`.
-    ddp = DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True, **_NO_BUFFERS)
+    strategy: Strategy | str = "auto"
+    if environment and shard:
+        strategy = Sharding(per_node * num_nodes, backend)
+    elif environment:
+        strategy = DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True, **_NO_BUFFERS)
     fabric = Fabric(
         accelerator=accelerator,
         devices=per_node,
         num_nodes=num_nodes,
-        strategy=ddp if environment else "auto",
+        strategy=strategy,
         # Always given: Fabric's own search would take a plain `python` inside a SLURM allocation for one of its tasks.
         plugins=[_precision(precision, accelerator), environment or LightningEnvironment()],
     )

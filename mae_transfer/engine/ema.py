@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -18,7 +19,7 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel:
 
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         if averaged[0].is_floating_point():
-            average(list(averaged), list(current), num_averaged)
+            average([_own(each) for each in averaged], [_own(each) for each in current], num_averaged)
         else:
             with torch.no_grad():
                 for old, new in zip(averaged, current, strict=True):
@@ -28,3 +29,8 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel:
     ema.eval()
     ema.requires_grad_(False)
     return ema
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This rank's part of a parameter that ranks share (`shard.py`)."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

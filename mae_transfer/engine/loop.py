@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from mae_transfer.config.schedule import Schedule, make_schedule
 from mae_transfer.config.sections import RunConfig, Workers
@@ -35,6 +37,7 @@ from mae_transfer.engine.optim import build_optimizer
 from mae_transfer.engine.progress import Progress
 from mae_transfer.engine.resume import restore
 from mae_transfer.engine.sampler import StreamSampler, load_batches
+from mae_transfer.engine.shard import gathered, is_sharded, with_weights, without_weights
 from mae_transfer.engine.signals import StopRequest
 from mae_transfer.engine.step import Step, StepResult
 from mae_transfer.engine.task import BaseTask
@@ -102,12 +105,7 @@ def train(
     """
     images, global_batch = len(task.train_dataset), config.train.global_batch
     schedule = check_plan(config, images, fabric.world_size)
-    fabric.to_device(model)
-    ema = make_ema(model, config.optim.ema) if config.optim.ema else None
-    if config.train.compile:
-        model.encoder.compile()  # type: ignore[union-attr]  # in place, so that the keys of the state dict stay
-    optimizer = build_optimizer(model, config.optim, fused=takes_fused_optimizer(fabric.device, config.train))
-    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    wrapped, optimizer, wrapped_optimizer, ema, evaluated = _set_up(fabric, model, config)
     precision: Any = fabric.strategy.precision
 
     def state_after(step: int) -> dict[str, Any]:
@@ -126,7 +124,6 @@ def train(
             "seconds": seconds_before + time.perf_counter() - started,
         }
 
-    evaluate = partial(_evaluate, fabric, task, ema.module if ema else model, config, folder)
     start, seconds_before, step_seconds, started = 0, 0.0, 0.0, time.perf_counter()
     past: Sequence[Epoch] | None = ()
     if resume:
@@ -137,7 +134,7 @@ def train(
     if folder:
         folder.start_metrics(start, past)
     if _evaluation_due(config, start, images, schedule.total) and not _evaluated(fabric, folder, start):
-        evaluate(start)
+        _evaluate(fabric, task, evaluated(), config, folder, start)
 
     sampler = _sampler(config, images, fabric.world_size, fabric.global_rank, start, schedule.total)
     batches = load_batches(
@@ -156,6 +153,7 @@ def train(
         writer: CheckpointWriter | None = None
         if folder:
             keep, beside = config.train.keep_checkpoints, fabric.device.type == "cuda"  # a CPU's steps would be slower
+            beside = beside and not is_sharded(fabric)  # what was gathered is a copy already
             writer = stack.enter_context(CheckpointWriter(folder.checkpoints, keep, beside=beside))
             progress = stack.enter_context(
                 Progress(start=start, total=schedule.total, log_every=config.train.log_every)
@@ -180,7 +178,7 @@ def train(
                     tensorboard.add_scalar(name, value, step)
 
             if step % config.train.checkpoint_every == 0 or step == schedule.total or done.stop:
-                path = on_rank_zero(fabric, partial(_save, folder, writer, state_after, step))
+                path = on_rank_zero(fabric, partial(_save, folder, writer, gathered(fabric, state_after(step)), step))
             evaluation = _evaluation_due(config, step, images, schedule.total)
             if done.stop or evaluation or step == schedule.total:
                 on_rank_zero(fabric, lambda: writer.wait() if writer else None)
@@ -189,10 +187,10 @@ def train(
                     f"stopped by a signal after step {step}, saved in {path}; --resume goes on from it"
                 )
             if evaluation:  # after the checkpoint: it may fail or be stopped
-                evaluate(step)
+                _evaluate(fabric, task, evaluated(), config, folder, step)
 
     return TrainResult(
-        model=(ema.module if ema else model).eval(),
+        model=evaluated().eval(),
         steps=schedule.total,
         history=folder.history.entries() if folder else [],
         seconds=seconds_before + time.perf_counter() - started,
@@ -200,6 +198,29 @@ def train(
         images_per_second=(schedule.total - start) * global_batch / step_seconds if step_seconds else None,
         origin=origin,
     )
+
+
+def _set_up(
+    fabric: Fabric, model: nn.Module, config: RunConfig
+) -> tuple[nn.Module, Optimizer, object, AveragedModel | None, Callable[[], nn.Module]]:
+    """The model as Fabric wraps it, the optimizer, the same wrapped, the average, and what gives the model to evaluate:
+    bare and whole."""
+    bare = without_weights(model) if is_sharded(fabric) else None
+    if bare is None:  # a sharded model goes to the device block by block
+        fabric.to_device(model)
+    ema = make_ema(model, config.optim.ema) if config.optim.ema else None
+    if config.train.compile:
+        model.encoder.compile()  # type: ignore[union-attr]  # in place, so that the keys of the state dict stay
+    wrapped = fabric.setup_module(model, move_to_device=bare is None)
+    if ema and bare is not None:
+        fabric.strategy.setup_module(ema.module)
+    optimizer = build_optimizer(model, config.optim, fused=takes_fused_optimizer(fabric.device, config.train))
+    trained = ema.module if ema else model
+
+    def evaluated() -> nn.Module:
+        return trained if bare is None else with_weights(bare, trained, fabric.device)
+
+    return wrapped, optimizer, fabric.setup_optimizers(optimizer), ema, evaluated
 
 
 def _evaluate(
@@ -261,13 +282,13 @@ def _sampler(
 def _save(
     folder: RunFolder | None,
     writer: CheckpointWriter | None,
-    state_after: Callable[[int], dict[str, object]],
+    state: dict[str, object],
     step: int,
 ) -> Path:
     assert folder is not None, "only rank 0 saves"
     assert writer is not None
     folder.flush_metrics()
-    return writer.save(step, state_after(step))
+    return writer.save(step, state)
 
 
 def _evaluation_due(config: RunConfig, step: int, images: int, total: int) -> bool:

@@ -22,6 +22,7 @@ from mae_transfer.engine.noise import SampleNoise
 from mae_transfer.engine.optim import set_lr
 from mae_transfer.engine.rng import seed_for_micro_batch
 from mae_transfer.engine.sampler import StreamSampler
+from mae_transfer.engine.shard import is_sharded, whole
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import DivergedError
 from mae_transfer.run_folder.checkpoints import list_checkpoints
@@ -86,7 +87,7 @@ class Step:
         precision: Any = self.fabric.strategy.precision
         precision.unscale_gradients(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grad_norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         flags = torch.tensor([float(stop())], dtype=torch.float64).to(local.device, non_blocking=True)
         mean = all_reduce(self.fabric, torch.cat([local.sum(0), grad_norm.double()[None], flags]), "mean")
         *loss_values, norm_value, stop_value = mean.tolist()
@@ -126,10 +127,13 @@ class Step:
             batch = self.fabric.to_device(batch)
             if self.fabric.world_size > 1 and step == self.first and index == 0:
                 share_buffers(self.fabric, self.model)
-                _settle_buckets(self.fabric, self.wrapped, self.model, batch)
+                if not is_sharded(self.fabric):
+                    _settle_buckets(self.fabric, self.wrapped, self.model, batch)
             seed_for_micro_batch(self.config.seed, positions.start)
             self.noise.draw(self.config.seed, positions, self.fabric.device)
-            with self.fabric.no_backward_sync(self.wrapped, enabled=index < len(micro_batches) - 1):
+            # Sharded, gradients are cut after each micro-batch: whole ones would not fit.
+            sums_first = index < len(micro_batches) - 1 and not is_sharded(self.fabric)
+            with self.fabric.no_backward_sync(self.wrapped, enabled=sums_first):
                 losses: dict[str, Tensor] = self.wrapped(batch)
                 share = len(positions) / self.sampler.per_rank
                 weighted = {name: loss * share for name, loss in losses.items()}

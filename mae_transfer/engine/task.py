@@ -59,6 +59,7 @@ class BaseTask(ABC):
     `train_dataset` is what the loop trains on. `warnings` are lines about the data that a user should see. A task with
     `trains = False` has no training loop: `prepare` does all there is to do. `fixed_sizes` says that the shapes of a
     training step are always the same, so that a GPU may look for the fastest convolutions of them (`engine/fast.py`).
+    `shards` says that a test has compared training with `train.shard` (`engine/shard.py`) with training without.
     """
 
     config: Any
@@ -66,6 +67,7 @@ class BaseTask(ABC):
     warnings: Sequence[str] = ()
     trains: bool = True
     fixed_sizes: bool = False
+    shards: bool = False
 
     def __init__(self, config: Any) -> None:
         self.config = config

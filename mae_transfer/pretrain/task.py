@@ -49,6 +49,7 @@ class PretrainTask(BaseTask):
         super().__init__(config)
         self.method = (method or _method_class(config.method))(config)
         self.method.spec(), grid_of(config)  # refuse a backbone or an image size that cannot be
+        self.shards = self.method.shards
         self.views = self.method.make_views()
         images = find_images(config.data)
         self.num_classes, self.warnings = images.num_classes, images.warnings

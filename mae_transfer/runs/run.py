@@ -29,6 +29,7 @@ from mae_transfer.engine.distributed import (
 from mae_transfer.engine.loader import loader_failures
 from mae_transfer.engine.loop import TrainResult, check_plan, micro_batch_sizes, peak_memory, train
 from mae_transfer.engine.rng import seed_for_model
+from mae_transfer.engine.shard import check_blocks, check_shard
 from mae_transfer.engine.signals import stop_at_once
 from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
@@ -42,6 +43,7 @@ from mae_transfer.runs.record import describe_surroundings, make_origin, norm_ba
 from mae_transfer.runs.same_data import check_same_data
 from mae_transfer.runs.same_weights import check_same_weights
 from mae_transfer.runs.step_cost import measure_step, takes_batch_norm
+from mae_transfer.runs.tasks import task_card
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     encoder = first_on_each_node(fabric, task.build_encoder)
     if resume or eval_only:
         _keep_rules(encoder, on_rank_zero(fabric, lambda: read_origin(path / "checkpoints")))
+    check_blocks(config, encoder)
     model = task.build_model(encoder)
     if resume or eval_only:
         on_rank_zero(fabric, lambda: check_same_weights(encoder, path))
@@ -140,6 +143,9 @@ def check_run(fabric: Fabric, config: RunConfig, task: BaseTask, *, eval_only: b
     task: of the run, or of one that reads the same data.
     """
     check_eval_precision(fabric, config)
+    if not eval_only:
+        name = getattr(config, task_card(config.task).option, None)
+        check_shard(config, fabric.world_size, task.shards, " ".join(filter(None, (config.task, name))))
     if not task.trains:
         return None
     world_size = 1 if eval_only else fabric.world_size

@@ -82,8 +82,11 @@ def run_series(
 
 def make_fabrics(runs: Sequence[Run]) -> dict[str, Fabric]:
     """Precision -> fabric of the runs."""
-    precisions = {run.config.train.precision: run.config.device for run in runs}
-    return {precision: make_fabric(device, precision) for precision, device in precisions.items()}
+    configs = {run.config.train.precision: run.config for run in runs}
+    return {
+        precision: make_fabric(config.device, precision, shard=config.train.shard)
+        for precision, config in configs.items()
+    }
 
 
 def make_runs(

@@ -265,6 +265,7 @@ class MaeViews(Views):
 
 class MaeMethod(Method[MaeConfig, MaskedAutoencoder]):
     rotary = True
+    shards = True
 
     def title(self) -> str:
         what = {"pixel": ", pixels", "pca": ", PCA", "token": ", tokens", "mean_color": ", mean colour"}

@@ -33,6 +33,8 @@ class Method(Contract, ABC, Generic[Config, Model]):
 
     rotary: ClassVar[bool] = False
     """The method trains encoders with rotary positions too, which may lack absolute positions and a class token."""
+    shards: ClassVar[bool] = False
+    """As of `engine.task.BaseTask`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -76,7 +76,7 @@ class ClassificationTask(BaseTask):
         if self.is_synthetic:
             data = data.model_copy(update={"root": str(cached_classification(config.task))})
         self.protocol = (protocol or _protocol_class(config.protocol))(config)
-        self.trains = self.protocol.trains
+        self.trains, self.shards = self.protocol.trains, self.protocol.shards
         if data.holdout and "data.holdout" not in self.protocol.reads:
             raise UserError(f"data.holdout: the protocol {config.protocol} chooses nothing; leave it out")
         with_train = self.protocol.needs_training_images

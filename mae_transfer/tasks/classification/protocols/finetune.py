@@ -93,6 +93,7 @@ def check_pairs(sizes: Collection[int], config: ClassifierConfig, micro_batch: i
 
 
 class Finetune(Protocol[Classifier]):
+    shards = True
     reads: ClassVar[tuple[str, ...]] = (
         *(*TRAINING, "optim.layer_decay", "backbone.drop_path"),
         *("model.head_std", "model.label_smoothing", "model.mixup", "model.cutmix", "model.erasing"),

@@ -144,6 +144,7 @@ def fold(norm: nn.Module, linear: nn.Linear) -> nn.Linear:
 
 
 class Linear(FrozenProtocol[LinearProbe]):
+    shards = True
     reads = (
         *(*FrozenProtocol.reads, *TRAINING, "data.holdout"),
         *("probe.blocks", "probe.pooling", "probe.lrs", "probe.batch_norm", "probe.init_std"),

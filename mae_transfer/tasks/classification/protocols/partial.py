@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 class Partial(Finetune):
+    shards = False
     reads = (*Finetune.reads, "model.blocks")
 
     def __init__(self, config: ClassificationConfig) -> None:

@@ -64,6 +64,8 @@ class Protocol(Contract, ABC, Generic[Model]):
     """
 
     trains: ClassVar[bool] = True
+    shards: ClassVar[bool] = False
+    """As of `engine.task.BaseTask`."""
     needs_training_images: ClassVar[bool] = True
     """Without, only the validation split has to be there, and only that is read."""
     class_names: Sequence[str] = ()
