@@ -16,6 +16,7 @@ from mae_transfer.engine.dry_run import DryRun, as_on_cuda
 from mae_transfer.engine.ema import make_ema
 from mae_transfer.engine.loop import check_plan, micro_batch_sizes
 from mae_transfer.engine.optim import build_optimizer
+from mae_transfer.engine.shard import check_blocks, check_shard
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError
 from mae_transfer.runs.resolve import resolve_config
@@ -58,7 +59,8 @@ class Plan:
     image_bytes: int
     """What each image of a micro-batch adds to them."""
     update_bytes: int
-    """In the update, which has temporaries of its own and no images."""
+    """In the update, which has temporaries of its own and no images; with `train.shard` in an evaluation, which has the
+    whole weights beside the parts."""
     micro_batch: int
     """The recipe's."""
     gpu_memory: float
@@ -74,6 +76,10 @@ class Plan:
     """Of a card's memory, that is kept free."""
     auto: bool = False
     """Whether `micro_batch` is `auto`, which takes `largest`."""
+    shard_gpus: int | None = None
+    """The fewest GPUs on which a micro-batch of 1 fits with `train.shard`, where none does without."""
+    shard_bytes: int | None = None
+    """What each of them then holds."""
 
     def memory(self, micro_batch: int) -> int:
         """Bytes of tensors at the peak of a step."""
@@ -109,6 +115,9 @@ class Plan:
             f"              {self.gpu_memory:g} GiB a GPU, {self.reserve:.0%} kept free: {fits}; train.micro_batch="
             + ("auto takes it" if self.auto else f"{self.micro_batch} is set"),
         ]
+        if self.shard_gpus and self.shard_bytes:
+            each = f"{self.shard_bytes / GIB:.1f} GiB on each of {self.shard_gpus} GPUs with a micro-batch of 1"
+            lines.append(f"              train.shard=true cuts weights and optimizer states: {each}")
         if self.batch_norm:
             lines.append(
                 "              batch norm takes its statistics over a micro-batch: another size is another recipe"
@@ -193,11 +202,19 @@ def plan_run(config: RunConfig, *, gpus: int, gpu_memory: float) -> Plan:
         if benchmark is not None:
             task.with_classes(benchmark.classes)
     steps = check_plan(config, images, gpus).total if task.trains else 0
-    measured = _train(task) if task.trains else _features(task)
+    alone = _train(task) if task.trains else _features(task)
     per_gpu = config.train.global_batch // gpus if task.trains else config.eval.batch_size
-    buckets = _buckets(measured, gpus)
-    largest = _largest(task, measured, gpus=gpus, memory=gpu_memory * GIB)
     name = getattr(config, card.option, "") or ""
+    check_shard(config, gpus, task.shards, f"{config.task} {name}".strip())
+    measured, memory = alone.of_each(config, gpus), gpu_memory * GIB
+    largest = _largest(task, measured, gpus=gpus, memory=memory)
+    shard_gpus = shard_bytes = None
+    if not largest and task.shards and alone.whole and not config.train.shard:
+        for ranks in (gpus * 2**power for power in range(gpus == 1, 11)):
+            cut = alone.sharded(ranks)
+            if config.train.global_batch % ranks == 0 and _largest(task, cut, gpus=ranks, memory=memory):
+                shard_gpus, shard_bytes = ranks, max(cut.update, cut.fixed + cut.image)
+                break
     return Plan(
         title=" ".join(filter(None, (config.task, name, f"({config.recipe}, {config.preset})", config.backbone.name))),
         parameters=measured.parameters,
@@ -208,9 +225,9 @@ def plan_run(config: RunConfig, *, gpus: int, gpu_memory: float) -> Plan:
         gpus=gpus,
         forward_flops=measured.forward,
         train_flops=measured.all,
-        fixed_bytes=measured.fixed + buckets,
+        fixed_bytes=measured.fixed,
         image_bytes=measured.image,
-        update_bytes=measured.update + buckets,
+        update_bytes=measured.update,
         micro_batch=largest if auto else min(config.train.micro_batch_size, per_gpu) if task.trains else per_gpu,
         gpu_memory=gpu_memory,
         largest=largest,
@@ -218,12 +235,14 @@ def plan_run(config: RunConfig, *, gpus: int, gpu_memory: float) -> Plan:
         batch_norm=measured.batch_norm,
         reserve=reserve(task),
         auto=auto,
+        shard_gpus=shard_gpus,
+        shard_bytes=shard_bytes,
     )
 
 
 def largest_micro_batch(task: BaseTask, *, gpus: int, memory: float) -> int:
     """`Plan.largest` of a task that trains, whose configuration is `with_new_weights`. memory: bytes of each GPU."""
-    return _largest(task, _train(task), gpus=gpus, memory=memory)
+    return _largest(task, _train(task).of_each(task.config, gpus), gpus=gpus, memory=memory)
 
 
 def with_new_weights(config: RunConfig) -> RunConfig:
@@ -233,14 +252,9 @@ def with_new_weights(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"backbone": config.backbone.model_copy(update=new), "train": train})
 
 
-def _buckets(measured: "_Measured", gpus: int) -> int:
-    """Bytes of DDP's copy of the gradients."""
-    return 4 * measured.trained if gpus > 1 else 0
-
-
 def _largest(task: BaseTask, measured: "_Measured", *, gpus: int, memory: float) -> int:
     config: RunConfig = task.config
-    free = int(memory * (1 - reserve(task))) - _buckets(measured, gpus)
+    free = int(memory * (1 - reserve(task)))
     fits = max(0, (free - measured.fixed) // max(1, measured.image)) if measured.update <= free else 0
     if not task.trains:
         return min(fits, config.eval.batch_size)
@@ -265,6 +279,23 @@ class _Measured:
     update: int = 0
     state: int = 0
     batch_norm: bool = False
+    cut: int = 0
+    """Bytes that `train.shard` cuts: weights, gradients, moments, average."""
+    whole: int = 0
+    """Bytes of weights and gradients that are whole with it at a time."""
+
+    def of_each(self, config: RunConfig, gpus: int) -> "_Measured":
+        """Of each of so many GPUs: a part, or all with DDP's copy of the gradients."""
+        if config.train.shard:
+            return self.sharded(gpus)
+        buckets = 4 * self.trained if gpus > 1 else 0
+        return dataclasses.replace(self, fixed=self.fixed + buckets, update=self.update + buckets)
+
+    def sharded(self, gpus: int) -> "_Measured":
+        """Of each GPU with `train.shard`."""
+        own = self.cut // gpus
+        update = max(self.update // gpus, own + 4 * self.parameters)
+        return dataclasses.replace(self, fixed=self.fixed - self.cut + own + self.whole, update=update)
 
 
 def _train(task: BaseTask) -> _Measured:
@@ -272,7 +303,9 @@ def _train(task: BaseTask) -> _Measured:
     config = task.config
     small = smallest_micro_batch(task)
     with DryRun() as memory, as_on_cuda():
-        model = task.build_model(task.build_encoder())
+        encoder = task.build_encoder()
+        check_blocks(config, encoder)
+        model = task.build_model(encoder)
         ema = make_ema(model, config.optim.ema) if config.optim.ema else None
         optimizer = build_optimizer(model, config.optim)
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
@@ -298,6 +331,11 @@ def _train(task: BaseTask) -> _Measured:
     image = max(0, (peaks[2] - peaks[1]) // small)
     moments = sum(x.nbytes for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x))
     weights = sum(x.nbytes for x in model.state_dict().values())
+    blocks = list(encoder.get_submodule("vit.blocks").children()) if encoder.shards else []
+    # Of a block: its weights, those of the next one and their copy on the way; its gradients and their copy.
+    each = [sum(p.nbytes * (3 + 2 * p.requires_grad) for p in block.parameters()) for block in blocks]
+    in_blocks = {id(p) for block in blocks for p in block.parameters()}
+    rest = sum(p.nbytes * (1 + p.requires_grad) for p in model.parameters() if id(p) not in in_blocks)
     return _Measured(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=sum(p.numel() for p in trained),
@@ -308,6 +346,8 @@ def _train(task: BaseTask) -> _Measured:
         update=update,
         state=weights * (2 if ema is not None else 1) + moments,
         batch_norm=takes_batch_norm(model),
+        cut=sum(p.nbytes * (1 + p.requires_grad + (ema is not None)) for p in model.parameters()) + moments,
+        whole=rest + max(each) if each else 0,
     )
 
 

@@ -162,12 +162,34 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "steps" not in out
 
 
+def test_what_does_not_fit_and_what_train_shard_makes_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """The number of GPUs that the plan names is the smallest on which its own plan with `train.shard` fits."""
+    options: dict[str, Any] = {"method": "mae", "gpu_memory": 0.2}
+    of_one = ["data.image_size=32", "model.decoder_depth=1", "model.decoder_width=32", "train.precision=fp32"]
+    alone = costs.plan("pretrain", "vit_ti", gpus=1, overrides=of_one, **options)
+    cut = {
+        n: costs.plan("pretrain", "vit_ti", gpus=n, overrides=[*of_one, "train.shard=true"], **options) for n in (2, 4)
+    }
+    states = 16 * alone.trained_parameters  # weight, gradient, two moments; positions are not trained
+    assert cut[2].fixed_bytes - cut[4].fixed_bytes == pytest.approx(states / 4, rel=0.01)
+    options["gpu_memory"] = (cut[4].memory(1) + cut[2].memory(1)) / 2 / 2**30 / 0.9
+    assert cut[4].memory(1) < cut[2].memory(1) < alone.memory(1)
+    told = costs.plan("pretrain", "vit_ti", gpus=1, overrides=of_one, **options)
+    assert (told.largest, told.shard_gpus, told.shard_bytes) == (0, 4, cut[4].memory(1))
+    assert f"{cut[4].memory(1) / 2**30:.1f} GiB on each of 4 GPUs with a micro-batch of 1" in str(told)
+    fits = costs.plan("pretrain", "vit_ti", gpus=4, overrides=[*of_one, "train.shard=true"], **options)
+    assert fits.largest >= 1
+    assert fits.shard_gpus is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ("--task folder --backbone vit_nano", "its number of images is unknown; give --data"),
         ("--task coco --backbone vit_nano --gpus 0", "--gpus 0"),
         ("--task coco --backbone vit_nano --gpu-memory nan", "--gpu-memory nan"),
+        ("--task coco --backbone vit_nano --gpus 2 train.shard=true", "train.shard=true: coco has not been compared"),
+        ("--task imagenet --backbone timm:convnext_atto --gpus 2 train.shard=true", "is no plain ViT"),
         ("--task coco --backbone vit_nano --gpus 7", "cannot be reached with 7 processes"),
         ("--task coco --backbone mae_vit_bb", "mae_vit_b"),
         ("--task coco --backbone vit_nano --method mae", "--method is for --task pretrain"),
