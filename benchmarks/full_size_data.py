@@ -175,7 +175,7 @@ def start(what: str, folder: Path, images: bool) -> dict[str, float]:
         from mae_transfer.tasks.classification.layouts.inat import from_inat
     else:
         from mae_transfer.tasks.classification.layouts.folders import from_folders
-    before, started, wall = _kept(), time.process_time(), time.perf_counter()
+    before, there, started, wall = _kept(), _kept("VmRSS"), time.process_time(), time.perf_counter()
     if what == "inat2021":
         found: object = from_inat(folder, "inat2021")
     elif what == "imagenet":
@@ -192,17 +192,17 @@ def start(what: str, folder: Path, images: bool) -> dict[str, float]:
     result = {
         "cpu_s": read,
         "wall_s": time.perf_counter() - wall,
-        "peak_gb": (peak - before) / 1e9,
+        "peak_gb": (peak - there) / 1e9,
         "kept_gb": (_kept() - before) / 1e9,
     }
     del found
     return result
 
 
-def _kept() -> int:
-    """Bytes of this process that are no pages of files."""
+def _kept(what: str = "RssAnon") -> int:
+    """Bytes of this process, of those that are no pages of files unless told otherwise."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 
 def main() -> None:

@@ -1,16 +1,19 @@
 """A large JSON file read piece by piece: its long lists are handed over in blocks, so that none is in memory whole."""
 
 import codecs
+import gc
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from pydantic_core import from_json
 
-from mae_transfer.files import DEPTH, JSON, check_depth, json_decoder, parse_json
+from mae_transfer.files import DEPTH, DIGITS, JSON, check_depth, json_decoder, parse_json
 
 BLOCK = 10_000
 """Entries of a list that are handed over at once, or as many objects as are read at once."""
@@ -23,19 +26,21 @@ _BETWEEN = re.compile(r"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
 _BRACKETS = b"[{]}"
 _STEPS = bytes.maketrans(_BRACKETS, b"\x01\x01\xff\xff")
 _OTHERS = bytes(set(range(256)) - set(_BRACKETS))
+_BEFORE_COLON = np.frombuffer(b'" \t\n\r', dtype=np.uint8)
+_EVERY = 15
+_LONG = b"0" * (DIGITS // _EVERY)
+"""Every 15th character of a number that is too long, at least."""
+_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 Take = Callable[[list[JSON]], None]
 
 
-def read_in_blocks(
-    path: Path, take: Mapping[str, Take], each: Callable[[dict[str, object]], object] | None = None
-) -> tuple[JSON, str]:
+def read_in_blocks(path: Path, take: Mapping[str, Take]) -> tuple[JSON, str]:
     """The value of a JSON file without the lists of the keys in `take`, and the SHA-256 of its bytes.
 
     Args:
         take: key of the outermost object -> what is called with the entries of its list, some at a time and in their
             order. A value that is no list stays.
-        each: as for `parse_json`.
 
     Raises:
         OSError: the file cannot be read.
@@ -43,23 +48,23 @@ def read_in_blocks(
     """
     try:
         with path.open("rb") as file:
-            window = _Window(file, each)
+            window = _Window(file)
             value = _outermost(window, take)
             window.finish()
             return value, window.digest.hexdigest()
     except ValueError:
-        parse_json(path.read_bytes(), each)  # says what is wrong, and where in the file
+        parse_json(path.read_bytes())  # says what is wrong, and where in the file
         raise
 
 
 class _Window:
     """The part of a text that is looked at, from `at` on."""
 
-    def __init__(self, file: IO[bytes], each: Callable[[dict[str, object]], object] | None) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.digest = hashlib.sha256()
         self.text, self.at, self.ended = "", 0, False
-        self._tried = False
-        self._file, self._decode = file, json_decoder(each).raw_decode
+        self._until = self._beyond = 0
+        self._file, self._decode = file, json_decoder().raw_decode
         head = file.read(4)
         self._decoder = codecs.getincrementaldecoder(json.detect_encoding(head))()
         self._add(head)
@@ -76,7 +81,7 @@ class _Window:
         piece = self._file.read(max(PIECE, len(self.text) - self.at))
         self._add(piece)
         self.ended = not piece
-        self._tried = False
+        self._until = self._beyond = len(self.text)
 
     def peek(self) -> str:
         """The next character that is no white space; "" at the end."""
@@ -117,35 +122,76 @@ class _Window:
         self.at = end
         return value
 
+    def enter(self) -> None:
+        """Step into a list."""
+        self.skip("[")
+        self._until = self._beyond = len(self.text)
+
     def objects(self) -> list[JSON]:
-        """The objects of a list up to the last that has its end and a successor here, all at once, which is faster;
-        none where that does not work out."""
+        """As many of the objects of a list as have their end and a successor here, all at once, which is faster; none
+        where that does not work out."""
         if len(self.text) - self.at < PIECE // 2 and not self.ended:
             self.more()
-        if self._tried:
-            return []
-        self._tried = True
-        between = list(_BETWEEN.finditer(self.text, max(self.at, len(self.text) - TAIL)))
-        if not between:
-            return []
-        text = f"[{self.text[self.at : between[-1].start() + 1]}]"
+        while between := list(_BETWEEN.finditer(self.text, max(self.at, self._until - TAIL), self._until)):
+            first, last = self.at, between[-1].start() + 1
+            if value := self._list(f"[{self.text[first:last]}]"):
+                self.at = between[-1].end()
+                self._until = (last + self._beyond) // 2
+                return value
+            self._beyond = last  # the list ends before
+            self._until = (first + last) // 2
+        return []
+
+    def _list(self, text: str) -> list[JSON]:
+        """The value of a text that is meant to be a list; none where it is no JSON."""
         try:
-            value, end = self._decode(text, 0)
-        except (json.JSONDecodeError, RecursionError):
+            content = text.encode()
+            with _uncollected():
+                value: list[JSON] = from_json(content, cache_strings="keys")
+            if not _is_strict(value, content):
+                value = self._decode(text, 0)[0]
+                check_depth(value, DEPTH - 1)
+        except (ValueError, RecursionError):
             return []
-        if end < len(text):
-            return []
-        # Brackets within strings count as well, which costs a closer look.
-        steps = np.frombuffer(text.encode().translate(_STEPS, _OTHERS), dtype=np.int8)
-        if np.cumsum(steps, dtype=np.int64).max() >= DEPTH:
-            check_depth(value, DEPTH - 1)
-        self.at = between[-1].end()
-        assert isinstance(value, list)
         return value
 
     def finish(self) -> None:
         if self.peek():
             raise ValueError("there is more after the end")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would look through lists that are being made, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _is_strict(value: list[JSON], content: bytes) -> bool:
+    """Whether `parse_json` surely takes a text that pydantic's parser has read as a list, to the same value.
+
+    That parser refuses all that Python's does. But of a key that is twice in an object it takes the last, and it takes
+    deeper nesting and longer numbers.
+    """
+    rows = [row for row in value if type(row) is dict]
+    characters = np.frombuffer(content, dtype=np.uint8)
+    colons = np.flatnonzero(characters == ord(":"))
+    most = np.isin(characters[colons - 1], _BEFORE_COLON).sum()  # keys, and what looks like their ends within strings
+    keys = sum(map(len, rows))
+    if keys != most:
+        keys += sum(len(inner) for row in rows for inner in row.values() if type(inner) is dict)
+    if keys != most or _LONG in content[::_EVERY].translate(_AS_ZEROS):
+        return False
+    if content.count(b"[") + content.count(b"{") <= 1 + len(rows):
+        return True
+    # Brackets within strings count as well.
+    steps = np.frombuffer(content.translate(_STEPS, _OTHERS), dtype=np.int8)
+    return int(np.cumsum(steps, dtype=np.int64).max()) < DEPTH
 
 
 def _outermost(window: _Window, take: Mapping[str, Take]) -> JSON:
@@ -173,7 +219,7 @@ def _outermost(window: _Window, take: Mapping[str, Take]) -> JSON:
 
 def _hand_over(window: _Window, take: Take) -> None:
     """The entries of the list that begins here."""
-    window.skip("[")
+    window.enter()
     if window.peek() == "]":
         window.skip("]")
         take([])

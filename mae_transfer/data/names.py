@@ -13,6 +13,7 @@ from mae_transfer.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """torchvision's IMG_EXTENSIONS."""
+_CHUNK = 10_000
 
 
 class Names(Sequence[str]):
@@ -23,9 +24,15 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([0, *(len(name) for name in encoded)])
+        strings = list(names)
+        text = "".join(strings)
+        if text.isascii():
+            content, lengths = text.encode(), map(len, strings)
+        else:
+            encoded = [os.fsencode(name) for name in strings]
+            content, lengths = b"".join(encoded), map(len, encoded)
+        self._bytes = np.frombuffer(content, dtype=np.uint8)
+        self._ends = np.cumsum([0, *lengths])
 
     @classmethod
     def packed(cls, content: np.ndarray, ends: np.ndarray) -> "Names":
@@ -52,6 +59,17 @@ class Names(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _CHUNK):
+            ends = self._ends[start : start + _CHUNK + 1].tolist()
+            first = ends[0]
+            content = self._bytes[first : ends[-1]].tobytes()
+            if content.isascii():
+                text = content.decode()
+                yield from (text[a - first : b - first] for a, b in pairwise(ends))
+            else:
+                yield from (os.fsdecode(content[a - first : b - first]) for a, b in pairwise(ends))
 
     def digest(self) -> bytes:
         """SHA-256 of all names in their order."""

@@ -1,5 +1,6 @@
 """A file read in blocks: the values and refusals of `parse_json`, wherever a piece of the file ends."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ VALUES = [
     "[1, 2, {}]",
     "12345678",
     '{"rows": [1.5e3, NaN, Infinity, 0]}',
+    '{"rows": [{"a": "x:y", "b": ":z"}, {"a": "\\":"}, {"c": " : "}, {"d" : 1}, {"e"\n: 2}]}',
+    '{"rows": [{"a": {"b": 1}}, {"a": {"b": {"c": 2}}}, {"a": [{"b": 1}]}, {}]}',
+    '{"rows": [{"a": 18446744073709551616}, {"a": -0}, {"a": -0.0}, {"a": 1e400}, {"a": NaN}, {"a": 0.1e-7}, {}]}',
+    '{"rows": [{"a": "\\ud800"}, {"a": "\\ud83d\\ude00"}, {"b": "\x7f"}]}',
 ]
 WRONG = [
     "",
@@ -35,6 +40,13 @@ WRONG = [
     '{"rows": [' + "9" * 1001 + "]}",
     '{"rows": [{"a": ' + "[" * 99 + "]" * 99 + '}, {"b": 1}, {"c": 1}]}',
     '{"rows": [{"a": 1}, {"b": 2, "b": 3}, {"c": 1}]}',
+    '{"rows": [{"a": 1}, {"b": {"c": 2, "c": 3}}, {"c": 1}]}',
+    '{"rows": [{"a": 1, "\\u0061": 2}, {"b": 1}, {"c": 1}]}',
+    '{"rows": [{"a" : 1, "a"\n: 2}, {"b": 1}, {"c": 1}]}',
+    '{"rows": [{"a" : 1, "a": 2}, {"b": 1}, {"c": 1}]}',
+    '{"rows": [{"a": 1, "a"\n: 2}, {"b": 1}, {"c": 1}]}',
+    '{"rows": [{"a": ":", "b": " :", "a": 1}, {"b": 1}, {"c": 1}]}',
+    '{"rows": [{"a": ' + "9" * 1001 + '}, {"b": 1}, {"c": 1}]}',
     '{"rows": [{"a": 1}, {"b": tru}, {"c": 1}, {"d": 1}]}',
     "{1: 2}",
     '{"rows": ["\t"]}',
@@ -80,3 +92,15 @@ def test_the_same_refusal(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(ValueError) as found:
         read(path)
     assert str(found.value) == str(wanted.value)
+
+
+def test_lists_that_end_within_a_piece_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "BLOCK", 1)
+    rows: dict[str, JSON] = {key: [{key: i, "b": [i]} for i in range(1000)] for key in ("one", "two")}
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(rows))
+    blocks: dict[str, list[list[JSON]]] = {key: [] for key in rows}
+    value, _ = read_in_blocks(path, {key: found.append for key, found in blocks.items()})
+    assert value == {}
+    assert {key: [row for block in found for row in block] for key, found in blocks.items()} == rows
+    assert max(map(len, blocks.values())) < 30

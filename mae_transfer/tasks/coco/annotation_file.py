@@ -26,10 +26,10 @@ from mae_transfer.tasks.coco.fields import (
     areas_of,
     boxes_of,
     check_unique,
+    crowds_of,
     encoding_of,
     fail,
     integers,
-    is_crowd,
     is_flat,
     polygons_of,
 )
@@ -121,7 +121,7 @@ class _Annotations(_Rows):
         ids = integers(path, "annotation", rows, "id", start=self.count)
         image_ids, categories = (integers(path, "annotation", rows, key) for key in ("image_id", "category_id"))
         boxes, areas = boxes_of(path, rows), areas_of(path, rows)
-        crowd = np.array([is_crowd(path, row) for row in rows])
+        crowd = crowds_of(path, rows)
         flat = np.zeros(len(rows), dtype=bool)
         for i in np.flatnonzero(~crowd & (boxes[:, 2:].min(axis=1) <= 0)).tolist():
             flat[i] = is_flat(path, rows[i], boxes[i].tolist(), False)

@@ -11,7 +11,6 @@ boxes that no detection of their mask matches, are refused where they cost a poi
 that is trained on alone they cost nothing, and are said.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.coco.masks import Masks, Polygons
+from mae_transfer.tasks.coco.masks import Masks
 from mae_transfer.tasks.coco.readings import (
     IOU_THRESHOLDS,
     areas_of_corners,
@@ -46,6 +45,8 @@ FAR = 10.0
 MANY = 100
 """Objects that are not all rectangles by chance."""
 _CHUNK = 50000
+_ODD = np.random.default_rng(0).integers(2**63, size=5, dtype=np.uint64) * 2 + 1
+"""What the numbers of an object are multiplied by, to be added up as a hash."""
 
 
 @dataclass
@@ -84,8 +85,7 @@ class Objects:
         drawn = np.flatnonzero(~self.masks.encoded)
         for start in range(0, len(drawn), _CHUNK):
             rows = drawn[start : start + _CHUNK]
-            shapes = [mask for i in rows.tolist() if isinstance(mask := self.masks[i], list)]
-            self.bounds[rows], self.mask_areas[rows] = measure_polygons(shapes)
+            self.bounds[rows], self.mask_areas[rows] = measure_polygons(self.masks.of(rows))
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
@@ -93,20 +93,17 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
     return areas
 
 
-def measure_polygons(objects: Sequence[Polygons]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) x1, y1, x2, y2 around the polygons of each object, and the sums of their areas (n,)."""
-    polygons = [polygon for polygons in objects for polygon in polygons]
-    points = np.concatenate(polygons).reshape(-1, 2)
-    ends = np.cumsum([len(polygon) // 2 for polygon in polygons])
-    starts = np.r_[0, ends[:-1]]
-    following = np.arange(1, len(points) + 1)
-    following[ends - 1] = starts
-    x, y = points.T
-    areas = np.abs(np.add.reduceat(x * y[following] - x[following] * y, starts)) / 2
-    first = np.r_[0, np.cumsum([len(polygons) for polygons in objects])[:-1]]
-    low = np.minimum.reduceat(points, starts[first], axis=0)
-    high = np.maximum.reduceat(points, starts[first], axis=0)
-    return np.concatenate([low, high], axis=1), np.add.reduceat(areas, first)
+def measure_polygons(masks: Masks) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (n, 4) x1, y1, x2, y2 around the polygons of each mask, and the sums of their areas (n,)."""
+    points, starts, numbers = masks.whole_polygons()
+    x, y = np.ascontiguousarray(points.T)
+    lasts = np.r_[starts[1:], len(points)] - 1
+    cross = np.append(x[:-1] * y[1:] - x[1:] * y[:-1], 0)
+    cross[lasts] = x[lasts] * y[starts] - x[starts] * y[lasts]
+    areas = np.abs(np.add.reduceat(cross, starts)) / 2
+    first = np.cumsum(numbers) - numbers
+    edges = [edge.reduceat(values, starts[first]) for edge in (np.minimum, np.maximum) for values in (x, y)]
+    return np.stack(edges, axis=1), np.add.reduceat(areas, first)
 
 
 class Report:
@@ -229,17 +226,31 @@ def _check_offsets(report: Report, objects: Objects, ious: np.ndarray, scored: b
 def _check_repeated(report: Report, objects: Objects) -> None:
     """Objects that are there before, under another id."""
     repeated, seen = np.zeros(len(objects.ids), dtype=bool), set()
-    owners = zip(objects.images.tolist(), objects.categories.tolist(), objects.crowd.tolist(), strict=True)
-    contents = (box.tobytes() for box in objects.bounds) if objects.masks is None else objects.masks.contents()
-    for place, (owner, content) in enumerate(zip(owners, contents, strict=True)):
+    places = _alike(objects)
+    columns = (objects.images, objects.categories, objects.crowd)
+    owners = zip(*(column[places].tolist() for column in columns), strict=True)
+    masks = objects.masks
+    boxes = (box.tobytes() for box in objects.bounds[places])
+    contents = boxes if masks is None else masks.of(places).contents()
+    for place, owner, content in zip(places.tolist(), owners, contents, strict=True):
         key = hash((owner, content))  # of 64 bits: the contents of a million objects are 400 MB
         repeated[place] = key in seen
         seen.add(key)
     report.warn(
         repeated,
-        f"repeat an object: same image, category and {'box' if objects.masks is None else 'mask'}",
+        f"repeat an object: same image, category and {'box' if masks is None else 'mask'}",
         "each counts, and a detection matches one of them alone, so that a perfect model misses the rest",
     )
+
+
+def _alike(objects: Objects) -> np.ndarray:
+    """int64, ascending: the objects for which another of the image has the same box around its mask, and few others."""
+    columns = [(objects.bounds + 0.0).view(np.uint64), objects.images.view(np.uint64)[:, None]]
+    keys = np.concatenate(columns, axis=1) @ _ODD
+    order = np.argsort(keys, kind="stable")
+    same = keys[order][1:] == keys[order][:-1]
+    found: np.ndarray = np.unique(np.r_[order[1:][same], order[:-1][same]])
+    return found
 
 
 def _check_box_areas(report: Report, objects: Objects) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from array import array
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,10 +30,11 @@ def integers(
 ) -> np.ndarray:
     """Column `key` of all rows, each an integer >= `lowest`; the first row is entry number `start` of its list."""
     values = [row.get(key) for row in rows]
-    if set(map(type, values)) == {int} and max(map(abs, values)) <= LARGEST_ID:  # type: ignore[arg-type]
-        column = np.array(values, dtype=np.int64)
-        if lowest is None or column.min() >= lowest:
-            return column
+    with suppress(OverflowError):
+        if set(map(type, values)) == {int}:
+            column = np.array(values, dtype=np.int64)
+            if column.min() >= (-LARGEST_ID if lowest is None else lowest):
+                return column
     for place, (row, value) in enumerate(zip(rows, values, strict=True), start=start + 1):
         if type(value) is not int or abs(value) > LARGEST_ID or (lowest is not None and value < lowest):
             name = f"{kind} {row.get('id')}" if key != "id" else f"{kind} number {place}"
@@ -54,13 +56,16 @@ def check_unique(path: Path, kind: str, ids: np.ndarray) -> None:
         )
 
 
-def is_crowd(path: Path, row: dict[str, Any]) -> bool:
-    crowd = row.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        fail(path, f"annotation {row['id']} has iscrowd {crowd!r}", "it must be 0 or 1")
-    if row.get("ignore"):
-        fail(path, f"annotation {row['id']} has ignore {row['ignore']!r}", "COCO uses iscrowd for this")
-    return bool(crowd)
+def crowds_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
+    """Bool (n,)."""
+    crowd = [row.get("iscrowd", 0) for row in rows]
+    if not set(map(type, crowd)) <= {int} or not set(crowd) <= {0, 1} or any(row.get("ignore") for row in rows):
+        for row, value in zip(rows, crowd, strict=True):
+            if value not in (0, 1):
+                fail(path, f"annotation {row['id']} has iscrowd {value!r}", "it must be 0 or 1")
+            if row.get("ignore"):
+                fail(path, f"annotation {row['id']} has ignore {row['ignore']!r}", "COCO uses iscrowd for this")
+    return np.array(crowd, dtype=bool)
 
 
 def is_flat(path: Path, row: dict[str, Any], box: list[float], crowd: bool) -> bool:
@@ -75,29 +80,33 @@ def is_flat(path: Path, row: dict[str, Any], box: list[float], crowd: bool) -> b
 
 def areas_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
     """Float64 (n,), NaN where an annotation has none."""
-    for row in rows:
-        area = row.get("area")
+    areas = [row.get("area") for row in rows]
+    with suppress(OverflowError):
+        if set(map(type, areas)) <= {int, float, type(None)}:
+            found = np.array(areas, dtype=np.float64)
+            given = np.array([area is not None for area in areas])
+            if ((found[given] >= 0) & (found[given] < LARGEST_AREA)).all():
+                return found
+    for row, area in zip(rows, areas, strict=True):
         if area is not None and (type(area) not in (int, float) or not 0 <= area < LARGEST_AREA):
             what = f"annotation {row['id']} has area {str(area)[:40]}"
             fail(path, what, "it must be the mask's area in pixels, or be left out")
-    return np.array([math.nan if row.get("area") is None else float(row["area"]) for row in rows])
+    return np.array(areas, dtype=np.float64)
 
 
 def boxes_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
     """All boxes as float64 (n, 4)."""
     boxes = [row.get("bbox") for row in rows]
-    lists = [box for box in boxes if type(box) is list and len(box) == 4]
-    if len(lists) == len(boxes):
-        numbers = list(chain.from_iterable(lists))
-        if set(map(type, numbers)) <= {int, float} and all(-LARGEST_AREA < v < LARGEST_AREA for v in numbers):
-            return np.array(numbers, dtype=np.float64).reshape(-1, 4)
-    for row in rows:
-        box = row.get("bbox")
+    with suppress(TypeError, ValueError, OverflowError):
+        numbers, lengths = _numbers(boxes)
+        if (lengths == 4).all() and (np.abs(numbers) < LARGEST_AREA).all():
+            return numbers.reshape(-1, 4)
+    for row, box in zip(rows, boxes, strict=True):
         if type(box) is not list or len(box) != 4 or any(type(v) not in (int, float) for v in box):
             fail(path, f"annotation {row['id']} has bbox {box!r}", "four numbers are needed: x, y, width, height")
         if not all(abs(v) < LARGEST_AREA for v in box):
             fail(path, f"annotation {row['id']} has bbox {str(box)[:60]}", "its numbers must be finite")
-    raise AssertionError("every box is right by itself")
+    return np.array(boxes, dtype=np.float64)
 
 
 def polygons_of(path: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,20 +115,31 @@ def polygons_of(path: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.
     masks = [found if type(found := row.get("segmentation")) is list else () for row in rows]
     polygons = list(chain.from_iterable(masks))
     try:
-        if not set(map(type, polygons)) <= {list}:
-            raise TypeError("a polygon is no list")
-        coordinates = np.array(array("d", chain.from_iterable(polygons)))
-        lengths = np.fromiter(map(len, polygons), dtype=np.int64, count=len(polygons))
-        # `true` counts as 1 in an array
-        doubted = np.flatnonzero((coordinates == 0) | (coordinates == 1))
-        owners = np.unique(np.searchsorted(np.cumsum(lengths), doubted, side="right"))
-        if not np.isfinite(coordinates).all() or any(bool in map(type, polygons[i]) for i in owners.tolist()):
+        coordinates, lengths = _numbers(polygons)
+        if not np.isfinite(coordinates).all():
             raise ValueError("a number is none")
     except (TypeError, ValueError, OverflowError):
         wrong = next(row for row, mask in zip(rows, masks, strict=True) if not all(map(_is_polygon, mask)))
         what = f"annotation {wrong['id']} has a polygon that is no list of finite numbers"
         fail(path, what, "write it as [x1, y1, x2, y2, ...]")
     return coordinates, lengths, np.fromiter(map(len, masks), dtype=np.int64, count=len(masks))
+
+
+def _numbers(lists: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What the lists hold as float64, one after the other, and the lengths of the lists as int64.
+
+    Raises TypeError, ValueError or OverflowError if one is no list of numbers.
+    """
+    found = array("d")
+    for values in lists:
+        found.fromlist(values)
+    numbers = np.array(found, copy=None)
+    lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+    doubted = np.flatnonzero((numbers == 0) | (numbers == 1))  # `true` counts as 1 in an array
+    owners = np.unique(np.searchsorted(np.cumsum(lengths), doubted, side="right"))
+    if any(bool in map(type, lists[i]) for i in owners.tolist()):
+        raise ValueError("true and false are no numbers")
+    return numbers, lengths
 
 
 def _is_polygon(value: object) -> bool:

@@ -72,6 +72,21 @@ class Masks(Sequence["Polygons | RLE"]):
         found: np.ndarray = before[self.parts[:, 1]] > before[self.parts[:, 0]]
         return found
 
+    def whole_polygons(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The polygons of all masks in their order, without those that are left out.
+
+        Returns:
+            float64 (m, 2): the points of all; int64 (q,): the first point of each; int64 (n,): how many each mask has.
+        """
+        first, last = self.parts.T
+        polygons = _spans(first, last - first)
+        lengths = self.lengths[polygons]
+        whole = (lengths >= LEAST) & (lengths % 2 == 0)
+        numbers = np.bincount(np.repeat(np.arange(len(self)), last - first)[whole], minlength=len(self))
+        polygons, lengths = polygons[whole], lengths[whole]
+        points = self.coordinates[_spans(self.ends[polygons], lengths)].reshape(-1, 2)
+        return points, (np.cumsum(lengths) - lengths) // 2, numbers
+
     def contents(self) -> Iterable[bytes]:
         """Bytes that are the same for the same mask and for no other."""
         starts, ends = self.ends[self.parts].T.tolist() if len(self) else ([], [])
@@ -82,3 +97,9 @@ class Masks(Sequence["Polygons | RLE"]):
                 yield mask["counts"] if isinstance(mask, dict) else b" ".join(polygon.tobytes() for polygon in mask)
             else:
                 yield self.coordinates[start:end].tobytes()
+
+
+def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64: `starts[i]` up to `starts[i] + lengths[i]`, one after the other."""
+    found: np.ndarray = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return found

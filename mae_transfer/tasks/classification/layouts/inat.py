@@ -104,9 +104,9 @@ class _Content:
         rows = _rows(block)
         self.ids.add([row["id"] for row in rows])
         files = [row["file_name"] for row in rows]
-        for name in files:
-            if type(name) is not str or not name:
-                raise UserError(f"{self.path}: the file_name {name!r} of an image is no path")
+        if not set(map(type, files)) <= {str} or not all(files):
+            strange = next(name for name in files if type(name) is not str or not name)
+            raise UserError(f"{self.path}: the file_name {strange!r} of an image is no path")
         try:
             self.names.append(Names(cast("list[str]", files)))
         except UnicodeEncodeError as error:
@@ -156,8 +156,8 @@ class _Content:
 
 
 def _rows(block: list[JSON]) -> list[dict[str, JSON]]:
-    strange = next((row for row in block if not isinstance(row, dict)), None)
-    if strange is not None:
+    if not set(map(type, block)) <= {dict}:
+        strange = next(row for row in block if type(row) is not dict)
         raise TypeError(f"its keys: it is {strange!r:.40}")
     return cast("list[dict[str, JSON]]", block)
 
@@ -175,7 +175,11 @@ def _places(ids: Sequence[JSON], wanted: Sequence[JSON]) -> np.ndarray:
 
 def _check_unique(path: Path, kind: str, ids: Sequence[JSON]) -> None:
     """UserError for an id that occurs twice; TypeError for one that is a list or an object."""
-    different = len(np.unique(np.array(ids))) if isinstance(ids, array) else len(set(ids))
-    if different < len(ids):
+    if isinstance(ids, array):
+        ordered = np.sort(np.array(ids))
+        repeated = int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+    else:
+        repeated = len(ids) - len(set(ids))
+    if repeated:
         again = next(key for key, count in Counter(ids).items() if count > 1)
-        raise UserError(f"{path}: {kind} id {again} occurs more than once ({len(ids) - different} such entries)")
+        raise UserError(f"{path}: {kind} id {again} occurs more than once ({repeated} such entries)")
