@@ -17,7 +17,7 @@ from mae_transfer.files import DEPTH, DIGITS, JSON, check_depth, json_decoder, p
 
 BLOCK = 10_000
 """Entries of a list that are handed over at once, or as many objects as are read at once."""
-PIECE = 2**22
+PIECE = 2**21
 """Bytes that are read at once."""
 TAIL = 2**16
 """Characters at the end of what is read in which the last entry of a list is looked for."""
