@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -76,9 +76,17 @@ def find_overlaps(train: ImageDataset[object], sets: Sequence[ImageDataset[objec
     return [sorted(same) for same in found]
 
 
-def find_copies(images: ImageDataset[Any]) -> list[list[int]]:
-    """Groups of places whose images have the same bytes, of at most `SAMPLED` files; each in order, by their first."""
-    groups = [_spread(len(images))]
+def find_copies(images: ImageDataset[Any], kinds: Sequence[Hashable]) -> list[list[int]]:
+    """Groups of places whose images have the same bytes; each in order, by their first.
+
+    Args:
+        kinds: what each image and its copies have in common, such as height and width. Of files that agree in it and in
+            their bytes' number at most `SAMPLED` are read.
+    """
+    of_kinds: dict[Hashable, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        of_kinds.setdefault(kind, []).append(place)
+    groups = [group for group in of_kinds.values() if len(group) > 1]
     with ThreadPoolExecutor(THREADS) as pool:
         for measure in (_size, _pieces, _whole):
             spans = [[images.span(place) for place in group] for group in groups]
@@ -88,6 +96,8 @@ def find_copies(images: ImageDataset[Any]) -> list[list[int]]:
                 for place in group:
                     parts.setdefault((number, next(values)), []).append(place)
             groups = [part for (_, value), part in parts.items() if value and len(part) > 1]
+            until = np.cumsum([len(group) for group in groups]) <= SAMPLED
+            groups = [group for group, read in zip(groups, until, strict=True) if read]
     return sorted(groups)
 
 

@@ -90,6 +90,8 @@ class RunFolder:
             with suppress(OSError):  # of a record that could not be written, which has been raised already
                 self._log.close()
         if self._metrics is not None:
+            if not os.fstat(self._metrics).st_size:  # a finished run goes on whose file was deleted, as errors advise
+                (self.path / "metrics.jsonl").unlink(missing_ok=True)
             os.close(self._metrics)
         self._lock.release()
 

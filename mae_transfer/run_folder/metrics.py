@@ -82,10 +82,14 @@ def check_reaches(folder: Path, step: int) -> None:
 
     Lines are on the disk before their checkpoint. A file that was deleted, as errors advise, may begin anew.
     """
-    kept, _ = lines_after(folder, step)
+    path = folder / "metrics.jsonl"
+    kept, later = lines_after(folder, step)
+    if not kept and not later and step and path.exists() and path.stat().st_size:
+        raise UserError(
+            f"{path} has no whole line, and the run's checkpoint is after step {step}; restore or delete it"
+        )
     if not kept:
         return
-    path = folder / "metrics.jsonl"
     number = kept.count(b"\n")
     last = _checked(path, f"line {number}", kept[kept.rfind(b"\n", 0, -1) + 1 :])["step"]
     if last < step:

@@ -53,6 +53,7 @@ def run_task(fabric: Fabric, task: BaseTask, path: Path, *, resume: bool, eval_o
     surroundings = describe_surroundings(fabric)
     if eval_only:
         on_rank_zero(fabric, lambda: check_begun(path))
+    check_run(fabric, task.config, task, eval_only=eval_only)  # before a plan blames the memory
     task = settled(fabric, task, path, begun=resume or eval_only)
     config: RunConfig = task.config
     schedule = check_run(fabric, config, task, eval_only=eval_only)

@@ -61,8 +61,12 @@ class Regression:
         """Of the mean loss at W = 0 (K - 1, D + 1)."""
 
     def fit(self, c: float, max_iter: int, tolerance: float) -> Fitted:
-        """Stops when no entry of the gradient of the objective over C n, in the coordinates above, exceeds `tolerance`,
-        or at the precision of the features."""
+        """Stops when no entry of the gradient of the objective over C n, in the coordinates above, exceeds `tolerance`
+        times the objective, or `tolerance` if that is less, or at the precision of the features.
+
+        Where a large C lets classes be told apart without an error the minimum is near zero, and a gradient that is
+        small beside 1 is still as large as the loss.
+        """
         from scipy.optimize import minimize
 
         count, width = self.inputs.shape
@@ -74,15 +78,23 @@ class Regression:
         curvature = self.curvature + penalty
         unit = 1 / np.sqrt(curvature.clip(min=rounding * curvature.max()))
 
+        last = np.inf, np.inf  # value, largest entry of the gradient
+
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal last
             weight = point.reshape(unit.shape) * unit
             loss, gradient = self._loss(self.mixtures @ weight)
-            gradient = self.mixtures.T @ gradient + penalty * weight
-            return loss + float((penalty * weight**2).sum()) / 2, (gradient * unit).ravel()
+            gradient = (self.mixtures.T @ gradient + penalty * weight) * unit
+            last = loss + float((penalty * weight**2).sum()) / 2, float(abs(gradient).max())
+            return last[0], gradient.ravel()
+
+        def stop(_: np.ndarray) -> None:
+            if last[1] <= tolerance * min(1, last[0]):
+                raise StopIteration
 
         limits = {"maxiter": max_iter, "maxfun": 50 * max_iter, "maxls": 50, "maxcor": MEMORY}
-        options = limits | {"gtol": tolerance, "ftol": rounding / 100}
-        found = minimize(objective, np.zeros(unit.size), jac=True, method="L-BFGS-B", options=options)
+        options = limits | {"gtol": 0, "ftol": rounding / 100}
+        found = minimize(objective, np.zeros(unit.size), jac=True, method="L-BFGS-B", options=options, callback=stop)
         solution = self.mixtures @ (found.x.reshape(unit.shape) * unit)
         weight, bias = np.zeros((self.num_classes, width - 1)), np.full(self.num_classes, -np.inf)
         weight[self.present] = solution[:, :-1] @ self.components.T
@@ -97,12 +109,15 @@ class Regression:
             own = np.arange(len(labels)), labels
             scores = inputs @ of_inputs
             scores -= scores.max(1, keepdims=True)
-            total -= scores[own].sum(dtype=np.float64)
+            of_label = scores[own]
             np.exp(scores, out=scores)
-            sums = scores.sum(1, keepdims=True)
-            total += np.log(sums).sum(dtype=np.float64)
-            scores /= sums
-            scores[own] -= 1
+            first = scores[own]
+            scores[own] = 0  # what the label's class lacks is the sum of the others: 1 less what it has loses digits
+            others = scores.sum(1)
+            sums = others + first
+            total += (np.log1p(np.where(of_label == 0, others, sums - 1)) - of_label).sum(dtype=np.float64)
+            scores /= sums[:, None]
+            scores[own] = -others / sums
             gradient += scores.T @ inputs
         return total / len(self.inputs), gradient / len(self.inputs)
 

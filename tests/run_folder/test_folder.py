@@ -164,6 +164,14 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     assert there >= set(kept)
 
 
+def test_metrics_without_a_line_are_no_file(tmp_path: Path) -> None:
+    """A finished run is resumed whose file was deleted: an empty one would look cut."""
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.start_metrics(4)
+        assert (tmp_path / "run/metrics.jsonl").exists()
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
 def test_an_empty_output_is_refused() -> None:
     with pytest.raises(UserError, match="--output is empty"):
         check_output("")

@@ -73,6 +73,10 @@ def test_a_history_that_ends_before_the_checkpoint_is_refused(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match=r"ends at step 3, and the run's checkpoint is after step 4; restore or"):
             check_reaches(tmp_path, 4)
+    path.write_text(texts[0][:-1])
+    check_reaches(tmp_path, 0)
+    with pytest.raises(UserError, match="has no whole line, and the run's checkpoint is after step 4; restore or"):
+        check_reaches(tmp_path, 4)
 
 
 def test_a_sample_of_a_large_file_is_even_and_has_both_ends(tmp_path):

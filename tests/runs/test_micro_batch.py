@@ -129,6 +129,9 @@ def test_a_run_keeps_its_number(
     monkeypatch.setattr(micro_batch, "device_memory", lambda device: 1000)
     with pytest.raises(UserError, match="no micro-batch that this recipe can train on fits"):
         run("none", "auto")
+    small.append("schedule.warmup_steps=2")
+    with pytest.raises(UserError, match="warmup"):  # what else is wrong is said before the memory is blamed
+        run("none", "auto")
 
 
 def test_a_number_that_was_chosen_is_what_auto_asks_for() -> None:

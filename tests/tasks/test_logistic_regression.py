@@ -41,6 +41,20 @@ def test_the_minimiser_is_scikit_learns(classes: int, c: float) -> None:
     assert_allclose(probabilities(usual, features)[:, exact.classes_], exact.predict_proba(features), atol=3e-3)
 
 
+@pytest.mark.reference
+@pytest.mark.parametrize("c", [1e3, 1e5])
+def test_classes_that_no_image_confuses_are_fitted_to_the_end(c: float) -> None:
+    """The minimum is near zero there, and so is the gradient long before it."""
+    rng = np.random.default_rng(1)
+    scales, labels = np.logspace(0, -1.5, 96), rng.integers(0, 5, 120)
+    features = (rng.normal(size=(5, 96))[labels] / 3 + rng.normal(size=(120, 96))) * scales
+    new = rng.normal(size=(1000, 96)) * scales
+    exact = LogisticRegression(C=c, solver="newton-cg", tol=1e-10, max_iter=1000).fit(features, labels)
+    fitted = Regression(features.astype(np.float32), labels, 5).fit(c, 1000, 1e-4)
+    assert fitted.converged
+    assert fitted.top1(new, exact.predict(new)) > 97
+
+
 def test_the_gradient_is_zero_at_the_minimiser() -> None:
     features, labels = (torch.from_numpy(x) for x in clouds(4))
     fitted = Regression(features.numpy(), labels.numpy(), 4).fit(0.5, 1000, 1e-9)

@@ -53,12 +53,13 @@ def note_copies(images: CocoTrain | CocoEval) -> list[str]:
         paths = [images.span(place)[0] for place in group]
         return all(os.path.samefile(paths[0], path) for path in paths[1:])
 
-    groups = [group for group in find_copies(images) if not is_one_file(group)]
+    sizes = [tuple(size) for size in images.annotations.sizes[images.indices].tolist()]
+    groups = [group for group in find_copies(images, sizes) if not is_one_file(group)]
     if not groups:
         return []
     first = ", ".join(f"{images.file_name(place)} (id {images.image_ids[place]})" for place in groups[0][:3])
     return [
-        f"{images.annotations.path}: {sum(map(len, groups))} of {len(images)} images have the same bytes as another "
+        f"{images.annotations.path}: {sum(map(len, groups))} images have the same bytes as another "
         f"under other names ({first}); each counts as an image, with the objects of its id alone"
     ]
 

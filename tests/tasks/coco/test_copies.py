@@ -32,7 +32,7 @@ def test_a_copy_and_a_hard_link_are_said_once(tmp_path: Path, split: str) -> Non
     shutil.copy(original, again)
     (line,) = said(root)
     names = f"{image['file_name']} (id {image['id']}), again.jpg (id 900)"
-    assert line.startswith(f"{file}: 2 of ")
+    assert line.startswith(f"{file}: 2 images have")
     assert f"images have the same bytes as another under other names ({names})" in line
     again.unlink()
     again.hardlink_to(original)

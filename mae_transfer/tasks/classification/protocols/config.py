@@ -49,8 +49,9 @@ class ProbeConfig(Section):
     max_iter: int = Field(1000, ge=1)
     """logreg: iterations of L-BFGS for each C."""
     tolerance: float = Field(1e-4, gt=0)
-    """logreg: a fit stops when no entry of its gradient is larger, in principal components of features and classes,
-    each in units in which the mean loss is curved by one at zero weights."""
+    """logreg: a fit stops when no entry of its gradient is larger than this share of the objective, or of 1 if that is
+    less, in principal components of features and classes, each in units in which the mean loss is curved by one at
+    zero weights."""
 
     @model_validator(mode="after")
     def _check(self) -> "ProbeConfig":
