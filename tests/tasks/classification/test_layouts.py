@@ -442,6 +442,21 @@ def test_a_list_gives_each_image_one_label_and_keeps_their_spelling(tmp_path: Pa
             find_images("folder", config)
 
 
+def test_a_label_that_is_a_list_is_refused_and_an_image_that_links_to_itself_is_listed(tmp_path: Path) -> None:
+    write_lists(tmp_path, [0, 1])
+    file = tmp_path / "list.parquet"
+    pd.DataFrame({"path": ["0.jpg", "1.jpg"], "label": [[0], [1]]}).to_parquet(file)
+    with pytest.raises(UserError, match=r"list.parquet: row 1 has the label \[0\], which is no name or number"):
+        find_images("folder", data_config(None, train_list=str(file), val_list=str(file)))
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.jpg").symlink_to(tmp_path / split / name / "0.jpg")
+    assert list(find_images("folder", data_config(tmp_path)).train.names) == ["a/0.jpg", "b/0.jpg"], (
+        "read, they are named"
+    )
+
+
 @pytest.mark.parametrize("root", ["places365", "places205", "inat2021"], indirect=True)
 def test_an_entry_that_repeats_an_image_is_said(root: Path, request: pytest.FixtureRequest) -> None:
     task = request.node.callspec.params["root"]

@@ -115,7 +115,7 @@ def _list_classes(folder: Path, classes: list[str]) -> tuple[Index, bool]:
             )
         found += [f"{name}/{file}" for file in files]
         counts.append(len(files))
-        deep |= not all(entry.is_file() for entry in os.scandir(folder / name))
+        deep |= not all(os.path.isfile(entry.path) for entry in os.scandir(folder / name))  # of a link's loop False
     content, ends = Names(found).arrays
     first = os.path.relpath(other[0], folder) if other else ""
     arrays = {"name_bytes": content, "name_ends": ends, "counts": np.array(counts)}

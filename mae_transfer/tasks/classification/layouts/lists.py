@@ -61,6 +61,12 @@ def _read_list(path: Path, root: str | None) -> pd.DataFrame:
         raise UserError(f"{path}: row {int(np.flatnonzero(empty)[0]) + 1} has no path or no label")
     if table.empty:
         raise UserError(f"{path} has no rows")
+    odd = ~table["label"].map(pd.api.types.is_scalar)  # of Parquet, whose fields may be lists
+    if odd.any():
+        row = int(np.flatnonzero(odd)[0])
+        raise UserError(
+            f"{path}: row {row + 1} has the label {table['label'].iloc[row]!s:.60}, which is no name or number"
+        )
     folder = user_path(root) if root is not None else path.parent
     paths = table["path"].astype(str).map(lambda name: os.path.normpath(os.path.join(folder, name)))
     unlike = table["label"].groupby(paths, sort=False).nunique()
