@@ -2,15 +2,17 @@
 
 import os
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from mae_transfer.data import decode, images
+from mae_transfer.data import decode, images, overlap
 from mae_transfer.data.decode import read_header
+from mae_transfer.data.identity import file_states
 from mae_transfer.data.images import UndecodableImageError
-from mae_transfer.data.index_cache import header_numbers
+from mae_transfer.data.index_cache import LEAST_FILES, Index, header_numbers, kept_index
+from mae_transfer.data.names import Names
 from mae_transfer.data.overlap import find_copies
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
@@ -53,8 +55,7 @@ def note_copies(images: CocoTrain | CocoEval) -> list[str]:
         paths = [images.span(place)[0] for place in group]
         return all(os.path.samefile(paths[0], path) for path in paths[1:])
 
-    sizes = [tuple(size) for size in images.annotations.sizes[images.indices].tolist()]
-    groups = [group for group in find_copies(images, sizes) if not is_one_file(group)]
+    groups = [group for group in _copies(images) if not is_one_file(group)]
     if not groups:
         return []
     first = ", ".join(f"{images.file_name(place)} (id {images.image_ids[place]})" for place in groups[0][:3])
@@ -62,6 +63,30 @@ def note_copies(images: CocoTrain | CocoEval) -> list[str]:
         f"{images.annotations.path}: {sum(map(len, groups))} images have the same bytes as another "
         f"under other names ({first}); each counts as an image, with the objects of its id alone"
     ]
+
+
+def _copies(images: CocoTrain | CocoEval) -> list[list[int]]:
+    """`find_copies` of images of one height and width, once a node for many files."""
+    sizes = images.annotations.sizes[images.indices]
+
+    def make() -> Index:
+        groups = find_copies(images, list(map(tuple, sizes.tolist())))
+        numbers = {place: number for number, group in enumerate(groups) for place in group}
+        return Index(
+            {},
+            {"places": np.array([*numbers], dtype=np.int64), "groups": np.array([*numbers.values()], dtype=np.int64)},
+        )
+
+    if len(images) < LEAST_FILES:
+        found = make().arrays
+    else:
+        paths = [images.span(place)[0] for place in range(len(images))]
+        about = [b"coco copies", Names(paths).digest(), sizes.tobytes()]
+        found = kept_index(images.folder, about, [__file__, overlap.__file__], partial(file_states, paths), make).arrays
+    groups: dict[int, list[int]] = {}
+    for place, number in zip(found["places"].tolist(), found["groups"].tolist(), strict=True):
+        groups.setdefault(number, []).append(place)
+    return list(groups.values())
 
 
 def _check_there(annotations: CocoAnnotations, folder: Path) -> tuple[set[str], dict[str, int]]:

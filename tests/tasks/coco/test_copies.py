@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mae_transfer.data import index_cache
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.runs.resolve import load_config
+from mae_transfer.tasks.coco import files
 from mae_transfer.tasks.coco.task import CocoTask
 
 
@@ -17,8 +19,14 @@ def said(root: Path) -> list[str]:
     return [line for line in task.warnings if "several image ids" in line or "same bytes" in line]
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_copy_and_a_hard_link_are_said_once(tmp_path: Path, split: str) -> None:
+@pytest.mark.parametrize(("split", "least"), [("train", 1000), ("val", 1000), ("val", 1)])
+def test_a_copy_and_a_hard_link_are_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, least: int
+) -> None:
+    """least: files from which on what was found is kept until one changes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "LEAST_FILES", least)
+    monkeypatch.setattr(index_cache, "SETTLED", 0)
     root = make_coco(tmp_path / "data", train_images=4, val_images=3)
     assert said(root) == []
     file, folder = root / f"annotations/instances_{split}2017.json", root / f"{split}2017"
@@ -31,6 +39,8 @@ def test_a_copy_and_a_hard_link_are_said_once(tmp_path: Path, split: str) -> Non
     original, again = folder / image["file_name"], folder / "again.jpg"
     shutil.copy(original, again)
     (line,) = said(root)
+    assert said(root) == [line]
+    assert bool([*tmp_path.glob("cache/**/*.index")]) == (least == 1)
     names = f"{image['file_name']} (id {image['id']}), again.jpg (id 900)"
     assert line.startswith(f"{file}: 2 images have")
     assert f"images have the same bytes as another under other names ({names})" in line
