@@ -4,15 +4,24 @@ L-BFGS on the weights themselves, as in scikit-learn, takes hundreds of steps, b
 correlated and classes are of unlike frequency. Here its coordinates are principal components of the features and of the
 classes, each in units in which the objective is curved by one at W = 0: the same minimiser, and a stop that does not
 depend on the features' scale. Every C begins at zero, so that a fit depends neither on other C nor on the process.
+
+Threads take spans of the rows and BLAS has one thread: products of so few columns lose more by BLAS's own threads than
+they gain. The sums have one order, whatever the number of threads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 ROWS = 2048
 """Of the features, that are multiplied at once: they stay in the cache for the value and the gradient."""
+SPANS = 16
+"""Of the rows, that threads take."""
 MEMORY = 30
 """Steps that L-BFGS remembers."""
 
@@ -45,14 +54,18 @@ class Regression:
         self.num_classes = num_classes
         self.present, self.labels = np.unique(labels, return_inverse=True)
         self.mean = features.mean(0, dtype=np.float64)
-        covariance = np.zeros((width, width))
-        for rows in _blocks(count):
-            centred = features[rows] - self.mean
-            covariance += centred.T @ centred / count
-        variances, self.components = eigh(covariance)
         self.inputs = np.ones((count, width + 1), features.dtype)  # the last for the bias
-        for rows in _blocks(count):
+
+        def covariance(rows: slice) -> tuple[float, np.ndarray]:
+            centred = features[rows] - self.mean
+            return 0.0, centred.T @ centred / count
+
+        def project(rows: slice) -> None:
             self.inputs[rows, :-1] = (features[rows] - self.mean) @ self.components
+
+        with _threads() as pool:
+            variances, self.components = eigh(_sum(pool, covariance, count)[1])
+            list(pool.map(project, _blocks(count)))
         shares = np.bincount(self.labels) / count
         spread, mixtures = eigh(np.diag(shares) - np.outer(shares, shares))
         # Without the first, which adds the same to every class: at the minimum those sums are zero.
@@ -83,7 +96,7 @@ class Regression:
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal last
             weight = point.reshape(unit.shape) * unit
-            loss, gradient = self._loss(self.mixtures @ weight)
+            loss, gradient = self._loss(pool, self.mixtures @ weight)
             gradient = (self.mixtures.T @ gradient + penalty * weight) * unit
             last = loss + float((penalty * weight**2).sum()) / 2, float(abs(gradient).max())
             return last[0], gradient.ravel()
@@ -94,17 +107,20 @@ class Regression:
 
         limits = {"maxiter": max_iter, "maxfun": 50 * max_iter, "maxls": 50, "maxcor": MEMORY}
         options = limits | {"gtol": 0, "ftol": rounding / 100}
-        found = minimize(objective, np.zeros(unit.size), jac=True, method="L-BFGS-B", options=options, callback=stop)
+        start = np.zeros(unit.size)
+        with _threads() as pool:
+            found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=stop)
         solution = self.mixtures @ (found.x.reshape(unit.shape) * unit)
         weight, bias = np.zeros((self.num_classes, width - 1)), np.full(self.num_classes, -np.inf)
         weight[self.present] = solution[:, :-1] @ self.components.T
         bias[self.present] = solution[:, -1] - weight[self.present] @ self.mean
         return Fitted(weight, bias, found.status != 1)  # 1: of max_iter
 
-    def _loss(self, weight: np.ndarray) -> tuple[float, np.ndarray]:
+    def _loss(self, pool: ThreadPoolExecutor, weight: np.ndarray) -> tuple[float, np.ndarray]:
         """Mean cross-entropy and its gradient at the weight (classes present, D + 1) of `inputs`."""
-        of_inputs, total, gradient = weight.T.astype(self.inputs.dtype), 0.0, np.zeros(weight.shape)
-        for rows in _blocks(len(self.inputs)):
+        of_inputs, count = weight.T.astype(self.inputs.dtype), len(self.inputs)
+
+        def of_rows(rows: slice) -> tuple[float, np.ndarray]:
             inputs, labels = self.inputs[rows], self.labels[rows]
             own = np.arange(len(labels)), labels
             scores = inputs @ of_inputs
@@ -115,11 +131,33 @@ class Regression:
             scores[own] = 0  # what the label's class lacks is the sum of the others: 1 less what it has loses digits
             others = scores.sum(1)
             sums = others + first
-            total += (np.log1p(np.where(of_label == 0, others, sums - 1)) - of_label).sum(dtype=np.float64)
+            loss = (np.log1p(np.where(of_label == 0, others, sums - 1)) - of_label).sum(dtype=np.float64)
             scores /= sums[:, None]
             scores[own] = -others / sums
-            gradient += scores.T @ inputs
-        return total / len(self.inputs), gradient / len(self.inputs)
+            return float(loss), (scores.T @ inputs).astype(np.float64)
+
+        total, gradient = _sum(pool, of_rows, count)
+        return total / count, gradient / count
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as BLAS has outside."""
+    with threadpool_limits(1, "blas") as limits, ThreadPoolExecutor(limits.get_original_num_threads()["blas"]) as pool:
+        yield pool
+
+
+def _sum(
+    pool: ThreadPoolExecutor, part: Callable[[slice], tuple[float, np.ndarray]], count: int
+) -> tuple[float, np.ndarray]:
+    """Of the two values of `part` over all rows."""
+    blocks = list(_blocks(count))
+    spans = [blocks[i * len(blocks) // SPANS : (i + 1) * len(blocks) // SPANS] for i in range(SPANS)]
+
+    def add(total: tuple[float, np.ndarray], more: tuple[float, np.ndarray]) -> tuple[float, np.ndarray]:
+        return total[0] + more[0], total[1] + more[1]
+
+    return reduce(add, pool.map(lambda span: reduce(add, map(part, span)), filter(None, spans)))
 
 
 def _blocks(count: int) -> Iterator[slice]:

@@ -6,6 +6,7 @@ import torch
 from numpy.testing import assert_allclose
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from mae_transfer.tasks.logistic_regression import Fitted, Regression
@@ -53,6 +54,17 @@ def test_classes_that_no_image_confuses_are_fitted_to_the_end(c: float) -> None:
     fitted = Regression(features.astype(np.float32), labels, 5).fit(c, 1000, 1e-4)
     assert fitted.converged
     assert fitted.top1(new, exact.predict(new)) > 97
+
+
+def test_threads_change_no_bit() -> None:
+    rng = np.random.default_rng(2)
+    features, labels = rng.normal(size=(20_000, 8)).astype(np.float32), rng.integers(0, 3, 20_000)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            found.append(Regression(features, labels, 3).fit(1.0, 20, 1e-12))
+    assert found[0].weight.any()
+    assert (found[0].weight == found[1].weight).all()
 
 
 def test_the_gradient_is_zero_at_the_minimiser() -> None:
