@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from pydantic_core import from_json
@@ -17,16 +17,16 @@ from mae_transfer.files import DEPTH, DIGITS, JSON, check_depth, json_decoder, p
 
 BLOCK = 10_000
 """Entries of a list that are handed over at once, or as many objects as are read at once."""
-PIECE = 2**21
+PIECE = 2**18
 """Bytes that are read at once."""
-TAIL = 2**16
+TAIL = 2**14
 """Characters at the end of what is read in which the last entry of a list is looked for."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BETWEEN = re.compile(r"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
 _BRACKETS = b"[{]}"
 _STEPS = bytes.maketrans(_BRACKETS, b"\x01\x01\xff\xff")
 _OTHERS = bytes(set(range(256)) - set(_BRACKETS))
-_BEFORE_COLON = np.frombuffer(b'" \t\n\r', dtype=np.uint8)
+_BEFORE_COLON = np.isin(np.arange(256), list(b'" \t\n\r'))
 _EVERY = 15
 _LONG = b"0" * (DIGITS // _EVERY)
 """Every 15th character of a number that is too long, at least."""
@@ -47,7 +47,7 @@ def read_in_blocks(path: Path, take: Mapping[str, Take]) -> tuple[JSON, str]:
         ValueError: as `parse_json`; entries before what is wrong have been handed over then.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, _uncollected():
             window = _Window(file)
             value = _outermost(window, take)
             window.finish()
@@ -146,8 +146,7 @@ class _Window:
         """The value of a text that is meant to be a list; none where it is no JSON."""
         try:
             content = text.encode()
-            with _uncollected():
-                value: list[JSON] = from_json(content, cache_strings="keys")
+            value: list[JSON] = from_json(content, cache_strings="keys")
             if not _is_strict(value, content):
                 value = self._decode(text, 0)[0]
                 check_depth(value, DEPTH - 1)
@@ -162,7 +161,7 @@ class _Window:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would look through lists that are being made, again and again."""
+    """Without the garbage collector, which would look through lists that are there, again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -178,10 +177,12 @@ def _is_strict(value: list[JSON], content: bytes) -> bool:
     That parser refuses all that Python's does. But of a key that is twice in an object it takes the last, and it takes
     deeper nesting and longer numbers.
     """
-    rows = [row for row in value if type(row) is dict]
+    if set(map(type, value)) != {dict}:
+        return False
+    rows = cast("list[dict[str, JSON]]", value)
     characters = np.frombuffer(content, dtype=np.uint8)
     colons = np.flatnonzero(characters == ord(":"))
-    most = np.isin(characters[colons - 1], _BEFORE_COLON).sum()  # keys, and what looks like their ends within strings
+    most = _BEFORE_COLON[characters[colons - 1]].sum()  # keys, and what looks like their ends within strings
     keys = sum(map(len, rows))
     if keys != most:
         keys += sum(len(inner) for row in rows for inner in row.values() if type(inner) is dict)

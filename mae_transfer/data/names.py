@@ -32,7 +32,8 @@ class Names(Sequence[str]):
             encoded = [os.fsencode(name) for name in strings]
             content, lengths = b"".join(encoded), map(len, encoded)
         self._bytes = np.frombuffer(content, dtype=np.uint8)
-        self._ends = np.cumsum([0, *lengths])
+        self._ends = np.zeros(len(strings) + 1, np.int64)
+        self._ends[1:] = np.fromiter(lengths, np.int64, len(strings)).cumsum()
 
     @classmethod
     def packed(cls, content: np.ndarray, ends: np.ndarray) -> "Names":

@@ -32,6 +32,7 @@ from mae_transfer.tasks.coco.fields import (
     integers,
     is_flat,
     polygons_of,
+    values_of,
 )
 from mae_transfer.tasks.coco.masks import LEAST, Masks
 
@@ -125,7 +126,7 @@ class _Annotations(_Rows):
         flat = np.zeros(len(rows), dtype=bool)
         for i in np.flatnonzero(~crowd & (boxes[:, 2:].min(axis=1) <= 0)).tolist():
             flat[i] = is_flat(path, rows[i], boxes[i].tolist(), False)
-        shapes = [row.get("segmentation") for row in rows]
+        shapes = values_of(rows, "segmentation")
         coordinates, lengths, polygons = polygons_of(path, rows)
         self._coordinates.frombytes(coordinates.data.cast("B"))
         self._encoded += [

@@ -4,6 +4,7 @@ import math
 from array import array
 from contextlib import suppress
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,11 +26,19 @@ def fail(path: Path, what: str, remedy: str) -> NoReturn:
     raise UserError(f"{path}: {what}; {remedy}")
 
 
+def values_of(rows: list[dict[str, Any]], key: str) -> list[Any]:
+    """The values of a key, None where it is missing."""
+    try:
+        return list(map(itemgetter(key), rows))
+    except KeyError:
+        return [row.get(key) for row in rows]
+
+
 def integers(
     path: Path, kind: str, rows: list[dict[str, Any]], key: str, lowest: int | None = None, start: int = 0
 ) -> np.ndarray:
     """Column `key` of all rows, each an integer >= `lowest`; the first row is entry number `start` of its list."""
-    values = [row.get(key) for row in rows]
+    values = values_of(rows, key)
     with suppress(OverflowError):
         if set(map(type, values)) == {int}:
             column = np.array(values, dtype=np.int64)
@@ -80,7 +89,7 @@ def is_flat(path: Path, row: dict[str, Any], box: list[float], crowd: bool) -> b
 
 def areas_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
     """Float64 (n,), NaN where an annotation has none."""
-    areas = [row.get("area") for row in rows]
+    areas = values_of(rows, "area")
     with suppress(OverflowError):
         if set(map(type, areas)) <= {int, float, type(None)}:
             found = np.array(areas, dtype=np.float64)
@@ -96,7 +105,7 @@ def areas_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
 
 def boxes_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
     """All boxes as float64 (n, 4)."""
-    boxes = [row.get("bbox") for row in rows]
+    boxes = values_of(rows, "bbox")
     with suppress(TypeError, ValueError, OverflowError):
         numbers, lengths = _numbers(boxes)
         if (lengths == 4).all() and (np.abs(numbers) < LARGEST_AREA).all():
@@ -112,7 +121,7 @@ def boxes_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
 def polygons_of(path: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The polygons of all rows, finite but of any length: all coordinates, numbers of each polygon, polygons of each
     row. A row without a list has none."""
-    masks = [found if type(found := row.get("segmentation")) is list else () for row in rows]
+    masks = [found if type(found) is list else () for found in values_of(rows, "segmentation")]
     polygons = list(chain.from_iterable(masks))
     try:
         coordinates, lengths = _numbers(polygons)

@@ -3,6 +3,7 @@
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,7 @@ from mae_transfer.tasks.classification.layouts.listing import (
     Listing,
     check_numbers,
     check_repeats,
+    hashes_of,
 )
 
 SOURCES = [__file__, *(module.__file__ for module in (json_stream, names, listing))]
@@ -93,6 +95,7 @@ class _Content:
         self.given: set[str] = set()
         self.ids, self.owners, self.owned = _Numbers(), _Numbers(), _Numbers()
         self.names: list[Names] = []
+        self.hashes = [np.zeros(0, np.int64)]
         self.classes: list[tuple[JSON, str]] = []
 
     def categories(self, block: list[JSON]) -> None:
@@ -102,21 +105,22 @@ class _Content:
     def images(self, block: list[JSON]) -> None:
         self.given.add("images")
         rows = _rows(block)
-        self.ids.add([row["id"] for row in rows])
-        files = [row["file_name"] for row in rows]
+        self.ids.add(list(map(itemgetter("id"), rows)))
+        files = list(map(itemgetter("file_name"), rows))
         if not set(map(type, files)) <= {str} or not all(files):
             strange = next(name for name in files if type(name) is not str or not name)
             raise UserError(f"{self.path}: the file_name {strange!r} of an image is no path")
         try:
             self.names.append(Names(cast("list[str]", files)))
+            self.hashes.append(hashes_of(cast("list[str]", files)))
         except UnicodeEncodeError as error:
             raise UserError(f"{self.path}: the file_name {error.object!r} of an image is no path") from None
 
     def annotations(self, block: list[JSON]) -> None:
         self.given.add("annotations")
         rows = _rows(block)
-        self.owners.add([row["image_id"] for row in rows])
-        self.owned.add([row["category_id"] for row in rows])
+        self.owners.add(list(map(itemgetter("image_id"), rows)))
+        self.owned.add(list(map(itemgetter("category_id"), rows)))
 
     def index(self) -> Index:
         """One class for each image, or UserError."""
@@ -150,7 +154,8 @@ class _Content:
             raise UserError(f"{path}: {name} has no annotation ({(counts < 1).sum()} such images)")
         of_images = np.zeros(len(files), dtype=np.int64)
         of_images[places] = np.array(labels, dtype=np.int64)
-        repeats = [line.removeprefix(f"{path}: ") for line in check_repeats(path, files, of_images, classes)]
+        repeats = check_repeats(path, files, np.concatenate(self.hashes), of_images, classes)
+        repeats = [line.removeprefix(f"{path}: ") for line in repeats]
         about: dict[str, JSON] = {"classes": [classes[i] for i in range(len(classes))], "repeats": [*repeats]}
         return Index(about, {"name_bytes": name_bytes, "name_ends": name_ends, "labels": of_images})
 

@@ -105,14 +105,26 @@ def make_listing(
         name, label = rows[int(beyond[0])]
         raise UserError(f"{path}: {name} has class {label}, but the classes are 0 .. {len(classes) - 1}")
     files = [name.lstrip("/") for name, _ in rows]
-    return Listing(folder, Names(files), labels), check_repeats(path, files, labels, classes)
+    return Listing(folder, Names(files), labels), check_repeats(path, files, hashes_of(files), labels, classes)
+
+
+def hashes_of(files: Sequence[str]) -> np.ndarray:
+    """Int64, of this process alone: millions of names in little memory."""
+    return np.fromiter(map(hash, files), dtype=np.int64, count=len(files))
 
 
 def check_repeats(
-    path: Path, files: Sequence[str], labels: np.ndarray, classes: Mapping[Any, str] | Sequence[str]
+    path: Path,
+    files: Sequence[str],
+    keys: np.ndarray,
+    labels: np.ndarray,
+    classes: Mapping[Any, str] | Sequence[str],
 ) -> list[str]:
-    """A warning if files are in the list of this path more than once; UserError for one with two classes."""
-    keys = np.fromiter(map(hash, files), dtype=np.int64, count=len(files))  # of 64 bits: millions of names are large
+    """A warning if files are in the list of this path more than once; UserError for one with two classes.
+
+    Args:
+        keys: `hashes_of` the files.
+    """
     order = np.argsort(keys, kind="stable")
     again = np.diff(keys[order]) == 0
     unlike = np.flatnonzero(again & (np.diff(labels[order]) != 0))
