@@ -15,7 +15,7 @@ from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.names import check_output, default_output
 from mae_transfer.runs.plan import Run
 from mae_transfer.runs.resolve import resolve_config
-from mae_transfer.runs.series import make_fabrics, make_runs
+from mae_transfer.runs.series import fabric_key, make_fabrics, make_runs
 from mae_transfer.runs.state import Resume, State, state_of
 from mae_transfer.runs.tasks import check_transfers
 from mae_transfer.runs.unread import refuse_unread
@@ -137,9 +137,7 @@ def _run(config: RunConfig, output: str | Path | None, *, resume: Resume, eval_o
     with console() if progress else nullcontext():
         state: State = "stopped" if resume else "new"
         if resume == "auto":
-            state = on_rank_zero(
-                fabrics[config.train.precision], lambda: state_of(run, resume=True, eval_only=eval_only)
-            )
+            state = on_rank_zero(fabrics[fabric_key(config)], lambda: state_of(run, resume=True, eval_only=eval_only))
         (record,) = make_runs([run], [state], fabrics, eval_only=eval_only, progress=progress)
     assert record is not None, "a run that diverges raises"
     shut_down()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lightning_fabric import Fabric
 
@@ -30,6 +30,8 @@ from mae_transfer.runs.tasks import make_task
 from mae_transfer.runs.trained import of_file
 
 _LOG = logging.getLogger(__name__)
+Fabrics: TypeAlias = dict[tuple[str, bool], Fabric]
+"""By `fabric_key`."""
 CURVES = {"partial": "blocks", "layers": "layers"}
 """Kind of a curve -> the option whose series ends with one."""
 
@@ -80,19 +82,20 @@ def run_series(
     return records
 
 
-def make_fabrics(runs: Sequence[Run]) -> dict[str, Fabric]:
-    """Precision -> fabric of the runs."""
-    configs = {run.config.train.precision: run.config for run in runs}
-    return {
-        precision: make_fabric(config.device, precision, shard=config.train.shard)
-        for precision, config in configs.items()
-    }
+def fabric_key(config: RunConfig) -> tuple[str, bool]:
+    """Precision, and whether the model is cut over the ranks."""
+    return config.train.precision, config.train.shard
+
+
+def make_fabrics(runs: Sequence[Run]) -> Fabrics:
+    configs = {fabric_key(run.config): run.config for run in runs}
+    return {key: make_fabric(config.device, key[0], shard=key[1]) for key, config in configs.items()}
 
 
 def make_runs(
     runs: Sequence[Run],
     states: Sequence[State],
-    fabrics: dict[str, Fabric],
+    fabrics: Fabrics,
     *,
     eval_only: bool = False,
     progress: bool = False,
@@ -114,7 +117,7 @@ def make_runs(
 def _make_runs(
     runs: Sequence[Run],
     states: Sequence[State],
-    fabrics: dict[str, Fabric],
+    fabrics: Fabrics,
     eval_only: bool,
     progress: bool,
     may_diverge: bool,
@@ -132,7 +135,7 @@ def _make_runs(
                 _LOG.warning("%s: its numbers are of another evaluation (%s); --eval-only makes it", run.path, unlike)
             yield record
             continue
-        fabric = fabrics[run.config.train.precision]
+        fabric = fabrics[fabric_key(run.config)]
         if task is None or task.config is not run.config:
             task = make_task(run.config, task)
         try:
@@ -146,9 +149,7 @@ def _make_runs(
             yield record
 
 
-def _check_runs(
-    runs: Sequence[Run], states: Sequence[State], fabrics: dict[str, Fabric], *, eval_only: bool
-) -> BaseTask | None:
+def _check_runs(runs: Sequence[Run], states: Sequence[State], fabrics: Fabrics, *, eval_only: bool) -> BaseTask | None:
     """Check the data of every run, and the batches of those to make. Runs that differ in how they train alone have
     their data read once.
 
@@ -161,7 +162,7 @@ def _check_runs(
             continue
         if task is None or _without_training(task.config) != _without_training(run.config):
             task = make_task(run.config, task)
-        fabric = fabrics[run.config.train.precision]
+        fabric = fabrics[fabric_key(run.config)]
         if state == "done":
             on_rank_zero(fabric, partial(check_same_data, task, run.path))
         else:

@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,6 +84,11 @@ class FeatureSet:
 
     def report_skipped(self, batch: Batch) -> None:
         """Nothing to do: `images.skipped` is complete from the start."""
+
+    def pieces(self, count: int) -> Iterator[Tensor]:
+        """Features (m, blocks, parts, C) of every image that could be decoded, of `count` images at once."""
+        for first in range(0, len(self.decoded), count):
+            yield torch.from_numpy(self.stored.rows(self.decoded[first : first + count]))
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """Features (n, blocks, parts, C) and labels (n,) of every image that could be decoded."""

@@ -7,9 +7,10 @@ not of themselves, so that the test sees every training image.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
@@ -37,11 +38,15 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 5
 """In a picture."""
+KEPT_BYTES = 2**33
+"""Of a bank on the device: ImageNet's by ViT-L. Of a larger one pieces are read again for each batch."""
+PIECE = 8192
+"""Images of the bank whose features are read at once."""
 _LOG = logging.getLogger(__name__)
 
 
 class NeighboursModel(ProbeModel):
-    """Frozen encoder and a bank: the features of the training images, which `remember` takes.
+    """Frozen encoder and a bank: the features of the training images, which `remember` takes, in bounded memory.
 
     Evaluation only: scores float32 (number of ks, B, K), the share of the votes. Classes without votes come after those
     with some, in their own order, so that five classes always fill the top five. A batch with "in_bank" int64 (B,)
@@ -50,6 +55,7 @@ class NeighboursModel(ProbeModel):
     """
 
     bank: Tensor
+    """The features (n, C); empty where they would take more than `KEPT_BYTES`."""
     labels: Tensor
     bank_sets: tuple[FeatureSet, ...] = ()
     """Where the bank's rows come from, in order."""
@@ -69,29 +75,48 @@ class NeighboursModel(ProbeModel):
         self.ks = tuple(sorted(ks))
         self.head_names = tuple(f"k{k}" for k in self.ks)
 
-    def remember(self, features: Tensor, labels: Tensor, batch: int = 8192) -> None:
-        """Make the bank of the training images' features (n, 1, parts, C) and labels (n,), on the encoder's device."""
+    def remember(self, pieces: Callable[[], Iterable[Tensor]], labels: Tensor) -> None:
+        """Make the bank of the training images' features, which are given some at a time (m, 1, parts, C), and of their
+        labels (n,), on the encoder's device."""
         device = next(self.encoder.parameters()).device
-        parts = [self._unit(part.to(device).float()) for part in features.split(batch)]
-        self.bank, self.labels = torch.cat(parts), labels.to(device)
+        self.labels = labels.to(device)
+        self._units = lambda: (self._unit(piece.to(device).float()) for piece in pieces())
+        width = self.frozen.width(len(self.frozen.blocks), self.pooling)
+        if len(labels) * width * self.bank.element_size() <= KEPT_BYTES:
+            bank, first = torch.empty(len(labels), width, device=device), 0
+            for unit in self._units():
+                bank[first : first + len(unit)] = unit
+                first += len(unit)
+            self.bank = bank
 
     def _unit(self, features: Tensor) -> Tensor:
         return F.normalize(self.frozen.select(features, len(self.frozen.blocks), self.pooling), dim=1)
 
-    def nearest(self, batch: Batch, k: int) -> "torch.return_types.topk":
+    def nearest(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
         """Of each image the k highest cosine similarities to the bank (B, k), all of a smaller bank, and their rows."""
         features = self.frozen(batch)
         with torch.autocast(features.device.type, enabled=False):
-            similarity = self._unit(features) @ self.bank.T
-        if "in_bank" in batch:
-            similarity.scatter_(1, batch["in_bank"][:, None], -torch.inf)
-        return similarity.topk(min(k, len(self.bank)), dim=1)
+            query = self._unit(features)
+            best, rows, first = query.new_empty(len(query), 0), self.labels.new_empty(len(query), 0), 0
+            for unit in [self.bank] if len(self.bank) else self._units():
+                similarity = query @ unit.T
+                if "in_bank" in batch:
+                    place = batch["in_bank"][:, None] - first
+                    here = (place >= 0) & (place < len(unit))
+                    own = torch.where(here, -torch.inf, similarity.gather(1, place.clamp(0, len(unit) - 1)))
+                    similarity.scatter_(1, place.clamp(0, len(unit) - 1), own)
+                top = similarity.topk(min(k, len(unit)), dim=1)
+                best, rows = torch.cat([best, top.values], 1), torch.cat([rows, top.indices + first], 1)
+                first += len(unit)
+                top = best.topk(min(k, best.shape[1]), dim=1)
+                best, rows = top.values, rows.gather(1, top.indices)
+        return best, rows
 
     def forward(self, batch: Batch) -> Tensor:
-        nearest = self.nearest(batch, self.ks[-1])
+        similarity, rows = self.nearest(batch, self.ks[-1])
         # less the highest, as in a softmax: the shares stay the same and nothing overflows
-        weights = ((nearest.values - nearest.values[:, :1]) / self.temperature).exp()
-        classes = self.labels[nearest.indices]
+        weights = ((similarity - similarity[:, :1]) / self.temperature).exp()
+        classes = self.labels[rows]
         none = torch.zeros(len(classes), self.num_classes, device=weights.device)
         votes = torch.stack([none.scatter_add(1, classes[:, :k], weights[:, :k]) for k in self.ks])
         last = -1 - torch.arange(self.num_classes, device=votes.device) / self.num_classes
@@ -119,11 +144,14 @@ class NearestNeighbours(FrozenProtocol[NeighboursModel]):
         train = store.features_of("train", images.train)
         holdout = store.features_of("holdout", images.holdout) if images.holdout else None
         model.bank_sets = (train,) if holdout is None else (train, holdout)
-        features, labels = zip(*(part.whole() for part in model.bank_sets), strict=True)
-        model.remember(torch.cat(features), torch.cat(labels))
-        most = len(model.bank)
+        labels = [part.images.labels[part.decoded] for part in model.bank_sets]
+        sets = model.bank_sets
+        model.remember(
+            lambda: (piece for part in sets for piece in part.pieces(PIECE)), torch.from_numpy(np.concatenate(labels))
+        )
+        most = len(model.labels)
         if holdout is not None:
-            holdout.in_bank = len(features[0])
+            holdout.in_bank = len(labels[0])
             most -= 1  # an image that was set aside is no neighbour of itself
         ks = tuple(k for k in model.ks if k <= most)
         if not ks:

@@ -14,7 +14,7 @@ from mae_transfer.runs.resolve import load_config
 from mae_transfer.runs.series import run_series
 from mae_transfer.tasks.classification.evaluate import flag_batch
 from mae_transfer.tasks.classification.features.frozen import FrozenFeatures
-from mae_transfer.tasks.classification.protocols import logreg
+from mae_transfer.tasks.classification.protocols import knn, logreg
 from mae_transfer.tasks.classification.protocols.attentive import Attentive
 from mae_transfer.tasks.classification.protocols.knn import NearestNeighbours
 
@@ -45,7 +45,7 @@ def test_votes_are_scikit_learns():
     model = build("knn", "probe.k=[3,10,25]")
     features, labels = clouds(200, 0)
     queries, _ = clouds(50, 1)
-    model.remember(features[:, None, None], labels, batch=64)
+    model.remember(lambda: features[:, None, None].split(64), labels)
     with torch.no_grad():
         scores = model({"features": queries[:, None, None]})
     assert scores.shape == (3, 50, 4)
@@ -62,7 +62,7 @@ def test_votes_are_scikit_learns():
 def test_classes_without_a_vote_fill_the_top_five(classes):
     model = build("knn", "probe.k=[1]", num_classes=classes)
     features, labels = clouds(40, 0, classes=classes)
-    model.remember(features[:, None, None], labels)
+    model.remember(lambda: features[:, None, None].split(64), labels)
     queries, _ = clouds(30, 1, classes=classes)
     with torch.no_grad():
         scores = model({"features": queries[:, None, None]})
@@ -76,11 +76,13 @@ def test_classes_without_a_vote_fill_the_top_five(classes):
         assert torch.equal(among_five, expected)
 
 
-def test_an_image_of_the_bank_is_no_neighbour_of_its_own():
+@pytest.mark.parametrize("kept", [knn.KEPT_BYTES, 0])
+def test_an_image_of_the_bank_is_no_neighbour_of_its_own(kept, monkeypatch):
+    monkeypatch.setattr(knn, "KEPT_BYTES", kept)
     model = build("knn", "probe.k=[1]", "data.holdout=0.1")
     features, labels = torch.eye(4)[:, None, None].repeat(1, 1, 1, 16), torch.arange(4)
     features[3, 0, 0, 0] += 0.5  # the fourth is the first's nearest
-    model.remember(features, labels)
+    model.remember(lambda: features.split(3), labels)
     with torch.no_grad():
         with_itself = model({"features": features[:1]})
         without = model({"features": features[:1], "in_bank": torch.tensor([0])})
@@ -95,7 +97,7 @@ def run(protocol, images, output, *overrides, **options):
     )  # fmt: skip
 
 
-def test_a_run_of_knn_and_its_evaluation_again(images, tmp_path):
+def test_a_run_of_knn_and_its_evaluation_again(images, tmp_path, monkeypatch):
     record = run("knn", images, tmp_path / "run", "probe.k=[1,5,10]", "data.holdout=0.25")
     metrics = record["metrics"]
     assert {f"{kind}/k{k}" for kind in ("top1", "holdout_top1") for k in (1, 5, 10)} <= metrics.keys()
@@ -103,6 +105,10 @@ def test_a_run_of_knn_and_its_evaluation_again(images, tmp_path):
     best = max(held, key=held.__getitem__)
     assert record["data"]["selected_head"] == f"k{best}"
     assert metrics["top1"] == metrics[f"top1/k{best}"]
+    monkeypatch.setattr(knn, "KEPT_BYTES", 0)
+    monkeypatch.setattr(knn, "PIECE", 5)
+    in_pieces = run("knn", images, tmp_path / "pieces", "probe.k=[1,5,10]", "data.holdout=0.25")
+    assert in_pieces["metrics"] == pytest.approx(metrics)
     assert record["steps"] == 0
     assert record["wall_seconds"] > 0
     assert not list((tmp_path / "run/checkpoints").iterdir())
