@@ -159,12 +159,15 @@ def test_the_shipped_suites(tmp_path: Path) -> None:
     _, runs = plan_suite(folder / "paper_claims.yaml", data={"tiny_imagenet": "/a"})
     assert len(runs) == 7 * 3 * 2 + 3
     assert len(pretrainings & {run.place.path.name for run in runs}) == 3, "both have the same MAE"
-    _, runs = plan_suite(folder / "real_weights.yaml", data={"persons": "/b", "camvid": "/c", "flowers": "/d"})
-    assert len(runs) == 2 * 8
+    _, runs = plan_suite(folder / "real_weights.yaml", data=data | {"panoptic": "/e"})
+    assert len(runs) == 2 * 13
     _, runs = plan_suite(folder / "dense_protocols.yaml", data={"tiny_imagenet": "/a", "camvid": "/c"})
     assert len(runs) == 9 + 12 * 7
     dense = {run.place.path.name for run in runs if run.config.task == "pretrain"}
     assert dense == pretrainings, "the study's own"
+    _, runs = plan_suite(folder / "many_classes.yaml", data={"tiny_imagenet": "/a", "panoptic": "/e"})
+    assert len(runs) == 3 + 4 * 5
+    assert {run.place.path.name for run in runs if run.config.task == "pretrain"} < pretrainings
 
 
 def test_the_suite_of_frozen_protocols_has_every_one_of_them(tmp_path: Path) -> None:
