@@ -159,6 +159,7 @@ def test_the_shipped_suites(tmp_path: Path) -> None:
     _, runs = plan_suite(folder / "paper_claims.yaml", data={"tiny_imagenet": "/a"})
     assert len(runs) == 7 * 3 * 2 + 3
     assert len(pretrainings & {run.place.path.name for run in runs}) == 3, "both have the same MAE"
+    del data["tiny_imagenet"]
     _, runs = plan_suite(folder / "real_weights.yaml", data=data | {"panoptic": "/e"})
     assert len(runs) == 2 * 13
     _, runs = plan_suite(folder / "dense_protocols.yaml", data={"tiny_imagenet": "/a", "camvid": "/c"})
