@@ -38,9 +38,9 @@ class Case:
 
 
 CASES = {
-    "coco": Case("coco", None, COCO, 37, 20),
-    "coco, frozen": Case("coco", "frozen", COCO, 37, 20),
-    "coco, cascade": Case("coco", None, (*COCO, "recipe=vitdet_cascade"), 41, 20),
+    "coco": Case("coco", None, COCO, 37, 22),
+    "coco, frozen": Case("coco", "frozen", COCO, 37, 22),
+    "coco, cascade": Case("coco", None, (*COCO, "recipe=vitdet_cascade"), 41, 22),
     "ade20k": Case("ade20k", None, (*ADE20K, *UPERNET), 1, 15, 2e-4),
     "ade20k, linear": Case("ade20k", "linear", ADE20K, 1, 15),
     "ade20k, finetune_linear": Case("ade20k", "finetune_linear", ADE20K, 1, 15),

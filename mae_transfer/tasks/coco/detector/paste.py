@@ -5,7 +5,9 @@ Source: detectron2 `layers/mask_ops.py`. torchvision truncates the box to whole 
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
+import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
 from torch import Tensor
@@ -51,12 +53,25 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
 
 
 def encode_bitmaps(bitmaps: Tensor) -> list[dict[str, object]]:
-    """Run-length encodings of bool masks (n, height, width)."""
-    if not len(bitmaps):
+    """Run-length encodings of bool masks (n, height, width), those of `rle.encode`.
+
+    Only the places where runs begin leave the device, and not the masks: thousands of numbers in the place of millions.
+    """
+    count, height, width = bitmaps.shape
+    if not count:
         return []
-    # RLE runs down the columns: transposed on the device, (n, width, height) is the memory order that it wants
-    columns = bitmaps.transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()
-    return list(rle.encode(columns.transpose(2, 1, 0)))
+    pixels = height * width
+    columns = bitmaps.transpose(1, 2).contiguous().view(-1)  # runs go down the columns
+    begins = torch.empty_like(columns)
+    torch.ne(columns[1:], columns[:-1], out=begins[1:])
+    begins[::pixels] = columns[::pixels]
+    places = begins.nonzero()[:, 0].cpu().numpy() if begins.is_cuda else np.flatnonzero(begins.numpy())
+    firsts = np.searchsorted(places, np.arange(count + 1) * pixels)
+    runs = [
+        np.diff(places[first:last] - i * pixels, prepend=0, append=pixels).tolist()
+        for i, (first, last) in enumerate(pairwise(firsts))
+    ]
+    return list(rle.frPyObjects([{"size": [height, width], "counts": each} for each in runs], height, width))
 
 
 def pieces(count: int, size: tuple[int, int]) -> Iterator[slice]:

@@ -6,7 +6,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from mae_transfer.tasks.coco.detector.mask_targets import mask_targets
-from mae_transfer.tasks.coco.detector.paste import paste_masks
+from mae_transfer.tasks.coco.detector.paste import encode_bitmaps, paste_masks
 
 
 def random_polygons(gen: np.random.Generator, parts: int) -> list[np.ndarray]:
@@ -86,3 +86,15 @@ def test_pasting_samples_at_pixel_centres(size: tuple[int, int]) -> None:
 
 def test_pasting_nothing() -> None:
     assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (30, 40)).shape == (0, 30, 40)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (30, 40)])
+def test_encodings_are_pycocotools(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(8, *size, generator=generator) < torch.linspace(0, 1, 8)[:, None, None]
+    assert not masks[0].any()
+    assert masks[-1].all()
+    masks[3, 0, 0] = masks[4, -1, -1] = True  # the run that begins an image, and the one that ends it
+    columns = masks.permute(1, 2, 0).numpy().astype(np.uint8)
+    assert encode_bitmaps(masks) == coco_mask.encode(np.asfortranarray(columns))
+    assert encode_bitmaps(masks[:0]) == []
