@@ -20,12 +20,13 @@ BLOCK = 10_000
 PIECE = 2**18
 """Bytes that are read at once."""
 TAIL = 2**14
-"""Characters at the end of what is read in which the last entry of a list is looked for."""
+"""Characters at the end of what is read in which the last entry of a list is looked for first."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BETWEEN = re.compile(r"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
-_BRACKETS = b"[{]}"
-_STEPS = bytes.maketrans(_BRACKETS, b"\x01\x01\xff\xff")
-_OTHERS = bytes(set(range(256)) - set(_BRACKETS))
+_QUOTE = 2
+_MARKED = b'[{]}"'
+_MARKS = bytes.maketrans(_MARKED, b"\x01\x01\xff\xff\x02")
+_OTHERS = bytes(set(range(256)) - set(_MARKED))
 _BEFORE_COLON = np.isin(np.arange(256), list(b'" \t\n\r'))
 _EVERY = 15
 _LONG = b"0" * (DIGITS // _EVERY)
@@ -132,7 +133,14 @@ class _Window:
         where that does not work out."""
         if len(self.text) - self.at < PIECE // 2 and not self.ended:
             self.more()
-        while between := list(_BETWEEN.finditer(self.text, max(self.at, self._until - TAIL), self._until)):
+        tail = TAIL
+        while self._until > self.at:
+            between = list(_BETWEEN.finditer(self.text, max(self.at, self._until - tail), self._until))
+            if not between and self._until - tail <= self.at:
+                break
+            if not between:
+                tail *= 8
+                continue
             first, last = self.at, between[-1].start() + 1
             if value := self._list(f"[{self.text[first:last]}]"):
                 self.at = between[-1].end()
@@ -190,9 +198,12 @@ def _is_strict(value: list[JSON], content: bytes) -> bool:
         return False
     if content.count(b"[") + content.count(b"{") <= 1 + len(rows):
         return True
-    # Brackets within strings count as well.
-    steps = np.frombuffer(content.translate(_STEPS, _OTHERS), dtype=np.int8)
-    return int(np.cumsum(steps, dtype=np.int64).max()) < DEPTH
+    if b'\\"' in content or b"\\\\" in content:  # a quote that ends no string, perhaps
+        return False
+    marks = np.frombuffer(content.translate(_MARKS, _OTHERS), dtype=np.int8)
+    quotes = marks == _QUOTE
+    outside = np.cumsum(quotes, dtype=np.int32) % 2 == 0
+    return int(np.cumsum(marks * (outside & ~quotes), dtype=np.int32).max()) < DEPTH
 
 
 def _outermost(window: _Window, take: Mapping[str, Take]) -> JSON:

@@ -22,6 +22,8 @@ ROWS = 2048
 """Of the features, that are multiplied at once: they stay in the cache for the value and the gradient."""
 SPANS = 16
 """Of the rows, that threads take."""
+THREAD_BYTES = 2**30
+"""What all threads may hold at once, about."""
 MEMORY = 30
 """Steps that L-BFGS remembers."""
 
@@ -63,11 +65,11 @@ class Regression:
         def project(rows: slice) -> None:
             self.inputs[rows, :-1] = (features[rows] - self.mean) @ self.components
 
-        with _threads() as pool:
+        shares = np.bincount(self.labels) / count
+        with _threads(width * width) as pool:
             variances, self.components = eigh(_sum(pool, covariance, count)[1])
             list(pool.map(project, _blocks(count)))
-        shares = np.bincount(self.labels) / count
-        spread, mixtures = eigh(np.diag(shares) - np.outer(shares, shares))
+            spread, mixtures = eigh(np.diag(shares) - np.outer(shares, shares))
         # Without the first, which adds the same to every class: at the minimum those sums are zero.
         self.mixtures = mixtures[:, 1:]
         self.curvature = np.outer(spread[1:], np.append(variances, 1)).clip(min=0)
@@ -108,12 +110,12 @@ class Regression:
         limits = {"maxiter": max_iter, "maxfun": 50 * max_iter, "maxls": 50, "maxcor": MEMORY}
         options = limits | {"gtol": 0, "ftol": rounding / 100}
         start = np.zeros(unit.size)
-        with _threads() as pool:
+        with _threads(len(self.present) * (ROWS + 2 * width)) as pool:
             found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=stop)
-        solution = self.mixtures @ (found.x.reshape(unit.shape) * unit)
-        weight, bias = np.zeros((self.num_classes, width - 1)), np.full(self.num_classes, -np.inf)
-        weight[self.present] = solution[:, :-1] @ self.components.T
-        bias[self.present] = solution[:, -1] - weight[self.present] @ self.mean
+            solution = self.mixtures @ (found.x.reshape(unit.shape) * unit)
+            weight, bias = np.zeros((self.num_classes, width - 1)), np.full(self.num_classes, -np.inf)
+            weight[self.present] = solution[:, :-1] @ self.components.T
+            bias[self.present] = solution[:, -1] - weight[self.present] @ self.mean
         return Fitted(weight, bias, found.status != 1)  # 1: of max_iter
 
     def _loss(self, pool: ThreadPoolExecutor, weight: np.ndarray) -> tuple[float, np.ndarray]:
@@ -141,10 +143,12 @@ class Regression:
 
 
 @contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as BLAS has outside."""
-    with threadpool_limits(1, "blas") as limits, ThreadPoolExecutor(limits.get_original_num_threads()["blas"]) as pool:
-        yield pool
+def _threads(numbers: int) -> Iterator[ThreadPoolExecutor]:
+    """As many threads as BLAS has outside, fewer where each of them holds many numbers."""
+    with threadpool_limits(1, "blas") as limits:
+        most = max(1, THREAD_BYTES // (8 * numbers))
+        with ThreadPoolExecutor(min(limits.get_original_num_threads()["blas"] or 1, SPANS, most)) as pool:
+            yield pool
 
 
 def _sum(

@@ -21,6 +21,7 @@ VALUES = [
     '{"rows": [{"a": "x:y", "b": ":z"}, {"a": "\\":"}, {"c": " : "}, {"d" : 1}, {"e"\n: 2}]}',
     '{"rows": [{"a": {"b": 1}}, {"a": {"b": {"c": 2}}}, {"a": [{"b": 1}]}, {}]}',
     '{"rows": [{"a": 18446744073709551616}, {"a": -0}, {"a": -0.0}, {"a": 1e400}, {"a": NaN}, {"a": 0.1e-7}, {}]}',
+    '{"rows": [{"a": "]]}}", "b": [[1]]}, {"a": "\\"]", "b": [[1]]}, {"a": "[\\\\", "b": [[1]]}]}',
     '{"rows": [{"a": "\\ud800"}, {"a": "\\ud83d\\ude00"}, {"b": "\x7f"}]}',
 ]
 WRONG = [
@@ -39,6 +40,8 @@ WRONG = [
     '{"info": ' + "[" * 101 + "]" * 101 + "}",
     '{"rows": [' + "9" * 1001 + "]}",
     '{"rows": [{"a": ' + "[" * 99 + "]" * 99 + '}, {"b": 1}, {"c": 1}]}',
+    '{"rows": [{"a": "' + "}" * 99 + '", "b": ' + "[" * 99 + "]" * 99 + '}, {"b": 1}, {"c": 1}]}',
+    '{"rows": [{"a": "' + "}" * 99 + '\\"", "b": ' + "[" * 99 + "]" * 99 + '}, {"b": 1}, {"c": 1}]}',
     '{"rows": [{"a": 1}, {"b": 2, "b": 3}, {"c": 1}]}',
     '{"rows": [{"a": 1}, {"b": {"c": 2, "c": 3}}, {"c": 1}]}',
     '{"rows": [{"a": 1, "\\u0061": 2}, {"b": 1}, {"c": 1}]}',
@@ -92,6 +95,18 @@ def test_the_same_refusal(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(ValueError) as found:
         read(path)
     assert str(found.value) == str(wanted.value)
+
+
+def test_long_entries_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "TAIL", 16)
+    monkeypatch.setattr(json_stream, "BLOCK", 1)
+    path = tmp_path / "some.json"
+    rows: list[JSON] = [{"a": [i] * 100} for i in range(200)]
+    path.write_text(json.dumps({"rows": rows}))
+    counts: list[int] = []
+    read_in_blocks(path, {"rows": lambda block: counts.append(len(block))})
+    assert sum(counts) == len(rows)
+    assert max(counts) > 100
 
 
 def test_lists_that_end_within_a_piece_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

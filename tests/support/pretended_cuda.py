@@ -215,6 +215,7 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
         "is_bf16_supported": lambda *_, **__: True,
         "manual_seed_all": nothing,
         "max_memory_allocated": lambda *_: 0,
+        "mem_get_info": lambda *_: (2**34, 2**34),
         "get_device_name": lambda *_: "pretended",
     }
     graphs = [name for name in dir(torch.optim.Optimizer) if name.endswith("_graph_capture_health_check")]
