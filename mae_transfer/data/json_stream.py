@@ -198,7 +198,7 @@ def _is_strict(value: list[JSON], content: bytes) -> bool:
         return False
     if content.count(b"[") + content.count(b"{") <= 1 + len(rows):
         return True
-    if b'\\"' in content or b"\\\\" in content:  # a quote that ends no string, perhaps
+    if b"\\" in content and (b'\\"' in content or b"\\\\" in content):  # a quote that ends no string, perhaps
         return False
     marks = np.frombuffer(content.translate(_MARKS, _OTHERS), dtype=np.int8)
     quotes = marks == _QUOTE
