@@ -165,9 +165,14 @@ def sweep(path: Path) -> None:
                     file.unlink()
 
 
+def is_free(path: Path) -> bool:
+    """Whether the folder holds no run. One that ended before its first step is none."""
+    return not ((path / "record.json").exists() or read_metrics(path) or list_checkpoints(path / "checkpoints"))
+
+
 def check_free(path: Path) -> None:
-    """UserError if the folder holds a run. One that ended before its first step is none."""
-    if (path / "record.json").exists() or read_metrics(path) or list_checkpoints(path / "checkpoints"):
+    """UserError if the folder holds a run."""
+    if not is_free(path):
         raise UserError(f"output folder {path} holds a run already; pass --resume or another --output")
 
 

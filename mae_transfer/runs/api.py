@@ -137,7 +137,7 @@ def _run(config: RunConfig, output: str | Path | None, *, resume: Resume, eval_o
     with console() if progress else nullcontext():
         state: State = "stopped" if resume else "new"
         if resume == "auto":
-            state = on_rank_zero(fabrics[fabric_key(config)], lambda: state_of(run, resume=True, eval_only=eval_only))
+            state = on_rank_zero(fabrics[fabric_key(config)], lambda: state_of(run, resume=resume, eval_only=eval_only))
         (record,) = make_runs([run], [state], fabrics, eval_only=eval_only, progress=progress)
     assert record is not None, "a run that diverges raises"
     shut_down()

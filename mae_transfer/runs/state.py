@@ -5,7 +5,8 @@ from typing import Literal
 from mae_transfer.config.overrides import flatten
 from mae_transfer.config.roles import Role, keys
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.run_folder.folder import check_begun, check_free, check_same_recipe, default_of
+from mae_transfer.errors import UserError
+from mae_transfer.run_folder.folder import check_begun, check_free, check_same_recipe, default_of, is_free
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.plan import Run
 
@@ -28,6 +29,12 @@ def state_of(run: Run, *, resume: Resume, eval_only: bool = False) -> State:
     if eval_only:
         check_begun(run.path)
     if not (run.path / "config.yaml").exists():
+        if not is_free(run.path):
+            raise UserError(
+                f"{run.path} has parts of a run but no config.yaml; restore that file, or give another --output"
+            )
+        return "new"
+    if resume == "auto" and is_free(run.path):  # it was refused, or stopped before its first step
         return "new"
     check_same_recipe(run.path, run.config)
     return "done" if (run.path / "record.json").exists() and not eval_only else "stopped"

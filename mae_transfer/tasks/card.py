@@ -115,10 +115,10 @@ class TaskCard:
             KeyError: the task has no protocol of that name.
         """
         if not self.protocols:
-            if name:
+            if name is not None:
                 raise KeyError(name)
             return None
-        if not name:
+        if name is None:
             return self.protocols[0]
         return {protocol.name: protocol for protocol in self.protocols}[name]
 

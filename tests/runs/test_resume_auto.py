@@ -101,8 +101,14 @@ def test_another_recipe_or_a_run_without_configuration_is_refused(finished: Path
         run(finished, "optim.lr=1")
     stopped_after(finished, tmp_path / "run", 2)
     (tmp_path / "run" / "config.yaml").unlink()
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match=r"parts of a run but no config.yaml; restore that file, or give another"):
         run(tmp_path / "run")
+
+
+def test_a_run_that_was_refused_before_its_first_step_is_no_run(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    shutil.copy(finished / "config.yaml", tmp_path / "run")
+    assert run(tmp_path / "run", "optim.lr=1e-5")["settings"]["optim.lr"] == 1e-5
 
 
 def test_a_pre_training_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,9 +115,10 @@ def run_rows(
     footnotes: list[str],
     place: Callable[[ComparableRuns], str] = size_of,
 ) -> list[Row]:
-    """The rows of one initialisation; a footnote for each that is unlike the reference run of its place."""
+    """The rows of one initialisation, what is like the reference run of its place first; a footnote for each that is
+    not."""
     rows, kind = [], "size" if place is size_of else "column"
-    for places in stacked(groups, place):
+    for places in stacked(sorted(groups, key=lambda g: bool(changes(g, reference[place(g)]))), place):
         differs = [f"{where}: {change}" for where, g in places.items() if (change := changes(g, reference[where]))]
         marker = ""
         if differs:

@@ -89,15 +89,19 @@ def _by_settings(
     ordered = sorted(of_settings.values(), key=lambda of: (-len(of), min(group.first for group in of)))
     columns = []
     heads: dict[str, ComparableRuns] = {}
+    alike: dict[tuple[str, str], ComparableRuns] = {}
     for of in ordered:
         sizes = {group.size for group in of}
         own = f"{head}, {size_title(of[0].size)}" if len(ordered) > 1 and len(sizes) == 1 else head
         if of[0].protocol == PARTIAL:
             own += f", {of[0].blocks:g} blocks"
-        if own in heads:
-            notes.append(f"[{len(notes) + 1}] {own}: {_unlike(of[0], heads[own])}.")
+        first = heads.get(own) or (alike.get((of[0].size, f"{of[0].blocks}")) if own != head else None)
+        if first:
+            notes.append(f"[{len(notes) + 1}] {own}: {_unlike(of[0], first)}.")
             own += f" [{len(notes)}]"
         heads.setdefault(own, of[0])
+        for group in of:
+            alike.setdefault((group.size, f"{group.blocks}"), group)
         columns.append((own, {(g.init, g.backbone, g.weights): g for g in of}))
     return columns
 

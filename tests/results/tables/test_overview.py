@@ -96,6 +96,16 @@ def test_unlike_settings_data_and_presets_never_share_a_column() -> None:
     assert len(tables[1].head) == len({*tables[1].head})
 
 
+def test_settings_that_only_one_size_has_are_said_beside_its_usual_ones() -> None:
+    runs = [record("mae", 0, 1.0), record("mae", 0, 2.0, size="l"), record("mae", 0, 3.0, lr=0.2)]
+    table = build_tables([RunRecord(**each) for each in runs])[0]
+    assert (
+        table.head
+        == ("encoder", "top-1, linear: shapes", "top-1, linear: shapes, B [1]", "mean rank")[: len(table.head)]
+    )
+    assert "[1] top-1, linear: shapes, B: optim.lr 0.1 -> 0.2." in table.footnotes
+
+
 def test_columns_of_two_tasks_or_copies_of_a_benchmark_are_told_apart() -> None:
     head, _ = overview([record("mae", 0, 1.0), record("mae", 0, 2.0, "inat2018")])
     assert head[1:] == ("top-1, linear: shapes, folder", "top-1, linear: shapes, inat2018")
