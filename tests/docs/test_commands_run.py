@@ -69,6 +69,7 @@ SETS = {
     "transfer_study": STUDIES,
     "paper_claims": STUDIES[:1],
     "dense_protocols": STUDIES[::3],
+    "many_classes": [STUDIES[0], "panoptic=data/ADEChallengeData2016"],
     "frozen": ["imagenet=data/imagenet", "coco=data/coco", "ade20k=data/ADEChallengeData2016"],
     "mae_vs_baselines": [
         *("coco=data/coco", "ade20k=data/ADEChallengeData2016"),
@@ -115,7 +116,7 @@ def small(line: str) -> tuple[str, list[str]]:
     task = words[words.index("--task") + 1] if "--task" in words else command
     if command == "suite":
         words = re.sub(r"--data( [^-]\S*)*", "", " ".join(words)).replace("--gpus 8", "--gpus 1").split()
-        own = Path(words[0]).stem in ("transfer_study", "paper_claims", "dense_protocols")
+        own = Path(words[0]).stem in ("transfer_study", "paper_claims", "dense_protocols", "many_classes")
         weights = [] if own else ["--preset", "smoke", "--checkpoint", "mocov3_vit_b=my.pth"]
         dry = [] if {"--status", "--dry-run"} & set(words) else ["--dry-run"]
         words += [*weights, *dry, "--data", *SETS[Path(words[0]).stem]]
@@ -208,7 +209,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (here / name[0]).symlink_to(own / "images" / split)
         (here / name[1]).symlink_to(own / "annotations" / split)
     (here / "configs").symlink_to(ROOT / "configs")
-    for study in ("evidence", "dense_protocols", "real_weights"):
+    for study in ("evidence", "dense_protocols", "many_classes", "real_weights"):
         (here / "results" / study).symlink_to(ROOT / "results" / study)
 
     before = Path.cwd()

@@ -10,7 +10,7 @@ from support.tables import make_tables
 
 from mae_transfer.run_folder.record import read_records
 
-STUDIES = {"evidence": 156, "dense_protocols": 93, "real_weights": 16}
+STUDIES = {"evidence": 156, "dense_protocols": 93, "many_classes": 23, "real_weights": 26}
 NUMBERS = re.compile(r"[0-9.]+ ± [0-9.]+|[+−][0-9.]+ \[[^\]]+\]")
 
 
