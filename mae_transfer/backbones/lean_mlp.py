@@ -12,14 +12,22 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 
-class LeanMlp(Mlp):
-    """fc1, GELU, fc2, with Mlp's parameters and numbers; without dropout and inner norm, which a plain ViT has not."""
+def make_lean(model: nn.Module) -> None:
+    """Turn each Mlp of exact GELU, without dropout and inner norm, into one that keeps less."""
+    for module in model.modules():
+        if (
+            type(module) is Mlp
+            and type(module.act) is nn.GELU
+            and module.act.approximate == "none"
+            and isinstance(module.norm, nn.Identity)
+            and module.drop1.p == module.drop2.p == 0
+            and all(type(fc) is nn.Linear and fc.bias is not None for fc in (module.fc1, module.fc2))
+        ):
+            module.__class__ = LeanMlp
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        plain = type(self.act) is nn.GELU and self.act.approximate == "none" and isinstance(self.norm, nn.Identity)
-        assert plain, "of exact GELU only"
-        assert self.drop1.p == self.drop2.p == 0
+
+class LeanMlp(Mlp):
+    """fc1, GELU, fc2, with Mlp's parameters and numbers; `make_lean` makes it."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():

@@ -21,6 +21,7 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 from mae_transfer.backbones import registry
+from mae_transfer.backbones.lean_mlp import make_lean
 from mae_transfer.backbones.own_module import spec_of_plugin
 from mae_transfer.backbones.plugins import find_plugin, plugin_names
 from mae_transfer.backbones.positions.kinds import kind_in_weights
@@ -181,12 +182,12 @@ def build(
     img_size: int | tuple[int, int],
     drop_path: float = 0.0,
     device: str = "cpu",
-    mlp_layer: type[nn.Module] = Mlp,
 ) -> VisionTransformer:
     """timm's VisionTransformer, or its Eva, of a spec in float32, without final norm and head.
 
     `img_size` is the pixel size its position embedding and tables are for. Values are timm's initialisation; on the
-    meta device there are none, and a checkpoint must bring all of them. UserError for a module of a user's own.
+    meta device there are none, and a checkpoint must bring all of them. MLPs keep less in training (`lean_mlp.py`).
+    UserError for a module of a user's own.
     """
     if spec.origin is not None or spec.stages:
         what = f"{spec.origin}, a module of your own" if spec.origin else "hierarchical"
@@ -225,7 +226,6 @@ def build(
                 no_embed_class=spec.class_token and spec.position_prefix == 0,
                 pos_embed="learn" if spec.abs_pos else "none",
                 final_norm=False,
-                mlp_layer=mlp_layer,
                 **shared,
             )
         kind = kind_in_weights(spec)
@@ -235,6 +235,7 @@ def build(
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = spec.eps
+    make_lean(vit)
     return vit
 
 

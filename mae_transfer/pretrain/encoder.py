@@ -7,7 +7,6 @@ import dataclasses
 
 from mae_transfer.backbones.grid import Grid
 from mae_transfer.backbones.grid import grid_of as backbone_grid
-from mae_transfer.backbones.lean_mlp import LeanMlp
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.backbones.timm_vit import build, new_final_norm, resolve
 from mae_transfer.backbones.vit import ViTEncoder
@@ -52,7 +51,7 @@ def new_encoder(
     """
     if final_norm and not spec.final_norm:
         raise UserError(f"--backbone {spec.name} has no norm after its blocks, which --method {config.method} needs")
-    vit = build(spec, img_size=config.data.size, drop_path=config.backbone.drop_path, mlp_layer=LeanMlp)
+    vit = build(spec, img_size=config.data.size, drop_path=config.backbone.drop_path)
     encoder = ViTEncoder(
         vit,
         spec,

@@ -30,6 +30,9 @@ from mae_transfer.backbones.positions.tables import DECOMPOSED_TABLES
 from mae_transfer.backbones.registry import Spec
 from mae_transfer.errors import UserError
 
+FLASH_WIDTH = 256
+"""The flash kernel takes queries, keys and values of one width, up to this one."""
+
 
 class DecomposedTables(Position):
     """Each block's attention has parameters `rel_pos_h` and `rel_pos_w` for its window or the grid of `img_size`.
@@ -128,14 +131,20 @@ def decomposed_attention(q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, of_rows: Tensor, of_columns: Tensor, grid: Grid) -> Tensor:
-    """Attention with biases (B, heads, N, h) and (B, heads, N, w) as one of wider queries and keys, without a mask."""
+    """Attention with biases (B, heads, N, h) and (B, heads, N, w) as one of wider queries and keys, without a mask.
+
+    Values are made as wide, with zeros, for the flash kernel: by PyTorch's own choice of kernels, timed on no GPU.
+    """
     h, w = grid
     row, column = torch.eye(h, device=q.device, dtype=q.dtype), torch.eye(w, device=q.device, dtype=q.dtype)
     places = torch.cat([row.repeat_interleave(w, 0), column.repeat(h, 1)], 1).expand(*k.shape[:2], -1, -1)
     spare = -(q.shape[-1] + h + w) % 8  # fused kernels want widths of whole eights
     queries = F.pad(torch.cat([q * q.shape[-1] ** -0.5, of_rows, of_columns], -1), (0, spare))
     keys = F.pad(torch.cat([k, places], -1), (0, spare))
-    return F.scaled_dot_product_attention(queries, keys, v, scale=1.0)
+    wider = queries.shape[-1] - v.shape[-1]
+    if queries.shape[-1] > FLASH_WIDTH:
+        return F.scaled_dot_product_attention(queries, keys, v, scale=1.0)
+    return F.scaled_dot_product_attention(queries, keys, F.pad(v, (0, wider)), scale=1.0)[..., : v.shape[-1]]
 
 
 def _offsets(table: Tensor, size: int) -> Tensor:
