@@ -69,7 +69,7 @@ SETS = {
     "transfer_study": STUDIES,
     "paper_claims": STUDIES[:1],
     "dense_protocols": STUDIES[::3],
-    "many_classes": [STUDIES[0], "panoptic=data/ADEChallengeData2016"],
+    "many_classes": [STUDIES[0], "panoptic=data/photographs"],
     "frozen": ["imagenet=data/imagenet", "coco=data/coco", "ade20k=data/ADEChallengeData2016"],
     "mae_vs_baselines": [
         *("coco=data/coco", "ade20k=data/ADEChallengeData2016"),
