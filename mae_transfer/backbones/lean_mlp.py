@@ -15,19 +15,26 @@ from torch import Tensor, nn
 def make_lean(model: nn.Module) -> None:
     """Turn each Mlp of exact GELU, without dropout and inner norm, into one that keeps less."""
     for module in model.modules():
-        if (
-            type(module) is Mlp
-            and type(module.act) is nn.GELU
-            and module.act.approximate == "none"
-            and isinstance(module.norm, nn.Identity)
-            and module.drop1.p == module.drop2.p == 0
-            and all(type(fc) is nn.Linear and fc.bias is not None for fc in (module.fc1, module.fc2))
-        ):
+        if type(module) is Mlp and _is_plain(module):
             module.__class__ = LeanMlp
 
 
+def _is_plain(mlp: Mlp) -> bool:
+    return (
+        type(mlp.act) is nn.GELU
+        and mlp.act.approximate == "none"
+        and isinstance(mlp.norm, nn.Identity)
+        and mlp.drop1.p == mlp.drop2.p == 0
+        and all(type(fc) is nn.Linear and fc.bias is not None for fc in (mlp.fc1, mlp.fc2))
+    )
+
+
 class LeanMlp(Mlp):
-    """fc1, GELU, fc2, with Mlp's parameters and numbers; `make_lean` makes it."""
+    """fc1, GELU, fc2, with Mlp's parameters and numbers; without dropout and inner norm, which a plain ViT has not."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        assert _is_plain(self), "of exact GELU only"
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():

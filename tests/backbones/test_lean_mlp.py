@@ -29,6 +29,8 @@ def test_others_stay_as_they_are() -> None:
     model = nn.ModuleList([*others, Mlp(4)])
     make_lean(model)
     assert [type(module) for module in model] == [Mlp] * len(others) + [LeanMlp]
+    with pytest.raises(AssertionError, match="of exact GELU only"):
+        LeanMlp(4, act_layer=nn.SiLU)
 
 
 def test_frozen_weights_and_inputs_get_what_timms_get() -> None:
