@@ -7,7 +7,7 @@
 
 The detections are the ground truth jittered, up to three times each, some under another class, with tied scores, and
 random boxes; at most 100 an image. Timed from detections in memory to the twelve numbers: pycocotools through its
-`loadRes`, as its users do, this project through `tasks.coco.evaluate.score`. Needs pycocotools (in the `dev` extra).
+`loadRes`, as its users do, this project through `tasks.coco.evaluate.score`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import numpy as np
 
 def make_detections(annotations: Any, seed: int = 0) -> list[Any]:
     """Plausible detections for every image of a `CocoAnnotations`."""
-    from faster_coco_eval.core import mask as rle
+    from pycocotools import mask as rle
 
     from mae_transfer.tasks.coco.evaluate import ImageDetections
 
@@ -116,19 +116,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mae_transfer.data.synthetic.coco import make_coco
     from mae_transfer.tasks.coco.annotations import CocoAnnotations
     from mae_transfer.tasks.coco.card import STATISTICS
-    from mae_transfer.tasks.coco.evaluate import IOU_TYPES, coco_results, ground_truth, score
+    from mae_transfer.tasks.coco.evaluate import coco_results, score
 
     with tempfile.TemporaryDirectory() as temporary:
         root = args.data or make_coco(Path(temporary) / "coco", train_images=1, val_images=400)
         content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
         path = Path(temporary) / "val.json"
-        path.write_text(json.dumps(copies_of(content, args.copies)))
+        truth = copies_of(content, args.copies)
+        path.write_text(json.dumps(truth))
         annotations = CocoAnnotations(path)
     detections = make_detections(annotations)
-    truth = ground_truth(annotations, set(annotations.image_ids.tolist()))
     results = coco_results(detections, annotations)
     print(f"{len(annotations)} images, {len(truth['annotations'])} objects, {len(results)} detections")
-    for kind, iou_type in IOU_TYPES.items():
+    for kind, iou_type in (("box", "bbox"), ("mask", "segm")):
         ours, theirs, difference = [], [], 0.0
         others: dict[str, list[float]] = {package: [] for package in args.beside}
         for _ in range(args.repeats):

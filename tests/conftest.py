@@ -18,7 +18,7 @@ USES = {
         r"|support\.engine_toy\.(run_ranks|start)\b|support\.ranks\.spawn\b"
     ),
     "reference": re.compile(
-        r"(import|from|importorskip\(\") ?(timm|transformers|detectron2|mmseg|mmcv|mmengine|pycocotools)\b"
+        r"(import|from|importorskip\(\") ?(timm|transformers|detectron2|mmseg|mmcv|mmengine|pycocotools\.coco\w*)\b"
         r"|support\.(mae_reference|ade20k_reference|detector_goldens|detectron2_cases|vitdet_cases)\b"
     ),
 }

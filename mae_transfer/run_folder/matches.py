@@ -43,12 +43,17 @@ class AveragePrecision:
         return np.array([self._of(row.astype(np.int64)) for row in counts])
 
     def _of(self, times: np.ndarray) -> float:
+        found = self.by_class(times)
+        found = found[:, ~np.isnan(found[0])]
+        return float(found.mean()) if found.size else np.nan
+
+    def by_class(self, times: np.ndarray) -> np.ndarray:
+        """float64 (10, K) at each overlap and for each class, from int64 (n,), how often each image counts."""
         objects = np.bincount(self.object_labels, times[self.object_images], self.num_classes)
         weights = times[self.images]
         before = _summed(weights)
-        total = sum(threshold.area(weights, before, objects) for threshold in self.at)
-        counted = int((objects > 0).sum())
-        return 100 * total / counted / len(RECALLS) / len(THRESHOLDS) if counted else np.nan
+        areas = np.stack([threshold.areas(weights, before, objects) for threshold in self.at])
+        return np.where(objects > 0, 100 / len(RECALLS) * areas, np.nan)
 
 
 class _Threshold:
@@ -69,8 +74,8 @@ class _Threshold:
         self.is_first = np.arange(len(self.hits)) == self.firsts
         self.lift = 2.0 * (len(starts) - self.labels)  # the maximum of what follows ends with the class
 
-    def area(self, weights: np.ndarray, before: np.ndarray, objects: np.ndarray) -> float:
-        """The sum over classes and recalls of the precision.
+    def areas(self, weights: np.ndarray, before: np.ndarray, objects: np.ndarray) -> np.ndarray:
+        """float64 (K,): the sum over recalls of the precision, of each class.
 
         Args:
             weights: int64 (m,), how often each detection counts.
@@ -88,7 +93,7 @@ class _Threshold:
         recall = right / np.maximum(objects, 1)[self.labels]
         passed = np.searchsorted(RECALLS, recall, side="right")
         steps = passed - np.where(self.is_first, 0, np.roll(passed, 1))
-        return float((highest * steps).sum())
+        return np.bincount(self.labels, highest * steps, len(objects))
 
 
 def _summed(values: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 
 import numpy as np
-from faster_coco_eval.core import mask as rle
 from PIL import Image, ImageDraw
+from pycocotools import mask as rle
 
 from mae_transfer.data.synthetic.folder import cache_folder, make_folder
 

@@ -5,15 +5,19 @@ processes of a node map them into memory. Records are built when they are asked 
 into every loader process as soon as Python counts references to it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from mae_transfer.data import json_stream
 from mae_transfer.data.index_cache import cached_index
 from mae_transfer.data.names import Names
 from mae_transfer.errors import UserError
 from mae_transfer.tasks.coco import annotation_file, checks, fields, masks, readings
-from mae_transfer.tasks.coco.masks import RLE, Masks, Polygons
+from mae_transfer.tasks.coco.masks import RLE, Masks, Polygons, spans
+from mae_transfer.tasks.coco.overlaps import Truth
 
 SOURCES = [module.__file__ for module in (annotation_file, checks, fields, json_stream, masks, readings)]
 """What decides on the content of an index: code that checks more reads every file again."""
@@ -89,6 +93,18 @@ class CocoAnnotations:
             for number, category, box, area, crowd, mask in zip(*values, masks, strict=True)
         ]
         return ImageRecord(int(self.image_ids[index]), self.file_names[index], height, width, objects)
+
+    def truth(self, ids: Sequence[int]) -> Truth:
+        """The objects of these images, which are numbered in their order; each id once."""
+        columns = self._columns
+        places = np.searchsorted(self.image_ids, ids)
+        first = columns["first_objects"][places]
+        count = columns["first_objects"][places + 1] - first
+        image, rows = np.repeat(np.arange(len(ids)), count), columns["objects"][spans(first, count)]
+        order = np.lexsort((columns["classes"][rows], image))
+        image, rows = image[order], rows[order]
+        label, boxes, area, crowd = (columns[name][rows] for name in ("classes", "boxes", "areas", "crowd"))
+        return Truth(image, label, boxes, area, crowd, self._masks.of(rows) if self.has_masks else None)
 
 
 def check_same_categories(train: CocoAnnotations, val: CocoAnnotations) -> None:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from faster_coco_eval.core import mask as rle
+from pycocotools import mask as rle
 
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.coco.masks import Masks
+from mae_transfer.tasks.coco.masks import Masks, pixels
 from mae_transfer.tasks.coco.readings import (
     IOU_THRESHOLDS,
     areas_of_corners,
@@ -81,7 +81,7 @@ class Objects:
             masks = [self.masks[i] for i in encoded.tolist()]
             self.bounds[encoded] = np.asarray(rle.toBbox(masks)).reshape(-1, 4)
             self.bounds[encoded, 2:] += self.bounds[encoded, :2]
-            self.mask_areas[encoded] = rle.area(masks)
+            self.mask_areas[encoded] = pixels(masks)
         drawn = np.flatnonzero(~self.masks.encoded)
         for start in range(0, len(drawn), _CHUNK):
             rows = drawn[start : start + _CHUNK]

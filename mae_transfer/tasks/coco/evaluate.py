@@ -2,45 +2,39 @@
 
 On a data set of boxes without masks only box AP.
 
-Detections become COCO results as in detectron2's `instances_to_coco_json`, and faster-coco-eval turns them into the
-twelve numbers. Its `loadRes` is left out: it takes the masks one at a time, which cost as much as the evaluation.
+Detections are those of detectron2's `instances_to_coco_json`; their overlaps with the objects (`overlaps.py`) and what
+they match (`matches.py`) give the twelve numbers (`scores.py`).
 The size class (small, medium, large) of a detection goes by its box area in box AP and by its mask area in mask AP.
 """
 
-import contextlib
-import gc
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from faster_coco_eval.core import mask as rle
-from faster_coco_eval.core.coco import COCO
-from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from lightning_fabric import Fabric
 from torch import nn
 
 from mae_transfer.engine.distributed import host_group
 from mae_transfer.engine.evaluation import evaluating, evaluation_batches
 from mae_transfer.files import atomic_write
-from mae_transfer.run_folder.per_image import Arrays
+from mae_transfer.run_folder.per_image import KINDS, Arrays
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
-from mae_transfer.tasks.coco.card import STATISTICS
 from mae_transfer.tasks.coco.config import CocoConfig
 from mae_transfer.tasks.coco.data import CocoEval
 from mae_transfer.tasks.coco.detector.paste import encode_bitmaps
 from mae_transfer.tasks.coco.detector.postprocess import Detections
-from mae_transfer.tasks.coco.matches import keep_matches
+from mae_transfer.tasks.coco.matches import match, per_image
+from mae_transfer.tasks.coco.overlaps import Found, pairs
+from mae_transfer.tasks.coco.scores import mean, precisions, statistics
 
 _LOG = logging.getLogger(__name__)
-# The names of COCOeval's statistics, in its order.
-IOU_TYPES = {"box": "bbox", "mask": "segm"}
 MOST = 2_000_000
-"""Detections of which matches are kept: half a minute and 11 MB; val2017 has 500,000 at most."""
+"""Detections of which matches are kept, 11 MB; val2017 has 500,000 at most."""
 
 
 class ImageDetections(NamedTuple):
@@ -100,7 +94,8 @@ def _finish(
     count = sum(len(image.scores) for image in detections)
     if count > MOST:
         _LOG.warning(f"{count} detections are too many to keep how they match: no interval over images will be given")
-    return score_each(dataset.annotations, detections, per_class=config.eval.per_class, matches=count <= MOST)
+    metrics, matches = score_each(dataset.annotations, detections, per_class=config.eval.per_class)
+    return metrics, matches if count <= MOST else None
 
 
 def detect(
@@ -165,18 +160,6 @@ def write_predictions(path: Path, detections: list[ImageDetections], annotations
         file.write(json.dumps(results).encode())
 
 
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """A million small dicts without cycles are made here; looking for cycles in them took a fifth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def score(
     annotations: CocoAnnotations,
     detections: list[ImageDetections],
@@ -188,94 +171,35 @@ def score(
     return score_each(annotations, detections, per_class=per_class, kinds=kinds)[0]
 
 
-@_collector_paused()
 def score_each(
     annotations: CocoAnnotations,
     detections: list[ImageDetections],
     *,
     per_class: bool = False,
     kinds: Sequence[str] | None = None,
-    matches: bool = False,
-) -> tuple[dict[str, float], Arrays | None]:
-    """The metrics of `score`, and with `matches` what `evaluate` gives."""
-    content = ground_truth(annotations, {image.image_id for image in detections})
-    ids = [image["id"] for image in content["images"]]
-    results = coco_results(detections, annotations)
-    for number, result in enumerate(results, start=1):
-        # "rle" is the evaluator's own key for a mask ready to use; from "segmentation" it would make every mask anew
-        result |= {"id": number, "iscrowd": 0}
-        if "segmentation" in result:
-            result["rle"] = result.pop("segmentation")
-    _number_anew(content, results)
-    truth, found = COCO(content), COCO(content | {"annotations": results})
+) -> tuple[dict[str, float], Arrays]:
+    """The metrics of `score`, and how the detections of each image match."""
+    detections = sorted(detections, key=lambda image: image.image_id)
+    ids = [image.image_id for image in detections]
+    kinds = kinds or (KINDS if annotations.has_masks else KINDS[:1])
+    truth, found = annotations.truth(ids), _found(detections)
     metrics: dict[str, float] = {}
-    overlaps = {}
-    for prefix in kinds or (tuple(IOU_TYPES) if annotations.has_masks else ("box",)):
-        iou_type = IOU_TYPES[prefix]
-        for result, area in zip(results, _areas(results, iou_type), strict=True):
-            result["area"] = area
-        evaluator = COCOeval_faster(truth, found, iou_type, print_function=_silent)
-        evaluator.run()
-        overlaps[prefix] = evaluator.ious
-        metrics |= {f"{prefix}_{name}": _percent(s) for name, s in zip(STATISTICS, evaluator.stats, strict=True)}
+    of_kinds = {}
+    for kind in kinds:
+        of_kinds[kind] = matched = match(pairs(found, truth, kind), found, truth, found.areas(kind))
+        metrics |= {f"{kind}_{name}": s for name, s in statistics(found, truth, matched, len(ids)).items()}
         if per_class:
-            precision = evaluator.eval["precision"][:, :, :, 0, -1]  # IoU, recall, category; all areas, 100 detections
+            precision = precisions(found, truth, matched, len(ids))
             for k, name in enumerate(annotations.names):
-                valid = precision[:, :, k][precision[:, :, k] > -1]
-                metrics[f"{prefix}_AP/{name}"] = _percent(valid.mean() if valid.size else -1)
-    if not matches:
-        return metrics, None
-    found = {image.image_id: (image.scores, image.classes) for image in detections}
-    return metrics, keep_matches(ids, content["annotations"], [found[image_id] for image_id in ids], overlaps)
+                metrics[f"{kind}_AP/{name}"] = mean(precision[:, k : k + 1])
+    return metrics, per_image(ids, found, truth, of_kinds)
 
 
-def _number_anew(content: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """Ids of images and categories from 1 on, in their order: the evaluator takes none below 0 or beyond a double's."""
-    for rows, key in (("images", "image_id"), ("categories", "category_id")):
-        numbers = {row["id"]: number for number, row in enumerate(content[rows], start=1)}
-        for row in content[rows]:
-            row["id"] = numbers[row["id"]]
-        for row in (*content["annotations"], *results):
-            row[key] = numbers[row[key]]
-
-
-def _areas(results: list[dict[str, Any]], iou_type: str) -> list[float]:
-    """What the size class of each detection goes by."""
-    if iou_type == "bbox":
-        return [result["bbox"][2] * result["bbox"][3] for result in results]
-    return [float(area) for area in rle.area([result["rle"] for result in results])] if results else []
-
-
-def ground_truth(annotations: CocoAnnotations, image_ids: set[int]) -> dict[str, Any]:
-    """The annotation file's content for these images, crowds included, as COCO's tools take it.
-
-    Annotation ids count from 1: the evaluators take 0 for "not matched" and others below as numbers of what matched.
-    """
-    images: list[dict[str, object]] = []
-    objects: list[dict[str, object]] = []
-    for i in np.flatnonzero(np.isin(annotations.image_ids, list(image_ids))).tolist():
-        record = annotations[i]
-        images.append({"id": record.id, "height": record.height, "width": record.width})
-        for item in record.objects:
-            row = {
-                "id": len(objects) + 1,
-                "image_id": record.id,
-                "category_id": annotations.category_ids[item.category],
-                "bbox": list(item.bbox),
-                "area": item.area,
-                "iscrowd": int(item.crowd),
-            }
-            if (mask := item.segmentation) is not None:
-                row["segmentation"] = [p.tolist() for p in mask] if isinstance(mask, list) else mask
-            objects.append(row)
-    categories = [{"id": i, "name": n} for i, n in zip(annotations.category_ids, annotations.names, strict=True)]
-    return {"images": images, "annotations": objects, "categories": categories}
-
-
-def _percent(statistic: float) -> float:
-    """COCO's -1 is "no ground truth of this kind"."""
-    return float(statistic) * 100 if statistic > -1 else float("nan")
-
-
-def _silent(*_: object) -> None:
-    """Takes the lines that the evaluator would print or log."""
+def _found(detections: list[ImageDetections]) -> Found:
+    """Those of all images, which are numbered in their order."""
+    image = np.repeat(np.arange(len(detections)), [len(image.scores) for image in detections])
+    masks = [mask for image in detections for mask in image.masks or ()]
+    label = np.concatenate([image.classes for image in detections])
+    scores = np.concatenate([image.scores for image in detections])
+    boxes = np.concatenate([image.boxes for image in detections])
+    return Found(image, label, scores, boxes.astype(np.float64), masks)

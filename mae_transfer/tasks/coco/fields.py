@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from faster_coco_eval.core import mask as rle
+from pycocotools import mask as rle
 
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.coco.masks import RLE
+from mae_transfer.tasks.coco.masks import RLE, run_lengths
 
 # The two flat boxes of COCO's own train2017 (cocodataset/cocoapi#355): annotation id -> image id.
 FLAT_IN_COCO = {918: 200365, 2206849: 550395}
@@ -172,9 +172,11 @@ def encoding_of(path: Path, number: int, value: object, image_id: int, height: i
             if not isinstance(counts, str):
                 raise ValueError("it has no counts")
             value = {"size": value["size"], "counts": counts.encode("ascii")}
-            rle.decode(value)  # the library checks the decoded length
+            runs = run_lengths(value["counts"])
+            if runs.min() < 0 or runs.sum() != height * width:
+                raise ValueError(f"its runs, of which none may be negative, add up to {runs.sum()} of {height * width}")
             return value
-        except (ValueError, RuntimeError) as error:  # the library raises both; UnicodeEncodeError is a ValueError
+        except ValueError as error:  # UnicodeEncodeError is one
             reason = str(error).rstrip(".")
     else:
         reason = f"size must be [height, width] = [{height}, {width}] of image {image_id}, in whole numbers"

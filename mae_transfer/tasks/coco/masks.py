@@ -6,11 +6,14 @@ from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
+from pycocotools import mask as rle
 
 Polygons = list[np.ndarray]
 RLE = dict[str, Any]
 LEAST = 6
 """Numbers of a polygon: three points."""
+_MOST = 7
+"""Groups of five bits in a number of a run-length encoding."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,12 @@ class Masks(Sequence["Polygons | RLE"]):
             float64 (m, 2): the points of all; int64 (q,): the first point of each; int64 (n,): how many each mask has.
         """
         first, last = self.parts.T
-        polygons = _spans(first, last - first)
+        polygons = spans(first, last - first)
         lengths = self.lengths[polygons]
         whole = (lengths >= LEAST) & (lengths % 2 == 0)
         numbers = np.bincount(np.repeat(np.arange(len(self)), last - first)[whole], minlength=len(self))
         polygons, lengths = polygons[whole], lengths[whole]
-        points = self.coordinates[_spans(self.ends[polygons], lengths)].reshape(-1, 2)
+        points = self.coordinates[spans(self.ends[polygons], lengths)].reshape(-1, 2)
         return points, (np.cumsum(lengths) - lengths) // 2, numbers
 
     def contents(self) -> Iterable[bytes]:
@@ -99,7 +102,35 @@ class Masks(Sequence["Polygons | RLE"]):
                 yield self.coordinates[start:end].tobytes()
 
 
-def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def run_lengths(counts: bytes) -> np.ndarray:
+    """int64: the runs of a compressed run-length encoding; raises ValueError for bytes that are none.
+
+    Groups of five bits, the lowest first, have a sixth for "more follow". Numbers are signed, and from the fourth on
+    differences from the last but one. Source: pycocotools `maskApi.c` `rleFrString`, which takes any bytes.
+    """
+    groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if not len(groups) or groups.min() < 0 or groups.max() > 63:
+        raise ValueError("it has other characters than those from 0 to o, or none" if len(groups) else "it is empty")
+    ends = np.flatnonzero(groups < 32)
+    starts = np.r_[0, ends[:-1] + 1]
+    if not len(ends) or ends[-1] != len(groups) - 1 or (lengths := ends - starts + 1).max() > _MOST:
+        raise ValueError("it ends within a number, or has one that is too long")
+    shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, lengths))
+    runs: np.ndarray = np.add.reduceat((groups & 31) << shifts, starts)
+    runs -= np.where(groups[ends] & 16, 1 << 5 * lengths, 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def pixels(masks: Sequence[RLE]) -> np.ndarray:
+    """float64 (n,): the area of each of these encodings."""
+    # pycocotools 2.0.11 counts those of a call in one byte
+    parts = [rle.area(list(masks[i : i + 255])) for i in range(0, len(masks), 255)]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """int64: `starts[i]` up to `starts[i] + lengths[i]`, one after the other."""
     found: np.ndarray = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
     return found

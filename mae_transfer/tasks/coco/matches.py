@@ -1,106 +1,96 @@
-"""Which detections match an object, kept for each image, so that AP over other images needs no second evaluation.
+"""Which detections match an object, at each overlap and for objects of each size.
 
-`run_folder/matches.py` has AP from them. Source: pycocotools `COCOeval.evaluateImg`, of objects of all sizes.
+Source: pycocotools `COCOeval.evaluateImg`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import NamedTuple
 
 import numpy as np
 
 from mae_transfer.run_folder.matches import THRESHOLDS
 from mae_transfer.run_folder.per_image import Arrays
+from mae_transfer.tasks.coco.overlaps import Found, Pairs, Truth, places
 
-LIMIT = 100
-"""Detections of an image and class that COCO counts."""
+SIZES = {"all": (0, 1e5**2), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e5**2)}
+"""Areas in pixels, both ends included."""
 BITS = 1 << np.arange(len(THRESHOLDS), dtype=np.uint16)
-Overlaps = Mapping[tuple[int, int], np.ndarray]
-"""Image and class, both counted from 1 -> (D, G): detections by falling score, objects in their order in the file."""
 
 
-class GroundTruth(TypedDict):
-    """Of an object, both numbers counted from 1."""
+class Matches(NamedTuple):
+    """Of m detections and g objects, for each of the `SIZES`."""
 
-    image_id: int
-    category_id: int
-    iscrowd: int
+    matched: np.ndarray
+    """uint16 (m, 4): bits of the thresholds at which a detection matches an object of the size."""
+    ignored: np.ndarray
+    """uint16 (m, 4): of those at which it does not count, lying on a crowd or being of another size."""
+    counted: np.ndarray
+    """Bool (g, 4): the objects that are to be found."""
 
 
-def keep_matches(
-    ids: Sequence[int],
-    objects: Sequence[GroundTruth],
-    found: Sequence[tuple[np.ndarray, np.ndarray]],
-    overlaps: Mapping[str, Overlaps],
-) -> Arrays:
-    """The arrays of `run_folder/per_image.py`.
+def match(pairs: Pairs, found: Found, truth: Truth, areas: np.ndarray) -> Matches:
+    """Each detection, by falling score, takes the object of most overlap that is still free, of equal ones the last.
+
+    Objects that are to be found come before others; a crowd is always free.
 
     Args:
-        ids: of the images.
-        objects: in the order of the file.
-        found: scores and classes (0 ..) of the detections of each image, (n,) each.
-        overlaps: of `box` and, where there are masks, `mask`.
+        areas: float64 (m,), what the size of a detection goes by.
     """
-    crowds: list[dict[int, list[bool]]] = [{} for _ in ids]
-    for row in objects:
-        crowds[row["image_id"] - 1].setdefault(row["category_id"] - 1, []).append(bool(row["iscrowd"]))
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("detection_image", "detection_label", "score")}
-    columns |= {f"{kind}_{what}": [] for kind in overlaps for what in ("matched", "ignored")}
-    for number, (scores, labels) in enumerate(found):
-        order = _counted(scores, labels)
-        scores, labels = scores[order], labels[order]
-        columns["detection_image"].append(np.full(len(order), number, np.int32))
-        columns["detection_label"].append(labels.astype(np.int32))
-        columns["score"].append(scores.astype(np.float32))
-        for kind, of_kind in overlaps.items():
-            matched, ignored = np.zeros((2, len(order)), np.uint16)
-            for label, crowd in crowds[number].items():
-                mine = np.flatnonzero(labels == label)
-                if len(mine):
-                    overlap = np.asarray(of_kind[number + 1, label + 1])
-                    matched[mine], ignored[mine] = match(overlap, np.array(crowd))
-            columns[f"{kind}_matched"].append(matched)
-            columns[f"{kind}_ignored"].append(ignored)
-    truths = [(row["image_id"] - 1, row["category_id"] - 1) for row in objects if not row["iscrowd"]]
-    image, label = np.array(truths, np.int32).reshape(-1, 2).T
+    counted = _within(truth.area) & ~truth.crowd[:, None]
+    matched = np.zeros((len(areas), len(SIZES)), np.uint16)
+    ignored = np.where(_within(areas), np.uint16(0), BITS.sum(dtype=np.uint16))
+    free = np.ones((len(truth.area), len(SIZES), len(THRESHOLDS)), bool)
+    least = np.minimum(THRESHOLDS, 1 - 1e-10)
+    turn = _turns(pairs, truth)
+    order = np.argsort(turn, kind="stable")
+    for mine in np.split(order, np.cumsum(np.bincount(turn))[:-1]) if len(order) else []:
+        item, overlap = pairs.object[mine], pairs.overlap[mine]
+        merit = np.empty(len(mine), np.int32)
+        by_merit = np.lexsort((item, overlap))
+        merit[by_merit] = np.arange(1, len(mine) + 1)
+        first = counted[item] * np.int32(len(mine))
+        fits = (overlap[:, None] >= least)[:, None] & free[item]
+        starts = np.flatnonzero(np.diff(pairs.detection[mine], prepend=-1))
+        best = np.maximum.reduceat(np.where(fits, (merit[:, None] + first)[:, :, None], 0), starts)
+        is_counted = best > len(mine)
+        row, size, threshold = np.nonzero(best)
+        taken = item[by_merit[(best[row, size, threshold] - 1) % len(mine)]]
+        free[taken, size, threshold] = truth.crowd[taken]
+        detection = pairs.detection[mine[starts]]
+        matched[detection] = _packed(is_counted)
+        ignored[detection] &= ~_packed(best > 0)
+        ignored[detection] |= _packed((best > 0) & ~is_counted)
+    return Matches(matched, ignored, counted)
+
+
+def per_image(ids: list[int], found: Found, truth: Truth, matches: dict[str, Matches]) -> Arrays:
+    """The arrays of `run_folder/per_image.py`, of objects of all sizes; `matches` of `box` and, with masks, `mask`."""
+    counted = ~truth.crowd
     return {
         "ids": np.array([str(image_id) for image_id in ids], dtype=np.bytes_),
-        "object_image": image,
-        "object_label": label,
-        **{name: np.concatenate(parts) for name, parts in columns.items()},
-    }
+        "object_image": truth.image[counted].astype(np.int32),
+        "object_label": truth.label[counted].astype(np.int32),
+        "detection_image": found.image.astype(np.int32),
+        "detection_label": found.label.astype(np.int32),
+        "score": found.score.astype(np.float32),
+    } | {f"{kind}_{what}": getattr(of, what)[:, 0] for kind, of in matches.items() for what in ("matched", "ignored")}
 
 
-def _counted(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Places of an image's detections by falling score, at most `LIMIT` of a class."""
-    order = np.argsort(-scores, kind="stable")
-    if len(order) <= LIMIT:
-        return order
-    kept = [order[labels[order] == label][:LIMIT] for label in np.unique(labels)]
-    return order[np.isin(order, np.concatenate(kept))]
+def _turns(pairs: Pairs, truth: Truth) -> np.ndarray:
+    """int64 (p,): how many detections of its image and class, with a pair, come before that of each pair."""
+    detection, row = np.unique(pairs.detection, return_inverse=True)
+    an_object = pairs.object[np.searchsorted(pairs.detection, detection)]
+    image, label = truth.image[an_object], truth.label[an_object]
+    return places(image, label)[row]
 
 
-def match(overlaps: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bits of the thresholds at which each detection matches an object, and at which it only lies on a crowd.
+def _within(areas: np.ndarray) -> np.ndarray:
+    """Bool (n, 4): of which of the `SIZES` these areas are."""
+    low, high = np.array(list(SIZES.values())).T
+    within: np.ndarray = (areas[:, None] >= low) & (areas[:, None] <= high)
+    return within
 
-    Each detection, by falling score, takes the object of most overlap that is still free, of equal ones the last.
 
-    Args:
-        overlaps: (D, G).
-        crowd: bool (G,).
-
-    Returns:
-        Two uint16 (D,).
-    """
-    least = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
-    free = np.tile(~crowd, (len(THRESHOLDS), 1))
-    matched, ignored = np.zeros((2, len(overlaps)), np.uint16)
-    for d, row in enumerate(overlaps):
-        fits = row >= least
-        own = np.where(fits & free, row, -1.0)
-        best = own.shape[1] - 1 - own[:, ::-1].argmax(1)
-        takes = np.flatnonzero(own.max(1) >= 0)
-        free[takes, best[takes]] = False
-        on_crowd = (fits & crowd).any(1)
-        on_crowd[takes] = False
-        matched[d], ignored[d] = BITS[takes].sum(), BITS[on_crowd].sum()
-    return matched, ignored
+def _packed(flags: np.ndarray) -> np.ndarray:
+    """uint16 (n, 4) from bool (n, 4, 10)."""
+    packed: np.ndarray = (flags * BITS).sum(-1, dtype=np.uint16)
+    return packed

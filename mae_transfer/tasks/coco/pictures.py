@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from faster_coco_eval.core import mask as rle
 from PIL import Image, ImageDraw
+from pycocotools import mask as rle
 from torch import nn
 
 from mae_transfer.data.drawing import blend, class_colour, font, headed, one_line, scaled_size, side_by_side

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
-from faster_coco_eval.core import mask as rle
 from PIL import Image
+from pycocotools import mask as rle
 from torchvision.transforms.v2 import functional as F
 
 from mae_transfer.tasks.coco.annotations import ObjectRecord, Polygons

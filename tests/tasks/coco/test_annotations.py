@@ -180,6 +180,11 @@ BAD = {
     "RLE negative": (change("annotations", 2, "segmentation", "counts", to=[210, -10]), "annotation 6 .* malformed"),
     "RLE without counts": (change("annotations", 2, "segmentation", "counts", to=None), "annotation 6 .* no counts"),
     "RLE cut": (change("annotations", 3, "segmentation", "counts", to="d13"), "annotation 8 has a malformed RLE"),
+    "RLE that ends early": (
+        change("annotations", 3, "segmentation", "counts", to="52"),
+        r"annotation 8 has a malformed RLE \(its runs, of which none may be negative, add up to 7 of \d+",
+    ),
+    "RLE of a negative run": (change("annotations", 3, "segmentation", "counts", to="N2"), "annotation 8 .* negative"),
     "RLE rubbish": (change("annotations", 3, "segmentation", "counts", to="\u00e9~"), "annotation 8 has a malformed"),
 }
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faster_coco_eval.core import mask as rle
 from PIL import Image
 from pycocotools import mask as reference
+from pycocotools import mask as rle
 
 from mae_transfer.data import index_cache
 from mae_transfer.data.decode import read_header

@@ -1,10 +1,12 @@
-"""Masks in few arrays: polygons that are none are left out wherever they stand, and all are measured at once."""
+"""Masks in few arrays: polygons that are none are left out wherever they stand; areas, and runs of an encoding."""
 
 import numpy as np
+import pytest
+from pycocotools import mask as rle
 from shapely.geometry import Polygon
 
 from mae_transfer.tasks.coco.checks import measure_polygons
-from mae_transfer.tasks.coco.masks import Masks
+from mae_transfer.tasks.coco.masks import Masks, pixels, run_lengths
 
 LENGTHS = [[6], [7, 8, 4], [0, 12], [6, 6, 10], [2, 9, 20, 3], [40]]
 """Numbers of the polygons of each mask; those of an odd count or of less than 6 are none."""
@@ -42,3 +44,27 @@ def test_boxes_and_areas_are_those_of_shapely() -> None:
         low, high = np.array([shape.bounds[:2] for shape in shapes]), np.array([shape.bounds[2:] for shape in shapes])
         assert box.tolist() == [*low.min(0).tolist(), *high.max(0).tolist()]
         np.testing.assert_allclose(area, sum(shape.area for shape in shapes), rtol=1e-12)
+
+
+def test_runs_and_pixels_are_those_that_pycocotools_draws() -> None:
+    rng = np.random.default_rng(1)
+    encoded, areas = [], []
+    for share in (0.0, 0.02, 0.5, 1.0) * 80:
+        size = tuple(rng.integers(1, 200, 2).tolist())
+        bitmap = rng.random(size) < share
+        flat = np.r_[False, bitmap.reshape(-1, order="F")]
+        ends = np.r_[np.flatnonzero(np.diff(flat)), bitmap.size]
+        mask = rle.encode(np.asfortranarray(bitmap, dtype=np.uint8))
+        assert run_lengths(mask["counts"]).tolist() == np.diff(ends, prepend=0).tolist()
+        encoded.append(mask)
+        areas.append(bitmap.sum())
+    assert pixels(encoded).tolist() == areas, "more of them than a byte counts"
+    assert pixels([]).shape == (0,)
+    far = {"size": [20000, 20000], "counts": [399_999_990, 5, 5]}
+    assert run_lengths(rle.frPyObjects(far, 20000, 20000)["counts"]).tolist() == far["counts"]
+
+
+@pytest.mark.parametrize("counts", [b"", b"P", b"5\x01", b"5p", b"o" * 8 + b"0", b"5 1"])
+def test_bytes_that_are_no_runs_are_refused(counts: bytes) -> None:
+    with pytest.raises(ValueError, match="it "):
+        run_lengths(counts)

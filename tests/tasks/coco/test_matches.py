@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.run_folder.matches import AveragePrecision
 from mae_transfer.run_folder.per_image import Arrays, read_per_image, write_per_image
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
-from mae_transfer.tasks.coco.evaluate import ImageDetections, coco_results, ground_truth, score_each
+from mae_transfer.tasks.coco.evaluate import ImageDetections, coco_results, score_each
 from mae_transfer.tasks.coco.matches import match
+from mae_transfer.tasks.coco.overlaps import Found, Pairs, Truth
 
 IMAGES = 24
 
@@ -49,7 +51,7 @@ def detections(annotations: CocoAnnotations, *, tied: bool = True) -> list[Image
 
 def reference(annotations: CocoAnnotations, found: list[ImageDetections], images: list[int]) -> float:
     """Box AP by pycocotools of these images, named by their places."""
-    truth = ground_truth(annotations, {image.image_id for image in found})
+    truth = json.loads(annotations.path.read_text())
     results = coco_results(found, annotations)
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": truth["categories"]}
     copied = []
@@ -80,8 +82,7 @@ def case(
     folder = make_coco(root, train_images=1, val_images=IMAGES, size=(60, 200), seed=4)
     annotations = CocoAnnotations(folder / "annotations/instances_val2017.json")
     found = detections(annotations)
-    metrics, arrays = score_each(annotations, found[::-1], matches=True)
-    assert arrays is not None
+    metrics, arrays = score_each(annotations, found[::-1])
     return annotations, found, metrics, arrays
 
 
@@ -112,8 +113,7 @@ def test_an_image_that_counts_twice_is_two_images(case: Any) -> None:
     """Scores are all unlike: of equal ones the order is that of the images, and theirs alone is doubled."""
     annotations = case[0]
     found = detections(annotations, tied=False)
-    _, arrays = score_each(annotations, found, kinds=["box"], matches=True)
-    assert arrays is not None
+    _, arrays = score_each(annotations, found, kinds=["box"])
     times = np.random.default_rng(2).multinomial(IMAGES, np.full(IMAGES, 1 / IMAGES), size=3)
     assert times.max() > 2
     wanted = [reference(annotations, found, np.repeat(np.arange(IMAGES), row).tolist()) for row in times]
@@ -123,6 +123,16 @@ def test_an_image_that_counts_twice_is_two_images(case: Any) -> None:
 def test_a_detection_takes_the_free_object_of_most_overlap() -> None:
     """By hand: the second detection finds its object taken from 0.5 to 0.6; the third lies on a crowd."""
     overlaps = np.array([[0.62, 0.55, 0.9], [0.8, 0.3, 0.0], [0.0, 0.0, 0.74]])
-    matched, ignored = match(overlaps, np.array([False, False, True]))
-    assert [f"{bits:010b}"[::-1] for bits in matched] == ["1110000000", "0001111000", "0000000000"]
-    assert [f"{bits:010b}"[::-1] for bits in ignored] == ["0001111110", "0000000000", "1111100000"]
+    detection, item = (part.reshape(-1) for part in np.indices(overlaps.shape))
+    kept = overlaps.reshape(-1) >= 0.5
+    ones = np.zeros(3, np.int64)
+    boxes = np.full((3, 4), 10.0)
+    truth = Truth(ones, ones, boxes, np.full(3, 100.0), np.array([False, False, True]), None)
+    found = Found(ones, ones, np.array([0.9, 0.8, 0.7], np.float32), boxes, [])
+    matches = match(Pairs(detection[kept], item[kept], overlaps.reshape(-1)[kept]), found, truth, found.areas("box"))
+    for size in (0, 1):
+        bits = [[f"{bits:010b}"[::-1] for bits in part[:, size]] for part in (matches.matched, matches.ignored)]
+        assert bits[0] == ["1110000000", "0001111000", "0000000000"]
+        assert bits[1] == ["0001111110", "0000000000", "1111100000"]
+    assert not matches.matched[:, 2:].any(), "neither medium nor large"
+    assert (matches.ignored[:, 2:] == 1023).all()

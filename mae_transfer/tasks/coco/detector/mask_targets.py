@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.ops import roi_align
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as rle
+from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from faster_coco_eval.core import mask as coco_mask
+from pycocotools import mask as coco_mask
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops.poolers import LevelMapper
