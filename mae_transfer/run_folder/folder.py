@@ -31,7 +31,7 @@ from mae_transfer.config.yaml import dump_yaml, read_yaml
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import list_checkpoints, remove_unfinished
 from mae_transfer.run_folder.lock import FolderLock
-from mae_transfer.run_folder.metrics import Epoch, EpochHistory, check_reaches, history_of, lines_after, read_metrics
+from mae_transfer.run_folder.metrics import Epoch, EpochHistory, history_of, lines_after, read_metrics, up_to
 
 _LOG = logging.getLogger("mae_transfer")
 CHECKED = 2**22
@@ -107,8 +107,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if path.exists() and path.stat().st_size <= CHECKED:
             read_metrics(self.path)
-        check_reaches(self.path, step)
-        kept, _ = lines_after(self.path, step)
+        kept = up_to(self.path, step)
         with _writing(path):
             temporary = path.with_suffix(".tmp")
             temporary.write_bytes(kept)

@@ -77,10 +77,11 @@ def lines_after(folder: Path, step: int) -> tuple[bytes, list[Line]]:
     return content[:end], later[::-1]
 
 
-def check_reaches(folder: Path, step: int) -> None:
-    """UserError if a folder's metrics.jsonl has lines, and none of the step that a checkpoint of the run is after.
+def up_to(folder: Path, step: int) -> bytes:
+    """What a folder's metrics.jsonl holds up to the step that a checkpoint of the run is after.
 
-    Lines are on the disk before their checkpoint. A file that was deleted, as errors advise, may begin anew.
+    UserError if it has lines, and none of that step: lines are on the disk before their checkpoint. A file that was
+    deleted, as errors advise, may begin anew.
     """
     path = folder / "metrics.jsonl"
     kept, later = lines_after(folder, step)
@@ -89,13 +90,14 @@ def check_reaches(folder: Path, step: int) -> None:
             f"{path} has no whole line, and the run's checkpoint is after step {step}; restore or delete it"
         )
     if not kept:
-        return
+        return kept
     number = kept.count(b"\n")
     last = _checked(path, f"line {number}", kept[kept.rfind(b"\n", 0, -1) + 1 :])["step"]
     if last < step:
         raise UserError(
             f"{path} ends at step {last}, and the run's checkpoint is after step {step}; restore or delete the file"
         )
+    return kept
 
 
 def _checked(path: Path, where: str, line: bytes) -> Line:

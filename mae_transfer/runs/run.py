@@ -35,7 +35,7 @@ from mae_transfer.engine.task import BaseTask, Evaluation
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder.checkpoints import evaluated_weights, list_checkpoints, load_checkpoint, read_origin
 from mae_transfer.run_folder.folder import RunFolder, check_begun
-from mae_transfer.run_folder.metrics import check_reaches, history_of
+from mae_transfer.run_folder.metrics import history_of, up_to
 from mae_transfer.run_folder.pictures import FOLDER, write_pictures
 from mae_transfer.run_folder.schema import RunRecord
 from mae_transfer.runs.micro_batch import settled
@@ -173,7 +173,7 @@ def _trained(fabric: Fabric, model: nn.Module, folder: RunFolder | None, steps: 
         raise UserError(f"checkpoint {paths[-1]} does not fit this model: {reason}") from error
     _LOG.info("evaluating %s, after step %d", paths[-1], state["step"])
     fabric.to_device(model)
-    on_rank_zero(fabric, lambda: check_reaches(folder.path, steps) if folder else None)
+    on_rank_zero(fabric, lambda: up_to(folder.path, steps) if folder else None)
     return TrainResult(
         model=model.eval(),
         steps=state["step"],

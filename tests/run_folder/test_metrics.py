@@ -10,11 +10,11 @@ from mae_transfer.errors import UserError
 from mae_transfer.run_folder.metrics import (
     SAMPLED,
     WHOLE,
-    check_reaches,
     history_of,
     lines_after,
     read_metrics,
     sampled_metrics,
+    up_to,
 )
 
 LINE = {"step": 1, "epoch": 0.5, "lr": 0.1, "loss": 2.5}
@@ -63,20 +63,20 @@ def test_a_damaged_line_that_is_read_from_the_end_is_named(tmp_path):
 
 
 def test_a_history_that_ends_before_the_checkpoint_is_refused(tmp_path):
-    check_reaches(tmp_path, 4)  # there is none
+    up_to(tmp_path, 4)  # there is none
     texts = [json.dumps(LINE | {"step": number}) + "\n" for number in range(1, 7)]
     path = tmp_path / "metrics.jsonl"
     for content in ("", "".join(texts[:4]), "".join(texts), "".join(texts[3:]), "".join(texts[4:])):
         path.write_text(content)
-        check_reaches(tmp_path, 4)
+        up_to(tmp_path, 4)
     for content in ("".join(texts[:3]), "".join(texts[:4])[:-7]):
         path.write_text(content)
         with pytest.raises(UserError, match=r"ends at step 3, and the run's checkpoint is after step 4; restore or"):
-            check_reaches(tmp_path, 4)
+            up_to(tmp_path, 4)
     path.write_text(texts[0][:-1])
-    check_reaches(tmp_path, 0)
+    up_to(tmp_path, 0)
     with pytest.raises(UserError, match="has no whole line, and the run's checkpoint is after step 4; restore or"):
-        check_reaches(tmp_path, 4)
+        up_to(tmp_path, 4)
 
 
 def test_a_sample_of_a_large_file_is_even_and_has_both_ends(tmp_path):
