@@ -119,6 +119,9 @@ class BaseTask(ABC):
     def check_batches(self, sizes: Collection[int], /) -> None:
         """UserError if a micro-batch of one of these numbers of images cannot be trained on."""
 
+    def check_images(self) -> None:
+        """UserError if a setting takes more training images than there are."""
+
     def prepare(self, model: nn.Module, fabric: "Fabric", folder: "RunFolder | None", progress: bool, /) -> None:
         """What comes before training and before any evaluation, such as the features of a frozen encoder.
 

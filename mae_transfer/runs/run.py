@@ -144,6 +144,7 @@ def check_run(fabric: Fabric, config: RunConfig, task: BaseTask, *, eval_only: b
     task: of the run, or of one that reads the same data.
     """
     check_eval_precision(fabric, config)
+    task.check_images()
     if not eval_only:
         name = getattr(config, task_card(config.task).option, None)
         check_shard(config, fabric.world_size, task.shards, " ".join(filter(None, (config.task, name))))

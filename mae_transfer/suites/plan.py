@@ -311,6 +311,7 @@ def check_runs(runs: Sequence[SuiteRun], world_size: int) -> dict[Path, int | No
             if key not in sizes:
                 sizes[key] = make_task(config, like.get(config.task))
                 like[config.task] = sizes[key]
+                sizes[key].check_images()
             task = sizes[key]
             if not task.trains:
                 steps[run.place.path] = None

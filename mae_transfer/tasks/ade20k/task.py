@@ -115,6 +115,9 @@ class Ade20kTask(BaseTask):
     def check_batches(self, sizes: Collection[int]) -> None:
         self.protocol.check_batches(sizes)
 
+    def check_images(self) -> None:
+        self.protocol.check_images(len(self.splits.train))
+
     def encoder_options(self, patch_size: int) -> dict[str, object]:
         return self.protocol.encoder_options(patch_size)
 

@@ -32,14 +32,9 @@ class Memory(PatchClassifier):
 
     @override
     def fit(self, train: PatchSet, holdout: PatchSet | None, fabric: Fabric) -> None:
-        probe = self.config.probe
-        chosen = remembered(train, probe.memory_size, self.num_classes, self.config.seed)
+        chosen = remembered(train, self.config.probe.memory_size, self.num_classes, self.config.seed)
         self.bank = Bank([train], self.scale, [chosen])
-        if probe.neighbours > len(self.bank):
-            raise UserError(
-                f"probe.neighbours={probe.neighbours}: the memory holds {len(self.bank)} patches; set fewer, or a "
-                "larger probe.memory_size"
-            )
+        check_neighbours(self.config.probe.neighbours, len(self.bank))
 
     @override
     def segment(self, features: Tensor, size: tuple[int, int]) -> list[Tensor]:
@@ -68,10 +63,6 @@ def remembered(train: PatchSet, size: int | None, num_classes: int, seed: int) -
     """
     count = train.features.chunks[0].shape[1]
     most = count if size is None else size // len(train)
-    if most == 0:
-        raise UserError(
-            f"probe.memory_size={size} is below the number of training images, {len(train)}: each fills a part of it"
-        )
     found = []
     for place in train.places:
         pixels = train.pixels(np.array([place])).long()
@@ -89,6 +80,14 @@ def remembered(train: PatchSet, size: int | None, num_classes: int, seed: int) -
     return np.concatenate(found)
 
 
+def check_neighbours(asked: int, there: int) -> None:
+    """UserError for more neighbours than patches in the memory."""
+    if asked > there:
+        raise UserError(
+            f"probe.neighbours={asked}: the memory holds {there} patches; set fewer, or a larger probe.memory_size"
+        )
+
+
 class InContext(PatchesProtocol):
     reads: ClassVar[tuple[str, ...]] = (
         "probe.neighbours",
@@ -96,6 +95,17 @@ class InContext(PatchesProtocol):
         "probe.memory_size",
         "probe.standardise",
     )
+
+    @override
+    def _check_patches(self, images: int, patches: int) -> None:
+        size = self.config.probe.memory_size
+        if size is not None and size < images:
+            raise UserError(
+                f"probe.memory_size={size} is below the number of training images, {images}, and each fills a part of "
+                f"it; set {images} or more"
+            )
+        each = patches if size is None else min(size // images, patches)
+        check_neighbours(self.config.probe.neighbours, images * each)
 
     @override
     def build_model(self, encoder: "Encoder", num_classes: int) -> Memory:

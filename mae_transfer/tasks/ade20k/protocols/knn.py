@@ -59,6 +59,12 @@ class Knn(PatchesProtocol):
     reads: ClassVar[tuple[str, ...]] = ("data.holdout", "probe.standardise", "probe.k", "probe.metrics")
 
     @override
+    def _check_patches(self, images: int, patches: int) -> None:
+        k, most = self.config.probe.k, images * patches
+        if max(k) > most:
+            raise UserError(f"probe.k={list(k)}: the training images to fit have {most} patches; set a smaller k")
+
+    @override
     def build_model(self, encoder: "Encoder", num_classes: int) -> NearestPatches:
         probe = self.config.probe
         if len(probe.k) * len(probe.metrics) > 1 and not self.config.data.holdout:

@@ -13,7 +13,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from typing_extensions import override
 
-from mae_transfer.backbones.grid import grid_of, pair
+from mae_transfer.backbones.grid import Grid, grid_of, pair
+from mae_transfer.backbones.timm_vit import resolve
 from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.distributed import gather_objects
 from mae_transfer.errors import UserError
@@ -94,10 +95,31 @@ class PatchesProtocol(Protocol[PatchesConfig, PatchClassifier]):
         return Splits(PatchImages(train, self.config, few=True), PatchImages(val, self.config))
 
     @override
+    def check_images(self, number: int) -> None:
+        high, wide = self._grid(resolve(self.config.backbone.name).patch_size)
+        self._check_patches(number - self._set_aside(number), high * wide)
+
+    def _check_patches(self, images: int, patches: int) -> None:
+        """UserError for settings that take more patches than these training images have, each so many."""
+
+    def _set_aside(self, images: int) -> int:
+        """How many training images are set aside; UserError if that leaves none to choose by, or none to fit."""
+        share = self.config.data.holdout
+        number = round(images * share)
+        if share and not 0 < number < images:
+            raise UserError(
+                f"data.holdout={share:g} of {images} training images sets aside {number}; use more images, or another "
+                "share"
+            )
+        return number
+
+    def _grid(self, patch_size: int) -> Grid:
+        return grid_of(self.config.data.image_size, patch_size, self.config.backbone.name, what="data.image_size=")
+
+    @override
     def encoder_options(self, patch_size: int) -> dict[str, object]:
-        size = self.config.data.image_size
-        grid_of(size, patch_size, self.config.backbone.name, what="data.image_size=")
-        return {"img_size": pair(size), "final_norm": self.config.probe.final_norm}
+        self._grid(patch_size)
+        return {"img_size": pair(self.config.data.image_size), "final_norm": self.config.probe.final_norm}
 
     @override
     def prepare(
@@ -110,13 +132,7 @@ class PatchesProtocol(Protocol[PatchesConfig, PatchClassifier]):
         fitted, held = found["train"], None
         if self.config.data.holdout:
             names = [train.file_name(place) for place in range(len(train))]
-            number = round(len(names) * self.config.data.holdout)
-            if not 0 < number < len(names):
-                raise UserError(
-                    f"data.holdout={self.config.data.holdout:g} of {len(names)} training images sets aside {number}; "
-                    "use more images, or another share"
-                )
-            aside = {names[i] for i in choose_subset(names, number).tolist()}
+            aside = {names[i] for i in choose_subset(names, self._set_aside(len(names))).tolist()}
             fitted, held = fitted.of(aside, without=True), fitted.of(aside)
         model.scale = Standardise(fitted if self.config.probe.standardise else None)
         with torch.no_grad():

@@ -80,6 +80,13 @@ class Protocol(Contract, ABC, Generic[Config, Model]):
             UserError: one of them cannot be trained on.
         """
 
+    def check_images(self, number: int) -> None:
+        """Check settings against the number of training images, before a run makes its first file.
+
+        Raises:
+            UserError: they take more images than there are.
+        """
+
     def prepare(
         self, model: Model, splits: Splits, fabric: "Fabric", folder: "RunFolder | None", progress: bool
     ) -> EvalSplit:

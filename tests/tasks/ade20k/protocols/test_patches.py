@@ -245,13 +245,20 @@ def test_votes_of_ignored_pixels():
     ("protocol", "options", "expected"),
     [
         ("knn", ["probe.layers=[8]"], r"probe.layers=\[8\]: give ascending block numbers from 0 to 7"),
-        ("knn", ["probe.k=[1,1000]"], r"probe.k=\[1, 1000\]: there are \d+ labelled patches; set a smaller k"),
+        ("knn", ["probe.k=[1,1000]"], r"probe.k=\[1, 1000\]: .* to fit have 54 patches; set a smaller k"),
+        ("knn", ["data.holdout=0.01"], "data.holdout=0.01 of 12 training images sets aside 0; use more images"),
+        ("logreg", ["data.holdout=0.99"], "data.holdout=0.99 of 12 training images sets aside 12; use more images"),
         ("knn", ["data.image_size=40"], "data.image_size=40 is no multiple of the patch 16 .*; use 32 or 48"),
         ("knn", ["data.holdout=0"], "several probe.k or probe.metrics need images to choose by"),
         ("knn", ["probe.c_count=3"], "probe.c_count: protocol=knn never reads it .logreg does"),
         ("knn", ["optim.lr=0.1"], "optim.lr: protocol=knn never reads it"),
-        ("in_context", ["probe.memory_size=5"], "probe.memory_size=5 is below the number of training images, 12"),
-        ("in_context", ["probe.neighbours=80"], r"probe.neighbours=80: the memory holds \d+ patches"),
+        ("in_context", ["probe.memory_size=5"], "probe.memory_size=5 is below the number of training images, 12, and"),
+        ("in_context", ["probe.neighbours=80"], r"probe.neighbours=80: the memory holds 72 patches"),
+        (
+            "in_context",
+            ["probe.memory_size=13", "probe.neighbours=13"],
+            "probe.neighbours=13: the memory holds 12 patches",
+        ),
         ("knn", ["--layers", "2,8"], "--layers 8: random_vit_nano has the blocks 0 to 7"),
         ("knn", ["--layers", "x"], "--layers x: random_vit_nano has the blocks 0 to 7"),
         ("knn", ["--layers", "all", "probe.layers=[2]"], "--layers and probe.layers: give one of them"),
@@ -264,6 +271,12 @@ def test_bad_options_are_one_line(root, tmp_path, capsys, protocol, options, exp
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert re.search(expected, errors[0]), errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_labelled_patches_are_counted_in_the_run(root, tmp_path, capsys):
+    assert main(command(root, tmp_path / "run", "knn", "probe.k=[54]", "probe.metrics=[l2]")) == 2
+    assert re.search(r"probe.k=\[54\]: there are \d+ labelled patches; set a smaller k", capsys.readouterr().err)
 
 
 def test_a_disk_that_is_too_small_is_said_before(root, tmp_path, capsys, monkeypatch):
