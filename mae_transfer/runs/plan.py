@@ -5,6 +5,7 @@ is one choice of each axis. Every configuration is resolved here, before any run
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,10 +133,14 @@ def plan_runs(
     if len(runs) == 1 and not search:
         config, point = runs[0]
         return [Run(config, default_output(config, folder) if output is None else Path(output), point)]
-    return [
+    found = [
         Run(config, default_output(config, folder) if output is None else Path(output) / _folder(config, point), point)
         for config, point in runs
     ]
+    path, count = Counter(run.path for run in found).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{count} runs of these options have the folder {path}; make them one at a time")
+    return found
 
 
 def of_seed(run: Run, seed: int, folder: Path) -> Run:

@@ -198,6 +198,12 @@ def test_bad_fractions_are_one_line(
         (["--task", "folder", "--fraction", "1"], "data.fraction=1 leaves class number 0, which has"),
         (["--task", "folder", "data.shots=2", "data.fraction=10"], "data.shots and data.fraction: give one of them"),
         (["--task", "ade20k", "data.fraction=100"], "data.fraction"),
+        (
+            ["--task", "folder", "--protocol", "knn", "--fraction", "50,25", "probe.k=[11]"],
+            "there are 7 training images",
+        ),
+        (["--task", "ade20k", "--protocol", "knn", "--fraction", "100,20"], "of 2 training images sets aside 0"),
+        (["--task", "folder", "--fraction", "50,50.0000001"], "2 runs of these options have the folder"),
     ],
 )
 def test_bad_fractions_of_other_tasks(

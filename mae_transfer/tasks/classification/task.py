@@ -167,6 +167,10 @@ class ClassificationTask(BaseTask):
     def check_batches(self, sizes: Collection[int]) -> None:
         self.protocol.check_batches(sizes)
 
+    def check_images(self) -> None:
+        held = self.image_splits.holdout
+        self.protocol.check_images(len(self.image_splits.train) + (len(held) if held is not None else 0))
+
     def encoder_options(self, patch_size: int) -> dict[str, object]:
         side = self.config.data.image_size
         grid_of(side, patch_size, self.config.backbone.name, what="data.image_size=")

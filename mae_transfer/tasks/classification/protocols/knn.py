@@ -138,6 +138,21 @@ class NearestNeighbours(FrozenProtocol[NeighboursModel]):
         return NeighboursModel(encoder, num_classes, self.config)
 
     @override
+    def check_images(self, number: int) -> None:
+        self._possible(number)
+
+    def _possible(self, images: int) -> tuple[tuple[int, ...], int]:
+        """The ks, ascending, that so many training images allow, and the largest one possible; UserError for none."""
+        most = images - bool(self.config.data.holdout)  # an image that was set aside is no neighbour of itself
+        ks = tuple(k for k in sorted(self.config.probe.k) if k <= most)
+        if not ks:
+            raise UserError(
+                f"probe.k={list(self.config.probe.k)}: there are {most} training images to be neighbours; set a "
+                "smaller k"
+            )
+        return ks, most
+
+    @override
     def prepare(
         self, model: NeighboursModel, images: ImageSplits, fabric: Fabric, folder: "RunFolder | None", progress: bool
     ) -> Splits:
@@ -150,15 +165,9 @@ class NearestNeighbours(FrozenProtocol[NeighboursModel]):
         model.remember(
             lambda: (piece for part in sets for piece in part.pieces(PIECE)), torch.from_numpy(np.concatenate(labels))
         )
-        most = len(model.labels)
         if holdout is not None:
             holdout.in_bank = len(labels[0])
-            most -= 1  # an image that was set aside is no neighbour of itself
-        ks = tuple(k for k in model.ks if k <= most)
-        if not ks:
-            raise UserError(
-                f"probe.k={list(model.ks)}: there are {most} training images to be neighbours; set a smaller k"
-            )
+        ks, most = self._possible(len(model.labels))
         if ks != model.ks:
             _LOG.warning("probe.k: only %s of %s; there are %d training images", list(ks), list(model.ks), most)
             model.take(ks)

@@ -94,6 +94,14 @@ class Protocol(Contract, ABC, Generic[Model]):
             UserError: one of them cannot be trained on.
         """
 
+    def check_images(self, number: int) -> None:
+        """Check settings against the number of training images, those set aside among them, before a run makes its
+        first file.
+
+        Raises:
+            UserError: they take more images than there are.
+        """
+
     def prepare(
         self, model: Model, images: ImageSplits, fabric: "Fabric", folder: "RunFolder | None", progress: bool
     ) -> Splits:
