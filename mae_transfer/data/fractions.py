@@ -7,6 +7,7 @@ on, is numpy's seed.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,10 +21,20 @@ def hash_fraction(names: Sequence[str], percent: float, draw: int) -> np.ndarray
     if not number:
         raise UserError(
             f"data.fraction={percent:g}: {percent:g} % of {len(names)} training images is no image; give "
-            f"{100 / max(len(names), 1):.2g} or more"
+            f"{least_percent(len(names)):g} or more"
         )
     digests = [hashlib.sha256(f"{draw}:{name}".encode(errors="surrogateescape")).digest() for name in names]
     return np.sort(np.array(sorted(range(len(names)), key=digests.__getitem__)[:number], dtype=np.int64))
+
+
+def least_percent(images: int, wanted: int = 1) -> float:
+    """The least percentage, of three digits, of which so many images have those that are wanted; at most 100."""
+    exact = 100 * (wanted - 0.5) / max(images, 1)
+    digits = 2 - math.floor(math.log10(exact))
+    units = math.ceil(exact * 10**digits)
+    while round(units / 10**digits / 100 * images) < wanted and units < 100 * 10**digits:
+        units += 1
+    return min(units / 10**digits, 100.0)
 
 
 def mmdetection_fold(images: int, percent: float, draw: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from support.command_line import ADE20K
 
 from mae_transfer.cli.transfer import main
 from mae_transfer.config.sections import RunConfig
-from mae_transfer.data.fractions import hash_fraction, mmdetection_fold
+from mae_transfer.data.fractions import hash_fraction, least_percent, mmdetection_fold
 from mae_transfer.data.synthetic.coco import make_coco
 from mae_transfer.errors import UserError
 from mae_transfer.results.long_table import long_table
@@ -37,8 +38,28 @@ def test_our_rule_is_the_order_of_a_hash_and_fewer_are_a_part_of_more() -> None:
     shuffled = NAMES[::-1]
     assert {shuffled[i] for i in hash_fraction(shuffled, 50, 3)} == before, "whatever their order"
     assert {NAMES[i] for i in hash_fraction(NAMES, 50, 4)} != before
-    with pytest.raises(UserError, match=r"data.fraction=0.1: 0.1 % of 200 training images is no image; give 0.5 or"):
+    with pytest.raises(UserError, match=r"data.fraction=0.1: 0.1 % of 200 training images is no image; give 0.251 or"):
         hash_fraction(NAMES, 0.1, 0)
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_the_least_percentage_is_enough_and_a_lesser_one_is_not(wanted: int) -> None:
+    for images in (2, 3, 5, 7, 8, 18, 200, 1300, 118287, 1281167):
+        least = float(f"{least_percent(images, wanted):g}")
+        assert round(least / 100 * images) >= wanted
+        assert round(0.99 * least / 100 * images) < wanted
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "knn"])
+def test_the_percentage_that_an_error_names_can_be_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: str
+) -> None:
+    options = ["--task", "folder", *ADE20K[2:], "--protocol", protocol, "eval.pictures=0"]
+    options += ["--output", str(tmp_path / "run"), "--fraction"]
+    assert main([*options, "1"]) == 2
+    found = re.search(r"data.fraction=1 leaves class .* give (\S+) or more, or --shots", capsys.readouterr().err)
+    assert found is not None
+    assert main([*options, found[1]]) == 0
 
 
 @pytest.mark.parametrize("percent", [1, 2, 5, 10])
@@ -173,7 +194,7 @@ def test_runs_on_all_images_are_named_as_before() -> None:
     [
         (["--fraction", "0"], "--fraction 0: give percent of the training images"),
         (["--fraction", "1,x"], "--fraction x: give percent of the training images"),
-        (["--fraction", "0.1"], "data.fraction=0.1: 0.1 % of 18 training images is no image; give 5.6 or more"),
+        (["--fraction", "0.1"], "data.fraction=0.1: 0.1 % of 18 training images is no image; give 2.78 or more"),
         (["--draws", "2"], "--draws goes with --shots or --fraction, and is 1 or more"),
         (["--fraction", "5", "--search"], "leave out --blocks, --layers, --shots, --fraction and --draws"),
         (["--fraction", "50", "data.fraction_rule=mmdetection", "subset=4"], "of the whole annotation file"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mae_transfer.data.dataset import ImageDataset
 from mae_transfer.data.decode import read_rgb
+from mae_transfer.data.fractions import least_percent
 from mae_transfer.data.images import choose_subset
 from mae_transfer.engine.task import SampleKey
 from mae_transfer.errors import UserError
@@ -42,7 +43,7 @@ def choose_training_images(
         if short:
             warnings.append(f"{short} classes have fewer than data.shots={data.shots} training images; all are taken")
     if data.fraction is not None and len(chosen):
-        chosen = _fraction_of_each_class(listing, chosen, data.fraction, data.draw)
+        chosen = _fraction_of_each_class(listing, chosen, data.fraction, data)
     if data.holdout == 0:
         return chosen, np.empty(0, dtype=np.int64), warnings
     # a class with one image keeps it
@@ -51,22 +52,25 @@ def choose_training_images(
     if not len(held):
         raise UserError(
             f"data.holdout={share:g}: every class has one training image, so none can be set aside to choose by; use "
-            "more shots, a larger --subset, or data.holdout=0 where the protocol allows it"
+            "more shots, a larger fraction or --subset, or data.holdout=0 where the protocol allows it"
         )
     return np.setdiff1d(chosen, held), held, warnings
 
 
-def _fraction_of_each_class(listing: Listing, among: np.ndarray, percent: float, draw: int) -> np.ndarray:
+def _fraction_of_each_class(listing: Listing, among: np.ndarray, percent: float, data: DataConfig) -> np.ndarray:
     """round(percent / 100 * n) of the n images of each class; UserError if a class has none left."""
     counts = np.bincount(listing.labels[among])
     least = int(counts[counts > 0].min())
     if not round(percent / 100 * least):
         first = int(np.flatnonzero(counts == least)[0])
+        enough = least_percent(least)
+        if data.holdout:  # sets one of two aside
+            enough = max(enough, least_percent(int(counts.max()), 2))
         raise UserError(
             f"data.fraction={percent:g} leaves class number {first}, which has {least} training images, without one; "
-            f"give {100 / least:.3g} or more, or --shots"
+            f"give {enough:g} or more, or --shots"
         )
-    return _first_of_each_class(listing, among, lambda n: round(percent / 100 * n), f"{draw}:")[0]
+    return _first_of_each_class(listing, among, lambda n: round(percent / 100 * n), f"{data.draw}:")[0]
 
 
 def _first_of_each_class(
