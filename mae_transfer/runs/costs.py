@@ -164,6 +164,10 @@ def plan(
     """
     if gpus < 1 or not 0 < gpu_memory < 1e6:
         raise UserError(f"--gpus {gpus}, --gpu-memory {gpu_memory:g}: give a number of GPUs and the GiB of each")
+    if protocol is not None and "," in protocol:
+        raise UserError(
+            f"--protocol {protocol}: plan takes one protocol at a time; give {protocol.split(',')[0]} alone"
+        )
     card = task_card(task)
     known = data is not None or "data.root" in dict(parse_overrides(overrides))
     if not known and card.benchmark is None and card.transfers:

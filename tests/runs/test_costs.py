@@ -192,6 +192,10 @@ def test_what_does_not_fit_and_what_train_shard_makes_of_it(capsys: pytest.Captu
         ("--task imagenet --backbone timm:convnext_atto --gpus 2 train.shard=true", "is no plain ViT"),
         ("--task coco --backbone vit_nano --gpus 7", "cannot be reached with 7 processes"),
         ("--task coco --backbone mae_vit_bb", "mae_vit_b"),
+        (
+            "--task ade20k --backbone vit_nano --protocol knn,logreg",
+            "plan takes one protocol at a time; give knn alone",
+        ),
         ("--task coco --backbone vit_nano --method mae", "--method is for --task pretrain"),
         ("--task pretrain --backbone vit_nano --method beit", "--tokenizer kmeans"),
     ],
