@@ -66,8 +66,8 @@ class Plan:
     gpu_memory: float
     """GiB of a card."""
     largest: int
-    """The largest micro-batch that fits and that the task can train on, at most a GPU's part of the global batch; 0 if
-    none is."""
+    """The largest micro-batch that fits and that the task can train on, at most a GPU's part of the global batch, or
+    `eval.batch_size` where nothing is trained; 0 if none is."""
     checkpoint_bytes: int
     """Of those that the run keeps."""
     batch_norm: bool
@@ -99,7 +99,6 @@ class Plan:
         per_gpu = self.global_batch // self.gpus or self.micro_batch
         sizes = sorted({1, 2, 4, 8, 16, 32, 64, self.micro_batch, self.largest, per_gpu} - {0})
         table = "  ".join(f"{m}: {self.memory(m) / GIB:.1f}" for m in sizes if m <= per_gpu)
-        fits = f"{self.largest} is the largest that fits" if self.largest else "not even 1 fits"
         times = "  ".join(f"{card} {duration(self.hours(peak))}" for card, peak in CARDS.items())
         rate = self.gpus * CARDS["H100"] * 1e12 * SHARE / self.train_flops
         what = f"{self.images:,} images"
@@ -112,8 +111,7 @@ class Plan:
             f"  parameters  {self.parameters / 1e6:.1f} M, {self.trained_parameters / 1e6:.1f} M trained",
             f"  operations  {flops}",
             f"  memory      GiB of each GPU by micro-batch: {table}",
-            f"              {self.gpu_memory:g} GiB a GPU, {self.reserve:.0%} kept free: {fits}; train.micro_batch="
-            + ("auto takes it" if self.auto else f"{self.micro_batch} is set"),
+            f"              {self.gpu_memory:g} GiB a GPU, {self.reserve:.0%} kept free: {self._fits(per_gpu)}",
         ]
         if self.shard_gpus and self.shard_bytes:
             each = f"{self.shard_bytes / GIB:.1f} GiB on each of {self.shard_gpus} GPUs with a micro-batch of 1"
@@ -128,6 +126,17 @@ class Plan:
         if self.steps:
             lines.append(f"  disk        {self.checkpoint_bytes / GIB:.1f} GiB of checkpoints")
         return lines
+
+    def _fits(self, per_gpu: int) -> str:
+        """What fits and what is set; larger ones than `per_gpu` are not asked for."""
+        if not self.steps and self.largest == per_gpu:
+            return f"eval.batch_size={per_gpu} fits"
+        fits = f"{self.largest} is the largest that fits" if self.largest else "not even 1 fits"
+        if self.largest == per_gpu:
+            fits = f"{per_gpu} fits, all of a GPU's part of the global batch"
+        if not self.steps:
+            return f"{fits}; eval.batch_size={per_gpu} is set"
+        return f"{fits}; train.micro_batch={'auto takes it' if self.auto else f'{self.micro_batch} is set'}"
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -160,6 +160,26 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "1,331,167 images" in out
     assert "steps" not in out
+    assert "10% kept free: eval.batch_size=64 fits\n" in out
+
+
+@pytest.mark.parametrize(
+    ("steps", "per_gpu", "largest", "said"),
+    [
+        (9, 8, 8, "8 fits, all of a GPU's part of the global batch; train.micro_batch=4 is set"),
+        (9, 8, 5, "5 is the largest that fits; train.micro_batch=4 is set"),
+        (9, 8, 0, "not even 1 fits; train.micro_batch=4 is set"),
+        (0, 4, 4, "eval.batch_size=4 fits"),
+        (0, 4, 3, "3 is the largest that fits; eval.batch_size=4 is set"),
+    ],
+)
+def test_what_fits_is_told_as_it_was_looked_for(steps: int, per_gpu: int, largest: int, said: str) -> None:
+    plan = costs.Plan(
+        title="", parameters=1, trained_parameters=1, images=9, steps=steps, global_batch=per_gpu if steps else 0,
+        gpus=1, forward_flops=1, train_flops=1, fixed_bytes=1, image_bytes=1, update_bytes=1, micro_batch=4,
+        gpu_memory=80, largest=largest, checkpoint_bytes=1, batch_norm=False,
+    )  # fmt: skip
+    assert f"80 GiB a GPU, 10% kept free: {said}" in [line.strip() for line in plan.lines()]
 
 
 def test_what_does_not_fit_and_what_train_shard_makes_of_it(capsys: pytest.CaptureFixture[str]) -> None:
