@@ -27,6 +27,10 @@ _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, *_BAD_ZIP,
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 
+class _Damaged(ValueError):
+    """Found by our own checks; the errors of torch and of zip readers speak of their own insides."""
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pt"
 
@@ -68,7 +72,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU; UserError, naming the next older one, if it cannot be read."""
     try:
         if zipfile.is_zipfile(path) and (damaged := damaged_member(path)):
-            raise ValueError(f"{damaged} fails its checksum")
+            raise _Damaged(f"damaged, {damaged} fails its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         verify(state)
     except _UNREADABLE as error:
@@ -77,8 +81,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         remedy = (
             f"delete it to resume from {older[-1].name}" if older else "there is no older one: start again without it"
         )
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); {remedy}") from error
+        reason = str(error) if isinstance(error, _Damaged) else "truncated or damaged"
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"cannot be read ({error.strerror})"
+        raise UserError(f"checkpoint {path}: {reason}; {remedy}") from error
     if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
         raise UserError(f"checkpoint {path} is not one of a training run; pass weights by --checkpoint instead")
     return state
@@ -111,7 +117,7 @@ def verify(state: object) -> None:
     if not isinstance(state, Mapping) or not {"step", "model", "optimizer", "sha256"} <= state.keys():
         return
     if state["sha256"] != tensors_sha256({key: value for key, value in state.items() if key != "sha256"}):
-        raise ValueError("its tensors are not those that were saved")
+        raise _Damaged("damaged, its tensors are not those that were saved")
 
 
 def _tensors(value: object, place: str) -> Iterator[tuple[str, Tensor]]:

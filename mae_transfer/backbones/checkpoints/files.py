@@ -153,7 +153,7 @@ def read(path: str | Path) -> Any:
     try:
         verify(content)
     except ValueError as error:
-        raise UserError(f"checkpoint {path}: damaged, {error}; take another checkpoint of the run.") from error
+        raise UserError(f"checkpoint {path}: {error}; take another checkpoint of the run.") from error
     return content
 
 

@@ -179,5 +179,10 @@ def test_a_run_checkpoint_is_read_only_with_the_tensors_that_were_saved(tmp_path
     torch.save(saved, path)
     assert load_checkpoint(path)["step"] == 3
     flipped(path, path.read_bytes().index(STATE["a"][:4].numpy().tobytes()) + 5)
-    with pytest.raises(UserError, match=r"cannot be read \(step_00000003/data/0 fails its checksum\)"):
+    with pytest.raises(UserError, match=r"pt: damaged, step_00000003/data/0 fails its checksum; there is no older one"):
         load_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError) as refused:
+        load_checkpoint(path)
+    said = f"checkpoint {path}: truncated or damaged; there is no older one: start again without it"
+    assert str(refused.value) == said
