@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mae_transfer.cli.exit import exit_code, new_parser
-from mae_transfer.config.overrides import parse_override
 from mae_transfer.errors import EXIT_DONE, UserError
 from mae_transfer.files import user_path
 
@@ -81,11 +80,11 @@ def _of_suite(args: argparse.Namespace) -> "SuitePlan":
     given = [f"--{name}" for name in alone if getattr(args, name) is not None]
     if given:
         raise UserError(f"--suite has its own tasks and backbones; leave out {', '.join(given)}")
+    from mae_transfer.cli.suite import pairs
     from mae_transfer.suites.costs import plan_costs
 
-    data = dict(parse_override(pair) for pair in args.data or ())
     options = {name: getattr(args, name) for name in ("preset", "gpus", "gpu_memory", "overrides")}
-    return plan_costs(args.suite, data={name: str(place) for name, place in data.items()}, **options)
+    return plan_costs(args.suite, data=pairs(args.data or (), "--data"), **options)
 
 
 def _of_run(args: argparse.Namespace) -> "Plan":

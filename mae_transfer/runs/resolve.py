@@ -60,6 +60,9 @@ def load_config(
     for key, _ in given:
         check_key(schema, key)
     asked = dict(given)
+    for key in sorted(keys(schema, Role.PLACE) & asked.keys()):
+        if asked[key] is not None and not str(asked[key]).strip():
+            raise UserError(f"{'--data (data.root)' if key == 'data.root' else key} is empty; name a folder or file")
     if "train.micro_batch_auto" in asked:
         raise UserError("train.micro_batch_auto is written by the run; give train.micro_batch=auto")
     few = next((key for key in FEW_LABELS if key in asked), None)

@@ -159,3 +159,27 @@ def test_a_wrong_option_is_one_line(arguments: list[str], said: str, capsys: pyt
     error = capsys.readouterr().err
     assert (stop.value.code, error.count("\n")) == (2, 1)
     assert error.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            "transfer --task coco --backbone random_vit_nano --data",
+            "--data (data.root) is empty; name a folder or file",
+        ),
+        ("plan --task coco --backbone random_vit_nano --data", "--data (data.root) is empty; name a folder or file"),
+        ("pretrain --method mae --backbone vit_nano --data", "--data (data.root) is empty; name a folder or file"),
+        ("transfer --task coco --backbone random_vit_nano data.val_json=''", "data.val_json is empty; name a folder"),
+        ("plan --suite configs/suites/frozen.yaml --data coco=", "--data coco=: write NAME=VALUE"),
+        ("suite configs/suites/frozen.yaml --data coco=", "--data coco=: write NAME=VALUE"),
+    ],
+)
+def test_empty_data_are_not_the_current_folder(
+    command: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main([*command.split(), *([""] if command.endswith("--data") else [])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}")
+    assert error.count("\n") == 1
