@@ -1,13 +1,32 @@
 """Where a data set lies: each path its own setting, or its place in the benchmark's layout below `data.root`."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mae_transfer.config.roles import Role, keys
 from mae_transfer.config.sections import DataSection
 from mae_transfer.errors import UserError
 from mae_transfer.files import user_path
+
+
+def is_address(text: str) -> bool:
+    """Whether a place is none of this machine: `https://...`, `s3://...`."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+
+
+def check_local(data: DataSection) -> None:
+    """UserError for an address among the places of a data set that is read from this machine's disks."""
+    for key in sorted(keys(type(data), Role.PLACE)):
+        place = getattr(data, key)
+        if place is not None and is_address(place):
+            option = "--data" if key == "root" else f"data.{key}"
+            raise UserError(
+                f"{option} {place}: transfer reads folders of this machine, and addresses are for the shards of a "
+                "pre-training; fetch the data set and name its folder"
+            )
 
 
 def find_paths(config: Any, layout: Mapping[str, str], expected: str) -> dict[str, Path]:
@@ -19,8 +38,9 @@ def find_paths(config: Any, layout: Mapping[str, str], expected: str) -> dict[st
         expected: what a user should have, for the messages.
 
     Raises:
-        UserError: a path is neither given nor in the root, or is not there.
+        UserError: a path is neither given nor in the root, or is not there, or is an address.
     """
+    check_local(config)
     root = None if config.root is None else user_path(config.root)
     paths = {}
     for key, place in layout.items():

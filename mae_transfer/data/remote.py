@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,10 +40,6 @@ _SAY_NOTHING = {"name", "url", "type", "size", "mimetype", "partial"}
 """Of what a file system says of a file: nothing of its content, or too little."""
 _used: dict[Path, IO[str]] = {}
 """Locks of the data sets that this process uses, until it ends."""
-
-
-def is_address(text: str) -> bool:
-    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
 
 
 def fetch(addresses: Sequence[str], most_gib: float) -> list[Path]:

@@ -33,7 +33,8 @@ from mae_transfer.data.identity import identify_members, known_names
 from mae_transfer.data.images import ImageError
 from mae_transfer.data.index_cache import lock_file
 from mae_transfer.data.names import IMAGE_SUFFIXES, Names
-from mae_transfer.data.remote import fetch, is_address
+from mae_transfer.data.paths import is_address
+from mae_transfer.data.remote import fetch
 from mae_transfer.errors import UserError
 from mae_transfer.files import atomic_write, parse_json, user_path
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mae_transfer.data.names import Names
+from mae_transfer.data.paths import check_local
 from mae_transfer.errors import UserError
 from mae_transfer.files import user_path
 from mae_transfer.tasks.classification.config import DataConfig
@@ -49,6 +50,7 @@ def find_images(task: str, data: DataConfig, *, train: bool = True) -> ImageSet:
 
 
 def _found(task: str, data: DataConfig, train: bool) -> Found:
+    check_local(data)
     if (data.train_list is None) != (data.val_list is None):
         raise UserError("give both data.train_list and data.val_list, or neither")
     if data.train_list is not None and data.val_list is not None:
