@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     from mae_transfer.data.synthetic.shapes import make_shapes
     from mae_transfer.results.tables.render import markdown
     from mae_transfer.results.tables.summary import summary_table
+    from mae_transfer.runs.names import check_output
 
+    check_output(args.output)
     started = time.monotonic()
     print(f"the images: generated, under {args.output}", file=sys.stderr, flush=True)
     data = make_shapes(args.output / "data")

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -70,8 +71,8 @@ def _stored(path: Path, changed_at: int) -> Mapping[str, object]:
 
 
 def check_output(output: str | Path | None, config: RunConfig | None = None) -> None:
-    """UserError for an empty name, which would be the current folder, for the root of the file system, and for the
-    folder of the data that a configuration names."""
+    """UserError for an empty name, which would be the current folder, for the root of the file system, for a file, or a
+    place below one, and for the folder of the data that a configuration names."""
     if output is None:
         return
     if not str(output).strip():
@@ -79,6 +80,10 @@ def check_output(output: str | Path | None, config: RunConfig | None = None) -> 
     place = user_path(output).resolve()
     if place == Path(place.anchor):
         raise UserError(f"--output {output} is the root of the file system; name a folder of the run's own")
+    there = next(outer for outer in (place, *place.parents) if os.path.exists(outer))
+    if not os.path.isdir(there):
+        what = "is a file" if there == place else f"lies below {there}, which is a file"
+        raise UserError(f"--output {output} {what}; give another folder")
     for key, data in ({} if config is None else data_places(config)).items():
         if data is not None and user_path(str(data)).resolve() == place:
             raise UserError(f"--output {output} is the folder of the data ({key}); name a folder of the run's own")

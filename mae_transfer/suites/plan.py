@@ -16,7 +16,7 @@ from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError, nearest
 from mae_transfer.files import user_path
 from mae_transfer.run_folder.folder import check_same_recipe
-from mae_transfer.runs.names import RUNS, run_label
+from mae_transfer.runs.names import RUNS, check_output, run_label
 from mae_transfer.runs.plan import Pairs, Run, of_seed, plan_runs
 from mae_transfer.runs.resolve import backbone_spec, names_data
 from mae_transfer.runs.search import finished_record
@@ -281,6 +281,7 @@ def plan_suite(
         UserError: anything wrong with the file, an option or a resolved configuration, or a run that is there twice or
             with another recipe.
     """
+    check_output(output)
     suite = read_suite(path)
     if preset is not None:
         suite = suite.model_copy(update={"preset": preset})

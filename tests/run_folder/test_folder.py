@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import pickle
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from support.engine_toy import make_config, outcome, run_ranks, start
+from support.paths import ROOT
 
 from mae_transfer.errors import UserError
 from mae_transfer.run_folder import folder as folder_module
@@ -21,6 +23,7 @@ from mae_transfer.run_folder.metrics import read_metrics
 from mae_transfer.runs.names import check_output
 from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.resolve import load_config
+from mae_transfer.suites.plan import plan_suite
 
 CONFIG = make_config(seed=1, optim__lr=1e-5)
 
@@ -175,6 +178,19 @@ def test_metrics_without_a_line_are_no_file(tmp_path: Path) -> None:
 def test_an_empty_output_is_refused() -> None:
     with pytest.raises(UserError, match="--output is empty"):
         check_output("")
+
+
+def test_a_file_is_no_output(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    said = re.escape(f"--output {file} is a file; give another folder")
+    with pytest.raises(UserError, match=f"^{said}$"):
+        plan_runs("folder", "random_vit_nano", data=tmp_path, output=file)
+    said = re.escape(f"--output {file}/run lies below {file}, which is a file; give another folder")
+    with pytest.raises(UserError, match=f"^{said}$"):
+        check_output(file / "run")
+    with pytest.raises(UserError, match="is a file"):
+        plan_suite(ROOT / "configs" / "suites" / "demo.yaml", output=file)
 
 
 def test_the_root_and_the_folder_of_the_data_are_no_output(tmp_path: Path) -> None:
