@@ -56,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--output", help="folder of the run; default: a name under results/runs/ made from the options")
     add_resume_option(parser)
-    parser.add_argument("--eval-only", action="store_true", help="evaluate again what the output folder holds")
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate again what the output folder holds; without --resume"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument(
         "--allow-unread",

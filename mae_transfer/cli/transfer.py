@@ -138,7 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--eval-only",
         action="store_true",
-        help="evaluate again the newest checkpoint of the output folder, with the other options as in its training; "
+        help="evaluate again the newest checkpoint of the output folder, with the other options as in its training "
+        "and without --resume; "
         "with --checkpoint and no such folder, evaluate that file, a model trained elsewhere",
     )
     parser.add_argument(

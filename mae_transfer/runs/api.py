@@ -16,7 +16,7 @@ from mae_transfer.runs.names import check_output, default_output
 from mae_transfer.runs.plan import Run
 from mae_transfer.runs.resolve import resolve_config
 from mae_transfer.runs.series import fabric_key, make_fabrics, make_runs
-from mae_transfer.runs.state import Resume, State, state_of
+from mae_transfer.runs.state import Resume, State, check_one_of, state_of
 from mae_transfer.runs.tasks import check_transfers
 from mae_transfer.runs.unread import refuse_unread
 
@@ -131,6 +131,7 @@ def run_pretrain(
 
 
 def _run(config: RunConfig, output: str | Path | None, *, resume: Resume, eval_only: bool, progress: bool) -> RunRecord:
+    check_one_of(resume, eval_only)
     check_output(output, config)
     run = Run(config, user_path(output) if output is not None else default_output(config))
     fabrics = make_fabrics([run])

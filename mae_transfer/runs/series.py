@@ -25,7 +25,7 @@ from mae_transfer.runs.names import data_places
 from mae_transfer.runs.plan import Run, plan_runs
 from mae_transfer.runs.run import check_run, run_task
 from mae_transfer.runs.same_data import check_same_data
-from mae_transfer.runs.state import Resume, State, evaluated_otherwise, state_of
+from mae_transfer.runs.state import Resume, State, check_one_of, evaluated_otherwise, state_of
 from mae_transfer.runs.tasks import make_task
 from mae_transfer.runs.trained import of_file
 
@@ -52,6 +52,7 @@ def run_series(
     `auto` the same goes for a single run. `eval_only` with a checkpoint and no run folder evaluates a trained model
     (`trained.py`), whose file then tells the backbone.
     """
+    check_one_of(resume, eval_only)
     with console() if progress else nullcontext():
         backbone, options["protocol"], eval_only = of_file(
             task,

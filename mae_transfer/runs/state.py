@@ -16,6 +16,15 @@ Resume = bool | Literal["auto"]
 one command serves for a start and for every restart."""
 
 
+def check_one_of(resume: Resume, eval_only: bool) -> None:
+    """UserError for both: an evaluation begins anew whenever it is asked for, so there is nothing to go on with."""
+    if resume and eval_only:
+        raise UserError(
+            "--resume and --eval-only: give one of them; --resume goes on with a training, --eval-only evaluates again "
+            "what it left, from the start"
+        )
+
+
 def state_of(run: Run, *, resume: Resume, eval_only: bool = False) -> State:
     """The state of a run; UserError if its folder does not allow what is asked.
 

@@ -82,6 +82,21 @@ def test_a_run_that_is_done_is_left_alone(finished: Path, monkeypatch: pytest.Mo
     assert (finished / "record.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("resume", [["--resume"], ["--resume", "auto"]])
+def test_an_evaluation_is_not_resumed(
+    resume: list[str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "error: --resume and --eval-only: give one of them; "
+    options = ["--data", "synthetic", "--preset", "smoke", "--device", "cpu", "--eval-only", *resume]
+    transfer = ["transfer", "--task", "folder", "--backbone", "random_vit_nano", "--protocol", "finetune"]
+    pretrain = ["pretrain", "--method", "mae", "--backbone", "vit_nano"]
+    for command, output in ((transfer, finished), (transfer, tmp_path / "none"), (pretrain, tmp_path / "none")):
+        assert main([*command, *options, "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(said)
+        assert error.count("\n") == 1
+
+
 def test_a_run_that_was_evaluated_otherwise_is_left_alone_with_a_word(
     finished: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
