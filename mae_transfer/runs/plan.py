@@ -133,14 +133,10 @@ def plan_runs(
     if len(runs) == 1 and not search:
         config, point = runs[0]
         return [Run(config, default_output(config, folder) if output is None else Path(output), point)]
-    found = [
+    return [
         Run(config, default_output(config, folder) if output is None else Path(output) / _folder(config, point), point)
         for config, point in runs
     ]
-    path, count = Counter(run.path for run in found).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{count} runs of these options have the folder {path}; make them one at a time")
-    return found
 
 
 def of_seed(run: Run, seed: int, folder: Path) -> Run:
@@ -160,6 +156,7 @@ def _protocols(
 ) -> list[Choice]:
     names: list[str | None] = [None] if protocol is None else [name.strip() for name in protocol.split(",")]
     found = [protocol_of(card, name) for name in names]  # an unknown one is found first
+    _check_once(f"--{card.option}", names)
     if blocks is not None and "partial" not in names:
         raise UserError("--blocks goes with --protocol partial")
     choices = []
@@ -210,7 +207,15 @@ def parse_fractions(text: str) -> list[float]:
                 f"--fraction {part.strip()}: give percent of the training images, such as 1 or 1,2,5,10,100"
             )
         numbers.append(number)
+    _check_once("--fraction", [f"{number:g}" for number in numbers])  # as in the names of their folders
     return numbers
+
+
+def _check_once(option: str, values: Sequence[object]) -> None:
+    """UserError for a value of a list that is there twice, which would be one run."""
+    value, count = Counter(values).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{option}: {value} is there {'twice' if count == 2 else f'{count} times'}; give it once")
 
 
 def _keys(card: TaskCard) -> list[str]:
@@ -326,7 +331,8 @@ def _layers(text: str, backbone: str) -> list[Pairs]:
     wrong = next((part for part in parts if not part.isdecimal() or int(part) >= spec.depth), None)
     if wrong is not None:
         raise UserError(f"--layers {wrong}: {backbone} has the blocks 0 to {spec.depth - 1}; give some of them, or all")
-    stored = sorted(set(map(int, parts)))
+    stored = sorted(map(int, parts))
+    _check_once("--layers", stored)
     return [(("probe.layers", [number]), ("probe.stored_layers", stored)) for number in stored]
 
 
@@ -344,4 +350,5 @@ def parse_blocks(text: str, backbone: str) -> list[float]:
         if number != 0.5 and not (number.is_integer() and 0 <= number <= depth):
             raise UserError(f"--blocks {part.strip()}: {backbone} takes 0, 0.5, 1, 2, ... {depth}, or curve")
         numbers.append(number)
+    _check_once("--blocks", [f"{number:g}" for number in numbers])
     return numbers

@@ -224,7 +224,7 @@ def test_bad_fractions_are_one_line(
             "there are 7 training images",
         ),
         (["--task", "ade20k", "--protocol", "knn", "--fraction", "100,20"], "of 2 training images sets aside 0"),
-        (["--task", "folder", "--fraction", "50,50.0000001"], "2 runs of these options have the folder"),
+        (["--task", "folder", "--fraction", "50,50.0000001"], "--fraction: 50 is there twice; give it once"),
     ],
 )
 def test_bad_fractions_of_other_tasks(

@@ -13,6 +13,7 @@ from mae_transfer.data.synthetic.classification import make_classification
 from mae_transfer.engine.task import BaseTask
 from mae_transfer.errors import UserError
 from mae_transfer.runs.curve import draw_curves
+from mae_transfer.runs.plan import plan_runs
 from mae_transfer.runs.series import run_series
 
 
@@ -72,3 +73,17 @@ def test_no_curve_takes_the_file_of_another(tmp_path: Path) -> None:
     assert points(stem) == [1, 2, 4], "the same curve with a point more"
     for kind in ("png", "svg"):
         assert len(list(tmp_path.glob(f"*.{kind}"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"protocol": "knn,logreg, knn"}, "--protocol: knn is there twice; give it once"),
+        ({"protocol": "knn", "layers": "3,5,03,3"}, "--layers: 3 is there 3 times; give it once"),
+        ({"protocol": "partial", "blocks": "1,2,1.0"}, "--blocks: 1 is there twice; give it once"),
+        ({"protocol": "knn", "fraction": "5,50,5.0"}, "--fraction: 5 is there twice; give it once"),
+    ],
+)
+def test_what_is_there_twice_is_refused(options: dict[str, str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{said}$"):
+        plan_runs("folder", "random_vit_nano", data=tmp_path, **options)
