@@ -14,7 +14,7 @@ from mae_transfer.files import user_path
 
 def is_address(text: str) -> bool:
     """Whether a place is none of this machine: `https://...`, `s3://...`."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+    return re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
 
 
 def check_local(data: DataSection) -> None:

@@ -31,7 +31,7 @@ from mae_transfer.runs.tasks import task_card
 
 _LOG = logging.getLogger(__name__)
 VERSIONS_OF = (
-    *("torch", "torchvision", "timm", "lightning-fabric", "faster-coco-eval", "scikit-learn", "numpy", "pillow"),
+    *("torch", "torchvision", "timm", "lightning-fabric", "pycocotools", "scikit-learn", "numpy", "pillow"),
     *("onedl-mmsegmentation", "onedl-mmcv", "opencv-python", "opencv-python-headless"),
 )
 

@@ -307,7 +307,8 @@ def check_runs(runs: Sequence[SuiteRun], world_size: int) -> dict[Path, int | No
     for run in runs:
         config: Any = run.config
         patch = backbone_spec(config.backbone.name).patch_size
-        key = (config.task, run_label(config), patch, config.subset, str(config.data), str(getattr(config, "eval", "")))
+        settings = (str(getattr(config, section, "")) for section in ("data", "eval", "probe"))
+        key = (config.task, run_label(config), patch, config.subset, *settings)
         with named_in_errors(run.title):
             if key not in sizes:
                 sizes[key] = make_task(config, like.get(config.task))

@@ -1,4 +1,6 @@
-"""Shards in S3, on a server of this machine: `pip install s3fs moto[server]`, then `pytest -m slow tests/data/test_s3.py`.
+"""Shards in S3, on a server of this machine.
+
+`pip install s3fs moto[server]`, then `pytest -m slow tests/data/test_s3.py`.
 
 `moto_server` may be that of another environment on PATH: moto and s3fs often want different versions of botocore.
 """

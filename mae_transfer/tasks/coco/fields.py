@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from pycocotools import mask as rle
 
 from mae_transfer.errors import UserError
-from mae_transfer.tasks.coco.masks import RLE, run_lengths
+from mae_transfer.tasks.coco.masks import LONGEST, RLE, compressed, run_lengths
 
 # The two flat boxes of COCO's own train2017 (cocodataset/cocoapi#355): annotation id -> image id.
 FLAT_IN_COCO = {918: 200365, 2206849: 550395}
@@ -166,9 +165,11 @@ def encoding_of(path: Path, number: int, value: object, image_id: int, height: i
         counts = value.get("counts")
         try:
             if isinstance(counts, list):
-                if all(type(c) is int and c >= 0 for c in counts) and sum(counts) == height * width:
-                    return dict(rle.frPyObjects(value, height, width))
-                raise ValueError("counts must be whole numbers that add up to height * width")
+                if not all(type(c) is int and c >= 0 for c in counts) or sum(counts) != height * width:
+                    raise ValueError("counts must be whole numbers that add up to height * width")
+                if max(counts) > LONGEST:
+                    raise ValueError(f"a run of more than {LONGEST} pixels is not read")
+                return {"size": size, "counts": compressed([np.array(counts, np.int64)])[0]}
             if not isinstance(counts, str):
                 raise ValueError("it has no counts")
             value = {"size": value["size"], "counts": counts.encode("ascii")}

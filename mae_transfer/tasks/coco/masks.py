@@ -12,8 +12,10 @@ Polygons = list[np.ndarray]
 RLE = dict[str, Any]
 LEAST = 6
 """Numbers of a polygon: three points."""
-_MOST = 7
-"""Groups of five bits in a number of a run-length encoding."""
+_MOST = 6
+"""Groups of five bits in a number of a run-length encoding: pycocotools reads negative ones of more as others."""
+LONGEST = 2**29 - 1
+"""Pixels of a run."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,25 @@ def run_lengths(counts: bytes) -> np.ndarray:
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs
+
+
+def compressed(runs: Sequence[np.ndarray]) -> list[bytes]:
+    """Run-length encodings of these runs, int64, none above `LONGEST`: `run_lengths` is the way back.
+
+    pycocotools' own, `rleToString`, writes beyond its memory for few runs of 2^24 pixels and more.
+    """
+    if not runs:
+        return []
+    differences = [np.r_[of[:3], of[3:] - of[1:-2]] for of in runs]
+    numbers = np.concatenate(differences)
+    bits = np.frexp(np.where(numbers < 0, ~numbers, numbers).astype(np.float64))[1] + 1
+    lengths = -(-bits // 5)
+    places = spans(np.zeros_like(lengths), lengths)
+    groups = np.repeat(numbers, lengths) >> 5 * places & 31
+    groups += np.where(places < np.repeat(lengths, lengths) - 1, 32 + 48, 48)
+    text = groups.astype(np.uint8).tobytes()
+    ends = np.cumsum(lengths)[np.cumsum([len(of) for of in runs]) - 1].tolist()
+    return [text[start:end] for start, end in pairwise([0, *ends])]
 
 
 def pixels(masks: Sequence[RLE]) -> np.ndarray:

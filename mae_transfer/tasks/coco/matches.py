@@ -64,7 +64,7 @@ def match(pairs: Pairs, found: Found, truth: Truth, areas: np.ndarray) -> Matche
 
 def per_image(ids: list[int], found: Found, truth: Truth, matches: dict[str, Matches]) -> Arrays:
     """The arrays of `run_folder/per_image.py`, of objects of all sizes; `matches` of `box` and, with masks, `mask`."""
-    counted = ~truth.crowd
+    counted = next(iter(matches.values())).counted[:, 0]
     return {
         "ids": np.array([str(image_id) for image_id in ids], dtype=np.bytes_),
         "object_image": truth.image[counted].astype(np.int32),

@@ -17,6 +17,8 @@ from mae_transfer.tasks.coco.masks import RLE, Masks, pixels, spans
 LIMIT = 100
 """Detections of an image and class that COCO counts."""
 LEAST = 0.5
+_AT_ONCE = 2_000_000
+"""Pairs, of 130 bytes each."""
 
 
 class Pairs(NamedTuple):
@@ -38,12 +40,14 @@ class Found:
         label: int64 (m,), in 0..K-1.
         score: float32 (m,).
         boxes: float64 (m, 4): x, y, width, height.
-        masks: m run-length encodings; none needed for boxes.
+        masks: m run-length encodings, or none.
     """
 
     def __init__(
         self, image: np.ndarray, label: np.ndarray, score: np.ndarray, boxes: np.ndarray, masks: Sequence[RLE]
     ) -> None:
+        if len(masks) not in (0, len(score)):
+            raise ValueError(f"{len(score)} detections have {len(masks)} masks")
         order = np.lexsort((-score, image))
         rank = places(image[order], label[order])
         order, self.rank = order[rank < LIMIT], rank[rank < LIMIT]
@@ -80,10 +84,16 @@ def pairs(found: Found, truth: Truth, kind: str) -> Pairs:
     keys, wanted = truth.image * classes + truth.label, found.image * classes + found.label
     first = np.searchsorted(keys, wanted)
     count = np.searchsorted(keys, wanted, side="right") - first
-    every = np.repeat(np.arange(len(wanted)), count), spans(first, count)
-    overlap = _of_boxes(found, truth, *every) if kind == "box" else _of_masks(found, truth, *every)
-    kept = np.flatnonzero(overlap >= LEAST)
-    return Pairs(every[0][kept], every[1][kept], overlap[kept])
+    ends = np.cumsum(count)
+    cuts = np.searchsorted(ends, np.arange(_AT_ONCE, ends[-1], _AT_ONCE)).tolist() if len(ends) else []
+    parts = []
+    for start, end in pairwise([0, *cuts, len(wanted)]):
+        rows = np.arange(start, end)
+        every = np.repeat(rows, count[start:end]), spans(first[start:end], count[start:end])
+        overlap = _of_boxes(found, truth, *every) if kind == "box" else _of_masks(found, truth, *every)
+        kept = np.flatnonzero(overlap >= LEAST)
+        parts.append(Pairs(every[0][kept], every[1][kept], overlap[kept]))
+    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _of_boxes(found: Found, truth: Truth, detection: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -91,7 +101,8 @@ def _of_boxes(found: Found, truth: Truth, detection: np.ndarray, item: np.ndarra
     across = np.minimum(x + w, left + width) - np.maximum(x, left)
     down = np.minimum(y + h, top + height) - np.maximum(y, top)
     shared = np.where((across > 0) & (down > 0), across * down, 0.0)
-    whole = w * h + np.where(truth.crowd[item], 0.0, width * height - shared)
+    own = w * h
+    whole = np.where(truth.crowd[item], own, own + width * height - shared)  # in this order, to the last bit
     return np.divide(shared, whole, out=np.zeros_like(shared), where=shared > 0)
 
 

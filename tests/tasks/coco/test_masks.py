@@ -6,7 +6,7 @@ from pycocotools import mask as rle
 from shapely.geometry import Polygon
 
 from mae_transfer.tasks.coco.checks import measure_polygons
-from mae_transfer.tasks.coco.masks import Masks, pixels, run_lengths
+from mae_transfer.tasks.coco.masks import LONGEST, Masks, compressed, pixels, run_lengths
 
 LENGTHS = [[6], [7, 8, 4], [0, 12], [6, 6, 10], [2, 9, 20, 3], [40]]
 """Numbers of the polygons of each mask; those of an odd count or of less than 6 are none."""
@@ -64,7 +64,32 @@ def test_runs_and_pixels_are_those_that_pycocotools_draws() -> None:
     assert run_lengths(rle.frPyObjects(far, 20000, 20000)["counts"]).tolist() == far["counts"]
 
 
-@pytest.mark.parametrize("counts", [b"", b"P", b"5\x01", b"5p", b"o" * 8 + b"0", b"5 1"])
+def test_runs_are_compressed_as_by_pycocotools() -> None:
+    rng = np.random.default_rng(2)
+    runs = [rng.integers(0, 2 ** rng.integers(1, 24), rng.integers(1, 40)) for _ in range(300)]
+    wanted = [rle.frPyObjects({"size": [1, int(of.sum())], "counts": of}, 1, int(of.sum()))["counts"] for of in runs]
+    assert compressed(runs) == wanted
+    assert compressed([]) == []
+    wide = np.array([2**24, LONGEST, 0, 2**26, LONGEST, 1, 2])
+    [text] = compressed([wide])
+    assert run_lengths(text).tolist() == wide.tolist()
+
+
+def number_in(groups: int, value: int) -> bytes:
+    return bytes(48 + ((value >> 5 * i) & 31) + 32 * (i < groups - 1) for i in range(groups))
+
+
+def test_numbers_longer_than_they_need_to_be_are_those_of_pycocotools_or_refused() -> None:
+    """-20 in seven groups is -4 to pycocotools."""
+    runs = [(2, 100), (2, 30), (2, 100), (6, -20), (2, 60)]
+    text = b"".join(number_in(*run) for run in runs)
+    assert run_lengths(text).tolist() == [100, 30, 100, 10, 160]
+    assert rle.area({"size": [20, 20], "counts": text}) == 40
+    with pytest.raises(ValueError, match="too long"):
+        run_lengths(text.replace(number_in(6, -20), number_in(7, -20)))
+
+
+@pytest.mark.parametrize("counts", [b"", b"P", b"5\x01", b"5p", b"o" * 6 + b"0", b"5 1"])
 def test_bytes_that_are_no_runs_are_refused(counts: bytes) -> None:
     with pytest.raises(ValueError, match="it "):
         run_lengths(counts)

@@ -12,6 +12,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mae_transfer.tasks.coco import overlaps
 from mae_transfer.tasks.coco.annotations import CocoAnnotations
 from mae_transfer.tasks.coco.card import STATISTICS
 from mae_transfer.tasks.coco.evaluate import ImageDetections, coco_results, score
@@ -101,6 +102,46 @@ def reference(annotations: CocoAnnotations, found: list[ImageDetections]) -> dic
             known = evaluator.eval["precision"][:, :, k, 0, -1]
             metrics[f"{prefix}_AP/{name}"] = known[known > -1].mean() if (known > -1).any() else -1
     return metrics
+
+
+@pytest.mark.parametrize(
+    ("item", "width"),
+    [
+        ([29.889999389648438, 255.1300048828125, 23.759999084472657, 26.399999618530273], 39.599998474121094),
+        ([137.74000549316406, 287.989990234375, 34.58000144958496, 26.0], 36.400001525878906),
+    ],
+)
+def test_an_overlap_at_a_threshold_is_rounded_as_in_pycocotools(
+    tmp_path: Path, item: list[float], width: float
+) -> None:
+    x, y, _, height = item
+    shape = [[x, y, x + item[2], y, x + item[2], y + height, x, y + height]]
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": item, "iscrowd": 0, "segmentation": shape}
+    images = [{"id": 1, "file_name": "1.jpg", "height": 640, "width": 640}]
+    row["area"] = item[2] * height
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"images": images, "annotations": [row], "categories": [{"id": 1, "name": "c"}]}))
+    annotations = CocoAnnotations(path)
+    box = np.array([[x, y, width, height]], np.float32)
+    masks = [encoded(box[0], (640, 640))]
+    found = [ImageDetections(1, box, np.ones(1, np.float32), np.zeros(1, np.int64), masks)]
+    metrics = score(annotations, found)
+    for name, value in reference(annotations, found).items():
+        if "/" not in name and value > -1:
+            assert metrics[name] == pytest.approx(100 * value, abs=1e-9), name
+
+
+def test_pairs_by_parts_are_those_of_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(content(rng, 5, 2)))
+    annotations = CocoAnnotations(path)
+    found = detections(annotations, rng, 5)
+    whole = score(annotations, found)
+    assert whole["mask_AP"] > 0
+    for number in (1, 7):
+        monkeypatch.setattr(overlaps, "_AT_ONCE", number)
+        assert score(annotations, found) == pytest.approx(whole, abs=0, nan_ok=True)
 
 
 def test_numbers_of_many_small_cases_are_pycocotools(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Hard training targets of the mask head: what of an object lies in a box, as a small bitmap.
 
-Source: detectron2 `structures/masks.py`: polygons are shifted and scaled to the box and rasterised by COCO's mask API
-(here faster-coco-eval's, the same algorithm), bitmaps are cropped by an aligned, adaptive RoIAlign and cut at 0.5.
+Source: detectron2 `structures/masks.py`: polygons are shifted and scaled to the box and rasterised by COCO's mask API,
+bitmaps are cropped by an aligned, adaptive RoIAlign and cut at 0.5.
 torchvision's targets are soft and need every object as a full-size bitmap.
 """
 

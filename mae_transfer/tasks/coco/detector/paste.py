@@ -9,9 +9,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional as F
+
+from mae_transfer.tasks.coco.masks import compressed
 
 _CHUNK_BYTES = 2**28
 """Largest sampling result on an accelerator; on a CPU one mask at a time within its own box is fastest."""
@@ -66,12 +67,19 @@ def encode_bitmaps(bitmaps: Tensor) -> list[dict[str, object]]:
     torch.ne(columns[1:], columns[:-1], out=begins[1:])
     begins[::pixels] = columns[::pixels]
     places = begins.nonzero()[:, 0].cpu().numpy() if begins.is_cuda else np.flatnonzero(begins.numpy())
+    return encode_runs(places, count, (height, width))
+
+
+def encode_runs(places: np.ndarray, count: int, size: tuple[int, int]) -> list[dict[str, object]]:
+    """Run-length encodings of so many masks of one size from the places where runs begin, counted over all of them."""
+    height, width = size
+    pixels = height * width
     firsts = np.searchsorted(places, np.arange(count + 1) * pixels)
     runs = [
-        np.diff(places[first:last] - i * pixels, prepend=0, append=pixels).tolist()
+        np.diff(places[first:last] - i * pixels, prepend=0, append=pixels)
         for i, (first, last) in enumerate(pairwise(firsts))
     ]
-    return list(rle.frPyObjects([{"size": [height, width], "counts": each} for each in runs], height, width))
+    return [{"size": [height, width], "counts": counts} for counts in compressed(runs)]
 
 
 def pieces(count: int, size: tuple[int, int]) -> Iterator[slice]:
