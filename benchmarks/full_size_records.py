@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Records of full size: the metrics of 500,000 steps, and the report of 1,000 runs. CPU seconds and memory.
 
-    python benchmarks/full_size_records.py metrics --folder /tmp/full       # 70 MB of metrics.jsonl
+    python benchmarks/full_size_records.py metrics --folder /tmp/full       # 124 MB of metrics.jsonl
     python benchmarks/full_size_records.py report --folder /tmp/full        # 1,000 runs of 1,000 steps
 
 The runs are those of `results/` over and over under other seeds, with a metrics.jsonl each. Files are made unless they

@@ -6,6 +6,7 @@ Reading uses `weights_only=True`: a checkpoint can hold tensors and plain values
 archive and the `sha256` of the tensors, which the file holds, must agree.
 """
 
+import errno
 import hashlib
 import os
 import pickle
@@ -79,10 +80,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         present = list_checkpoints(path.parent)
         older = present[: present.index(path)] if path in present else []
         remedy = (
-            f"delete it to resume from {older[-1].name}" if older else "there is no older one: start again without it"
+            f"delete it to resume from {older[-1].name}"
+            if older
+            else "there is no older one: start again in another folder"
         )
         reason = str(error) if isinstance(error, _Damaged) else "truncated or damaged"
-        if isinstance(error, OSError) and error.strerror:
+        if isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL:  # of a file cut short
             reason = f"cannot be read ({error.strerror})"
         raise UserError(f"checkpoint {path}: {reason}; {remedy}") from error
     if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():

@@ -208,7 +208,7 @@ def _announce(task: BaseTask, encoder: Encoder, path: Path, *, restored: bool) -
     report = encoder.load_report
     lines = report.lines()
     if restored and report.fingerprint is None:
-        lines[0] = f"{report.name}: the weights of the run"
+        lines = [f"{report.name}: the weights of the run"]
     for line in [*lines, *task.warnings]:
         _LOG.info("%s", line)
     data = task.data_summary

@@ -174,11 +174,8 @@ class _Annotations(_Rows):
         lost = int(flat.sum())
         warnings += [f"{path}: dropped {lost} objects of no area that are COCO's own"] if lost else []
         warnings += check_objects(path, objects, scored=scored)
-        if (ids < 1).any():
-            warnings.append(
-                f"{path}: {(ids < 1).sum()} annotation ids are below 1, such as {ids.min()}; they are numbered anew, "
-                "where pycocotools would count such objects as missed"
-            )
+        if (ids == 0).any():
+            warnings.append(f"{path}: an annotation has the id 0; it is scored, where pycocotools counts it as missed")
         areas[kept] = np.where(np.isnan(areas[kept]), objects.mask_areas, areas[kept])
         order = kept[np.argsort(owners[kept], kind="stable")]
         places = np.arange(len(columns["image_ids"]) + 1)

@@ -97,7 +97,7 @@ def areas_of(path: Path, rows: list[dict[str, Any]]) -> np.ndarray:
                 return found
     for row, area in zip(rows, areas, strict=True):
         if area is not None and (type(area) not in (int, float) or not 0 <= area < LARGEST_AREA):
-            what = f"annotation {row['id']} has area {str(area)[:40]}"
+            what = f"annotation {row['id']} has area {repr(area)[:40]}"
             fail(path, what, "it must be the mask's area in pixels, or be left out")
     return np.array(areas, dtype=np.float64)
 
@@ -165,19 +165,23 @@ def encoding_of(path: Path, number: int, value: object, image_id: int, height: i
         counts = value.get("counts")
         try:
             if isinstance(counts, list):
-                if not all(type(c) is int and c >= 0 for c in counts) or sum(counts) != height * width:
-                    raise ValueError("counts must be whole numbers that add up to height * width")
+                if not all(type(c) is int and c >= 0 for c in counts):
+                    raise ValueError("counts must be whole numbers, none below 0")
+                if sum(counts) != height * width:
+                    raise ValueError(f"its counts add up to {f'{sum(counts)}'[:20]} of {height * width}")
                 if max(counts) > LONGEST:
                     raise ValueError(f"a run of more than {LONGEST} pixels is not read")
                 return {"size": size, "counts": compressed([np.array(counts, np.int64)])[0]}
             if not isinstance(counts, str):
                 raise ValueError("it has no counts")
+            if not counts.isascii():
+                raise ValueError("its counts have other characters than ASCII")
             value = {"size": value["size"], "counts": counts.encode("ascii")}
             runs = run_lengths(value["counts"])
             if runs.min() < 0 or runs.sum() != height * width:
                 raise ValueError(f"its runs, of which none may be negative, add up to {runs.sum()} of {height * width}")
             return value
-        except ValueError as error:  # UnicodeEncodeError is one
+        except ValueError as error:
             reason = str(error).rstrip(".")
     else:
         reason = f"size must be [height, width] = [{height}, {width}] of image {image_id}, in whole numbers"

@@ -184,5 +184,5 @@ def test_a_run_checkpoint_is_read_only_with_the_tensors_that_were_saved(tmp_path
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError) as refused:
         load_checkpoint(path)
-    said = f"checkpoint {path}: truncated or damaged; there is no older one: start again without it"
+    said = f"checkpoint {path}: truncated or damaged; there is no older one: start again in another folder"
     assert str(refused.value) == said

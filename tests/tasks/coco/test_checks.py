@@ -229,7 +229,7 @@ def test_ground_truth_fed_back_scores_100(tmp_path, name):
 
 
 WARNED = {
-    "ids of 0 and below": (each(put("id", lambda a: a["id"] - 2)), "2 annotation ids are below 1, such as -1"),
+    "ids of 0 and below": (each(put("id", lambda a: a["id"] - 2)), "an annotation has the id 0; it is scored"),
     "no areas": (each(lambda a: a.pop("area")), "18 of 18 annotations have no area .annotation 1, 2, 3, .*computed"),
     "areas of the boxes": (
         each(put("area", lambda a: a["bbox"][2] * a["bbox"][3]), 1, 4, 7),
