@@ -208,7 +208,8 @@ def _announce(task: BaseTask, encoder: Encoder, path: Path, *, restored: bool) -
     report = encoder.load_report
     lines = report.lines()
     if restored and report.fingerprint is None:
-        lines = [f"{report.name}: the weights of the run"]
+        rest = [line for line in lines[1:] if not line.startswith("  new: ")]  # of where the run began
+        lines = [f"{report.name}: the weights of the run", *rest]
     for line in [*lines, *task.warnings]:
         _LOG.info("%s", line)
     data = task.data_summary

@@ -65,6 +65,7 @@ def test_pictures_exchanged_after_training(
     said = capsys.readouterr().err
     assert "RANDOM weights" not in said
     assert "random_vit_nano: the weights of the run" in said
+    assert "new: every weight" not in said
     metrics = output / "metrics.jsonl"
     metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[:2]))
     for option in ("--eval-only", "--resume"):
